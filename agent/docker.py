@@ -1,0 +1,201 @@
+"""Docker on this node, through its Engine API: can this user use it, does it offer the GPU, and which containers carry our label."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import threading
+from typing import Any
+from urllib.parse import quote
+
+from . import httpget
+
+TIMEOUT_S = 5.0
+# Docker offers GPUs through a listed runtime, or (`--gpus`, Compose reservations) through this hook, listed or not.
+NVIDIA_PROGRAMS = ("nvidia-container-runtime-hook", "nvidia-container-toolkit", "nvidia-ctk", "nvidia-container-runtime")
+PROGRAM_PATH = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/snap/bin")
+# Where docker/cli looks for plugins (cli-plugins/manager), the user's own first.
+PLUGIN_PATH = (
+    "~/.docker/cli-plugins",
+    "/usr/local/lib/docker/cli-plugins",
+    "/usr/local/libexec/docker/cli-plugins",
+    "/usr/lib/docker/cli-plugins",
+    "/usr/libexec/docker/cli-plugins",
+    "/opt/homebrew/lib/docker/cli-plugins",
+    "/Applications/Docker.app/Contents/Resources/cli-plugins",
+)
+DENIED = "permission denied while trying to connect to the Docker daemon socket at unix://%s"
+DOWN = "Cannot connect to the Docker daemon at unix://%s. Is the docker daemon running?"
+
+
+def find_program(name: str) -> str | None:
+    """A login by SSH often has a shorter PATH than the desk."""
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(PROGRAM_PATH))
+
+
+def socket_path() -> str:
+    named = os.environ.get("DOCKER_HOST", "")
+    if named.startswith("unix://"):
+        return named[len("unix://") :]
+    rootless = os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}", "docker.sock")
+    standard = "/var/run/docker.sock"
+    return next((p for p in (standard, rootless, os.path.expanduser("~/.docker/run/docker.sock")) if os.path.exists(p)), standard)
+
+
+def collect(problems: list[dict[str, str]]) -> dict[str, Any]:
+    path = socket_path()
+    present = os.path.exists(path) or find_program("docker") is not None or bool(os.environ.get("DOCKER_HOST"))
+    if not present:
+        return {"docker": None, "services": [], "ports": []}
+    compose = InThread(compose_version)
+    engine: dict[str, Any] = {"reachable": False, "socket": path, "nvidia_runtime": any(find_program(p) for p in NVIDIA_PROGRAMS)}
+    services: list[dict[str, Any]] = []
+    ports: list[dict[str, Any]] = []
+    try:
+        engine.update(describe(path))
+        containers = httpget.get_json(path, "/containers/json?all=1", TIMEOUT_S)
+        ports = [p for c in containers for p in published(c)]
+        services = details(path, [c for c in containers if "homelab.cluster" in (c.get("Labels") or {})], engine["api_version"], problems)
+    except PermissionError as e:
+        engine["error"] = f"{DENIED % path}: {e.strerror}"
+    except (FileNotFoundError, ConnectionRefusedError):
+        engine["error"] = DOWN % path
+    except (OSError, ValueError) as e:
+        engine["error"] = f"{path}: {e}"
+    engine["compose_version"] = compose.result(TIMEOUT_S)
+    return {"docker": engine, "services": services, "ports": ports}
+
+
+class InThread:
+    """A call whose failure is None."""
+
+    def __init__(self, call: Any, *arguments: Any) -> None:
+        self.call = call
+        self.arguments = arguments
+        self.value: Any = None
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        try:
+            self.value = self.call(*self.arguments)
+        except Exception:
+            self.value = None
+
+    def result(self, timeout_s: float) -> Any:
+        self.thread.join(timeout_s)
+        return self.value
+
+
+def describe(path: str) -> dict[str, Any]:
+    information = InThread(httpget.get_json, path, "/info", TIMEOUT_S)
+    version = httpget.get_json(path, "/version", TIMEOUT_S)
+    found: dict[str, Any] = {"reachable": True, "version": version.get("Version"), "api_version": version.get("ApiVersion"), "error": None}
+    info = information.result(TIMEOUT_S) or {}
+    found["data_root"] = info.get("DockerRootDir")
+    found["cgroup_version"] = info.get("CgroupVersion")
+    if "nvidia" in (info.get("Runtimes") or {}) or info.get("CDISpecDirs") and has_cdi(info["CDISpecDirs"]):
+        found["nvidia_runtime"] = True
+    return found
+
+
+def has_cdi(directories: list[str]) -> bool:
+    return any(name.startswith("nvidia") for d in directories if os.path.isdir(d) for name in os.listdir(d))
+
+
+def compose_version() -> str | None:
+    """Asked of the plugin itself, as the docker command does; running `docker compose version` would start two programs."""
+    import subprocess
+
+    directories = [os.path.expanduser(d) for d in PLUGIN_PATH]
+    configured = os.environ.get("DOCKER_CONFIG")
+    if configured:
+        directories.insert(0, os.path.join(configured, "cli-plugins"))
+    for plugin in (os.path.join(d, "docker-compose") for d in directories):
+        if os.access(plugin, os.X_OK) and stat.S_ISREG(os.stat(plugin).st_mode):
+            answer = subprocess.run(
+                [plugin, "docker-cli-plugin-metadata"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+            version = json.loads(answer.stdout.decode("utf-8", "replace")).get("Version")
+            return str(version).lstrip("v") if version else None
+    return None
+
+
+def published(container: dict[str, Any]) -> list[dict[str, Any]]:
+    name = (container.get("Names") or ["/"])[0].lstrip("/")
+    rows = [p for p in container.get("Ports") or [] if p.get("PublicPort") and p.get("Type") == "tcp"]
+    return [{"port": p["PublicPort"], "address": p.get("IP") or "0.0.0.0", "process": name} for p in rows]
+
+
+def details(path: str, containers: list[dict[str, Any]], api: str, problems: list[dict[str, str]]) -> list[dict[str, Any]]:
+    one_shot = tuple(int(n) for n in (api or "0").split(".")) >= (1, 41)  # without one-shot, stats waits a second or two
+    inspections = [InThread(httpget.get_json, path, "/containers/{}/json".format(c["Id"]), TIMEOUT_S) for c in containers]
+    statistics = [
+        InThread(httpget.get_json, path, "/containers/{}/stats?stream=false&one-shot=true".format(quote(c["Id"])), TIMEOUT_S)
+        if one_shot and c.get("State") == "running"
+        else None
+        for c in containers
+    ]
+    found = []
+    for container, inspection, statistic in zip(containers, inspections, statistics):
+        inspected = inspection.result(TIMEOUT_S)
+        if inspected is None:
+            problems.append({"source": "docker", "message": "container {} could not be inspected".format(container["Id"][:12])})
+            continue
+        found.append(service(container, inspected, (statistic and statistic.result(TIMEOUT_S)) or {}))
+    return found
+
+
+def service(container: dict[str, Any], inspected: dict[str, Any], statistics: dict[str, Any]) -> dict[str, Any]:
+    labels = container["Labels"]
+    now = inspected.get("State") or {}
+    state, detail = condition(now)
+    return {
+        "cluster": labels["homelab.cluster"],
+        "name": labels.get("homelab.service") or labels.get("com.docker.compose.service") or inspected.get("Name", "").lstrip("/"),
+        "model": labels.get("homelab.model"),
+        "spec": labels.get("homelab.spec", ""),
+        "runtime": "docker",
+        "state": state,
+        "detail": detail,
+        "labels": labels,
+        "directory": labels.get("com.docker.compose.project.working_dir"),
+        "container": container["Id"],
+        "project": labels.get("com.docker.compose.project"),
+        "pid": now.get("Pid") or None,
+        "restarts": inspected.get("RestartCount") or 0,
+        "exit_code": None if now.get("Running") and not now.get("Restarting") else now.get("ExitCode"),
+        "memory_bytes": memory(statistics.get("memory_stats") or {}),
+    }
+
+
+def condition(now: dict[str, Any]) -> tuple[str, str | None]:
+    status = now.get("Status")
+    health = now.get("Health") or {}
+    ended = "out of memory" if now.get("OOMKilled") else now.get("Error") or "exit code {}".format(now.get("ExitCode"))
+    if status == "restarting":
+        return "unhealthy", f"restarting after {ended}"
+    if status != "running":
+        return "stopped", f"{status}, {ended}" if status in ("exited", "dead") else status
+    if health.get("Status") == "starting":
+        return "starting", None
+    if health.get("Status") == "unhealthy":
+        log = health.get("Log") or [{}]
+        return "unhealthy", (log[-1].get("Output") or "").strip()[:300] or None
+    return "running", None
+
+
+def memory(statistics: dict[str, Any]) -> int | None:
+    """As `docker stats` counts: without the page cache that can be given back (total_inactive_file in cgroup v1, inactive_file in v2)."""
+    usage = statistics.get("usage")
+    if usage is None:
+        return None
+    more = statistics.get("stats") or {}
+    return max(0, usage - more.get("total_inactive_file", more.get("inactive_file", 0)))

@@ -1,0 +1,96 @@
+"""Asks every part of the node at once and puts the answers into one document. What fails or hangs becomes a problem."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from typing import Any, Callable, Dict, List
+
+from . import accelerators, docker, host, ports, services, weights
+
+SCHEMA_VERSION = 1
+DEADLINE_S = 10.0
+WEIGHTS_DEADLINE_S = 20.0  # headers may lie on a sleeping disk
+
+Problems = List[Dict[str, str]]
+
+
+class Question:
+    """One part of the node, asked in a thread of its own: Docker, the driver and the file system answer side by side."""
+
+    def __init__(self, source: str, ask: Callable[[Problems], Any], empty: Any, deadline_s: float = DEADLINE_S) -> None:
+        self.source = source
+        self.ask = ask
+        self.value = empty
+        self.deadline_s = deadline_s
+        self.started = time.monotonic()
+        self.problems: Problems = []
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self) -> None:
+        try:
+            self.value = self.ask(self.problems)
+        except Exception as e:  # whatever it is, it is a fact about the node
+            self.problems.append({"source": self.source, "message": f"{type(e).__name__}: {e}"})
+
+    def answer(self, problems: Problems) -> Any:
+        self.thread.join(max(0.0, self.started + self.deadline_s - time.monotonic()))
+        value = self.value
+        if self.thread.is_alive():
+            problems.append({"source": self.source, "message": f"no answer in {self.deadline_s} s"})
+        problems.extend(list(self.problems))
+        return value
+
+
+def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    engine = Question("docker", docker.collect, {"docker": None, "services": [], "ports": []})
+    gpus = Question("gpus", accelerators.collect, [])
+    sources = [str(s) for s in request.get("sources") or []]
+    files = Question("weights", lambda _: weights.collect(sources), [], WEIGHTS_DEADLINE_S) if sources else None
+    native = Question("services", services.collect, [])
+    network = Question("interfaces", host.interfaces, [])
+    listening = Question("ports", ports.collect, [])
+
+    document: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
+    document.update(host.identity())
+    for key, ask in (("cpu", host.cpu), ("os", host.operating_system), ("machine_id", host.machine_id)):
+        try:
+            document[key] = ask()
+        except Exception as e:
+            problems.append({"source": "host", "message": f"{key}: {type(e).__name__}: {e}"})
+    try:
+        document.update(host.memory())
+    except Exception as e:
+        problems.append({"source": "host", "message": f"memory: {type(e).__name__}: {e}"})
+        document.update(memory_total_bytes=0, memory_available_bytes=0)
+    document["llama_server"] = docker.find_program("llama-server")
+    document["interfaces"] = network.answer(problems)
+    document["gpus"] = gpus.answer(problems)
+
+    found = engine.answer(problems)
+    document["docker"] = found["docker"]
+    disks = Question("disks", lambda _: host.disks(found["docker"]), [])
+    document["services"] = found["services"] + native.answer(problems)
+    services.attribute(document["services"], document["gpus"])
+    document["ports"] = ports.merge(listening.answer(problems), found["ports"])
+    document["disks"] = disks.answer(problems)
+    document["weights"] = files.answer(problems) if files else []
+    document["problems"] = problems
+    return document
+
+
+def main(arguments: list[str]) -> int:
+    problems: Problems = []
+    request: dict[str, Any] = {}
+    if arguments:
+        try:
+            request = dict(json.loads(arguments[0]))
+        except (ValueError, TypeError) as e:
+            problems.append({"source": "agent", "message": f"the request cannot be read: {e}"})
+    text = json.dumps(assemble(request, problems), ensure_ascii=False)
+    # File names need not be Unicode; a strict JSON reader refuses lone surrogates.
+    sys.stdout.buffer.write(text.encode("utf-8", "replace") + b"\n")
+    return 0

@@ -1,0 +1,168 @@
+"""The machine itself: names, operating system, processor, memory, network interfaces, file systems.
+
+Linux is read from /proc and /sys; psutil answers for interfaces, core counts and for macOS."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Any
+
+LINUX = sys.platform.startswith("linux")
+VIRTUAL = re.compile(r"lo\d*$|docker\d+$|docker_gwbridge$|br-[0-9a-f]{12}$|veth|virbr\d|cni|flannel")
+PSUTIL_MISSING = "psutil cannot be loaded (%s): %s. Install it with the system's package manager (Debian: python3-psutil)"
+
+
+def read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as f:
+        return f.read()
+
+
+def read_or_none(path: str) -> str | None:
+    try:
+        return read(path).strip("\0 \n") or None
+    except OSError:
+        return None
+
+
+def command(*argv: str) -> str | None:
+    import subprocess
+
+    try:
+        return (
+            subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False)
+            .stdout.decode()
+            .strip()
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def identity() -> dict[str, Any]:
+    system, node, release, _, machine = os.uname()
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    return {
+        "hostname": node,
+        "os": system,
+        "system": "linux" if LINUX else sys.platform,
+        "kernel": release,
+        "arch": machine,
+        "wsl": "microsoft" in release.lower(),
+        "home": os.path.expanduser("~"),
+        "user": user_name(os.getuid()) or "",
+        "python": "%d.%d.%d" % sys.version_info[:3],
+        "server_address": connection[2] if len(connection) == 4 else None,
+    }
+
+
+def user_name(uid: int) -> str | None:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def operating_system() -> str:
+    if not LINUX:
+        return "macOS " + (command("sw_vers", "-productVersion") or "")
+    for path in ("/etc/os-release", "/usr/lib/os-release"):
+        found = re.search(r'^PRETTY_NAME=["\']?(.*?)["\']?$', read_or_none(path) or "", re.MULTILINE)
+        if found:
+            return found.group(1)
+    return os.uname().sysname
+
+
+def machine_id() -> str | None:
+    if LINUX:
+        return read_or_none("/etc/machine-id") or read_or_none("/var/lib/dbus/machine-id")
+    found = re.search(r'"IOPlatformUUID" = "([^"]+)"', command("ioreg", "-rd1", "-c", "IOPlatformExpertDevice") or "")
+    return found.group(1) if found else None
+
+
+def cpu() -> dict[str, Any]:
+    threads = os.cpu_count() or 1
+    if not LINUX:
+        return {
+            "model": command("sysctl", "-n", "machdep.cpu.brand_string"),
+            "cores": int(command("sysctl", "-n", "hw.physicalcpu") or threads),
+            "threads": threads,
+        }
+    cpuinfo = read("/proc/cpuinfo")
+    # ARM kernels give no "model name"; a Raspberry Pi writes "Model", other boards a device tree.
+    named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE) or re.search(r"^Model\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    model = named.group(1).strip() if named else read_or_none("/proc/device-tree/model")
+    return {"model": model, "cores": cores() or threads, "threads": threads}
+
+
+def cores() -> int:
+    """Hyper-threads of one core share one list of siblings."""
+    found = set()
+    base = "/sys/devices/system/cpu"
+    for name in os.listdir(base) if os.path.isdir(base) else ():
+        if re.match(r"cpu\d+$", name):
+            siblings = read_or_none(f"{base}/{name}/topology/core_cpus_list") or read_or_none(
+                f"{base}/{name}/topology/thread_siblings_list"
+            )
+            if siblings:
+                found.add(siblings)
+    return len(found)
+
+
+def memory() -> dict[str, int]:
+    if not LINUX:
+        import psutil
+
+        figures = psutil.virtual_memory()
+        return {"memory_total_bytes": figures.total, "memory_available_bytes": figures.available}
+    found = {key: int(kib) * 1024 for key, kib in re.findall(r"^(\w+):\s+(\d+) kB$", read("/proc/meminfo"), re.MULTILINE)}
+    # Kernels before 3.14 and some containers give no MemAvailable.
+    available = found.get("MemAvailable", found.get("MemFree", 0) + found.get("Cached", 0))
+    return {"memory_total_bytes": found["MemTotal"], "memory_available_bytes": available}
+
+
+def interfaces(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
+    try:
+        import psutil
+    except ImportError as e:
+        problems.append({"source": "psutil", "message": PSUTIL_MISSING % (e, "network addresses are not known")})
+        names = sorted(os.listdir("/sys/class/net")) if os.path.isdir("/sys/class/net") else []
+        found = [(name, [("mac", read_or_none(f"/sys/class/net/{name}/address") or "")]) for name in names]
+    else:
+        kinds = {psutil.AF_LINK: "mac"}
+        found = [(name, [(kinds.get(a.family, "ip"), a.address) for a in rows]) for name, rows in sorted(psutil.net_if_addrs().items())]
+    return [interface(name, rows) for name, rows in found if not VIRTUAL.match(name)]
+
+
+def interface(name: str, rows: list[Any]) -> dict[str, Any]:
+    macs = [value.lower() for kind, value in rows if kind == "mac" and value.strip("0:-")]
+    addresses = [value.split("%")[0] for kind, value in rows if kind == "ip" and not value.lower().startswith("fe80")]
+    return {"name": name, "mac": macs[0] if macs else None, "addresses": addresses}
+
+
+def hub_home() -> str:
+    """Where huggingface_hub keeps its files: HF_HOME, else $XDG_CACHE_HOME/huggingface, else ~/.cache/huggingface."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return os.path.expanduser(os.environ.get("HF_HOME") or os.path.join(cache, "huggingface"))
+
+
+def disks(engine: dict[str, Any] | None) -> list[dict[str, Any]]:
+    wanted = [("models", hub_home()), ("homelab", os.path.expanduser("~/.local/share"))]
+    if engine is not None:
+        wanted.append(("docker", engine.get("data_root") or "/var/lib/docker"))
+    found = []
+    for purpose, path in wanted:
+        while not os.path.exists(path) and path != os.path.dirname(path):
+            path = os.path.dirname(path)
+        figures = os.statvfs(path)
+        found.append(
+            {
+                "purpose": purpose,
+                "path": path,
+                "total_bytes": figures.f_blocks * figures.f_frsize,
+                "free_bytes": figures.f_bavail * figures.f_frsize,
+            }
+        )
+    return found

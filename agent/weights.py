@@ -1,0 +1,132 @@
+"""What lies on this node of each model source: a path, or a repository in the Hugging Face hub cache."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from . import gguf, host, safetensors
+
+REPOSITORY = re.compile(r"([\w.-]+)/([\w.-]+?)(?::([\w.-]+))?$")
+DEFAULT_QUANT = "Q4_K_M"  # what llama.cpp takes when no quantisation is named
+
+
+def collect(sources: list[str]) -> list[dict[str, Any]]:
+    return [look(source) for source in sources]
+
+
+def look(source: str) -> dict[str, Any]:
+    answer: dict[str, Any] = {"source": source, "path": None, "present": False, "bytes": 0, "header": None, "error": None}
+    try:
+        repository = None if source.startswith(("/", "~")) else REPOSITORY.match(source)
+        if repository:
+            answer.update(in_hub(*repository.groups()))
+        elif source.startswith(("/", "~")):
+            answer.update(at_path(os.path.expanduser(source)))
+        else:
+            answer["error"] = "neither a path nor a repository"
+    except (FileNotFoundError, NotADirectoryError):
+        answer["error"] = "no such file on this node"
+    except PermissionError as e:
+        answer["error"] = f"{host.user_name(os.getuid())} may not read it: {e}"
+    except (gguf.InvalidFile, gguf.Truncated, OSError, ValueError) as e:
+        answer["error"] = str(e)
+    except Exception as e:  # one strange file must not hide the other models
+        answer["error"] = f"{type(e).__name__}: {e}"
+    return answer
+
+
+def at_path(path: str) -> dict[str, Any]:
+    if not os.path.exists(path):
+        raise FileNotFoundError(path)
+    if os.path.isdir(path):
+        if not os.path.exists(os.path.join(path, "config.json")):
+            models = model_files(path)
+            if models:
+                path = os.path.join(path, choose(models, None) or models[0])
+                return of_gguf(path)
+        document = safetensors.document(path)
+        return {"path": path, "present": True, "bytes": sum(size for _, size in document["files"]), "header": document}
+    return of_gguf(path)
+
+
+def of_gguf(path: str) -> dict[str, Any]:
+    document = gguf.document(path)
+    return {"path": path, "present": True, "bytes": document["file_bytes"], "header": document}
+
+
+def hub_cache() -> str:
+    return os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(host.hub_home(), "hub"))
+
+
+def in_hub(owner: str, name: str, quant: str | None) -> dict[str, Any]:
+    folder = os.path.join(hub_cache(), f"models--{owner}--{name}")
+    if not os.path.isdir(folder):
+        return {}
+    snapshot = newest(folder)
+    blobs, unfinished = blob_bytes(folder)
+    answer: dict[str, Any] = {"path": snapshot, "bytes": blobs}
+    if snapshot is None:
+        return answer
+    models = model_files(snapshot)
+    if quant or (models and not os.path.exists(os.path.join(snapshot, "config.json"))):
+        chosen = choose(models, quant)
+        if chosen is None:
+            return dict(answer, bytes=blobs if quant is None else 0)
+        answer["bytes"] = sum(os.path.getsize(os.path.join(snapshot, f)) for f in parts(chosen, models))
+        answer["path"] = os.path.join(snapshot, chosen)
+        return dict(answer, **of_gguf(answer["path"])) if complete(chosen, models) else answer
+    if not unfinished and not safetensors.lacking(snapshot):
+        answer.update(at_path(snapshot), bytes=blobs)
+    return answer
+
+
+def newest(folder: str) -> str | None:
+    """The snapshot of `main`; without that reference, the one that came last."""
+    snapshots = os.path.join(folder, "snapshots")
+    named = host.read_or_none(os.path.join(folder, "refs", "main"))
+    if named and os.path.isdir(os.path.join(snapshots, os.path.basename(named))):
+        return os.path.join(snapshots, os.path.basename(named))
+    there = [os.path.join(snapshots, n) for n in os.listdir(snapshots)] if os.path.isdir(snapshots) else []
+    return max(there, key=os.path.getmtime) if there else None
+
+
+def blob_bytes(folder: str) -> tuple[int, bool]:
+    """Bytes that are there, and whether a download was broken off (the hub client leaves `*.incomplete`)."""
+    blobs = os.path.join(folder, "blobs")
+    names = os.listdir(blobs) if os.path.isdir(blobs) else []
+    return sum(os.path.getsize(os.path.join(blobs, n)) for n in names), any(n.endswith(".incomplete") for n in names)
+
+
+def model_files(directory: str) -> list[str]:
+    """GGUF files below a folder, links to blobs that are not there left out, vision projectors too."""
+    found = []
+    for base, _, names in os.walk(directory):
+        for n in names:
+            path = os.path.join(base, n)
+            if n.endswith(".gguf") and "mmproj" not in n.lower() and os.path.exists(path):
+                found.append(os.path.relpath(path, directory))
+    return sorted(found)
+
+
+def choose(files: list[str], quant: str | None) -> str | None:
+    """The file of a quantisation as llama.cpp finds it: the tag, in any case, followed by a dot or a dash; of a split file the first part."""
+    for tag in [quant] if quant else [DEFAULT_QUANT, ""]:
+        wanted = re.compile(re.escape(tag) + "[.-]", re.IGNORECASE) if tag else re.compile("")
+        for f in files:
+            if wanted.search(f):
+                return parts(f, files)[0]
+    return None
+
+
+def parts(chosen: str, files: list[str]) -> list[str]:
+    split = gguf.PART.search(chosen)
+    if not split:
+        return [chosen]
+    return [f for f in files if f.startswith(chosen[: split.start()] + "-") and gguf.PART.search(f)]
+
+
+def complete(chosen: str, files: list[str]) -> bool:
+    split = gguf.PART.search(chosen)
+    return not split or len(parts(chosen, files)) == int(split.group(2))

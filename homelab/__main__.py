@@ -1,0 +1,5 @@
+"""python -m homelab"""
+
+from homelab.cli import main
+
+main()

@@ -1,0 +1,411 @@
+"""The verbs, a few lines each: call the stages, hand results to `ui`. Everything heavy is imported when a verb runs, not before."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from homelab.errors import DeployError, DoesNotFit, HomelabError, NodeError
+
+if TYPE_CHECKING:
+    from homelab.facts import Survey
+    from homelab.pipeline import Household
+    from homelab.plan import Plan
+    from homelab.secrets import Secrets
+
+HELP = """Every GPU in the house becomes one private LLM endpoint.
+
+Exit codes: 0 ok · 1 deploy failed or cancelled · 2 usage or inventory · 3 does not fit · 4 node unreachable · 5 plan --check found changes · 70 bug · 130 ^C
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True, rich_markup_mode=None)
+
+InventoryOption = Annotated[Path | None, typer.Option("--inventory", "-i", help="The inventory file; `-` reads standard input.", envvar="HOMELAB_INVENTORY", show_default="inventory.yml")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout (docs/json.md).")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@app.callback()
+def options(
+    ctx: typer.Context,
+    inventory: InventoryOption = None,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Show what is run on the nodes; twice: with what it says.")] = 0,
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR=1).")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from homelab import __version__
+
+        typer.echo(f"homelab {__version__}")
+        raise typer.Exit
+    ctx.obj = inventory
+    if verbose:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG if verbose > 1 else logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+        logging.getLogger("asyncssh").setLevel(logging.WARNING)
+    if no_color:
+        from homelab import ui
+
+        ui.no_color()
+
+
+@app.command()
+def discover(
+    ctx: typer.Context,
+    inventory: InventoryOption = None,
+    json: JsonOption = False,
+    save: Annotated[Path | None, typer.Option("--save", help="Write all that planning needs to this file: homelab plan --facts FILE.")] = None,
+) -> None:
+    """Ask every node what it has: GPUs, memory, Docker, what runs. Changes nothing."""
+    import time
+
+    from homelab import documents, pipeline, ui
+
+    household = _household(ctx, inventory)
+    begun = time.monotonic()
+    survey, errors = _survey(household)
+    seconds = time.monotonic() - begun
+    if save is not None:
+        complete = asyncio.run(pipeline.with_models(household, survey, everything=True))
+        _write(save, complete.model_dump_json(indent=1) + "\n")
+        ui.say(f"Saved to {save}")
+    if json:
+        ui.print_json(documents.discover_document(household.inventory, survey))
+    else:
+        ui.discovered(household.inventory, survey, seconds)
+        ui.tell(f"Next: homelab plan{_again(household)}")
+    _unreachable(household, errors)
+
+
+@app.command()
+def plan(
+    ctx: typer.Context,
+    inventory: InventoryOption = None,
+    json: JsonOption = False,
+    facts: Annotated[Path | None, typer.Option("--facts", help="Plan from a saved survey, without a network.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 5 if there is anything to change.")] = False,
+) -> None:
+    """Show what would go where, and why. Changes nothing."""
+    from homelab import documents, ui
+
+    household = _household(ctx, inventory)
+    found, errors, _ = _plan(household, facts)
+    if json:
+        ui.print_json(documents.plan_document(found))
+    else:
+        ui.planned(found)
+        ui.tell(ui.summary(found, household.inventory))
+        if found.todo and not found.layout.unplaced:
+            ui.tell(f"Next: homelab deploy{_again(household)}")
+    _refuse_unplaced(found)
+    _unreachable(household, errors)
+    if check and found.todo:
+        raise typer.Exit(5)
+
+
+@app.command()
+def render(
+    ctx: typer.Context,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write into: OUTPUT/NODE/PATH.")],
+    inventory: InventoryOption = None,
+    facts: Annotated[Path | None, typer.Option("--facts", help="Render from a saved survey, without a network.")] = None,
+) -> None:
+    """Write the files that deploy would put on each node into a folder, keys and all. Changes no node."""
+    from homelab import ui
+    from homelab.nodes.local import aside
+
+    household = _household(ctx, inventory)
+    found, errors, _ = _plan(household, facts)
+    written = 0
+    for service in found.services:
+        for file in service.files:
+            with aside(output / service.node / file.path, file.mode) as target:
+                target.write(file.content.encode())
+            written += 1
+    ui.say(f"{written} files for {len({s.node for s in found.services})} nodes in {output}")
+    _refuse_unplaced(found)
+    _unreachable(household, errors)
+
+
+@app.command()
+def deploy(ctx: typer.Context, inventory: InventoryOption = None, yes: YesOption = False) -> None:
+    """Show the plan, ask, and carry it out."""
+    from homelab import state, ui
+
+    household = _household(ctx, inventory)
+    cluster = household.inventory.cluster
+    with state.lock(cluster):
+        found, errors, secrets = _plan(household, None)
+        ui.planned(found)
+        ui.tell(ui.summary(found, household.inventory))
+        _refuse_unplaced(found)
+        if found.todo:
+            if not yes and not ui.is_terminal():
+                raise DeployError("Cannot ask to confirm the plan without a terminal", hint="Look at it (homelab plan), then: homelab deploy --yes")
+            if not yes and not ui.confirm("Carry out this plan?", default=True):
+                raise DeployError("Cancelled. Nothing was changed")
+            _carry_out(household, found, secrets)
+    url, models = _address(household, found), sorted(household.inventory.models)
+    ui.next_steps(url, str(state.key_file(cluster)), str(household.path), models)
+    _unreachable(household, errors)
+
+
+@app.command()
+def ask(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model of the inventory.")],
+    prompt: Annotated[str, typer.Argument(help="The question; `-` reads standard input.")] = "Say hello in one short sentence.",
+    inventory: InventoryOption = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 256,
+) -> None:
+    """Ask a model one question through the gateway. Changes nothing."""
+    from homelab import ask as asking
+    from homelab import pipeline, ui
+    from homelab.errors import InventoryError
+    from homelab.inventory import did_you_mean
+
+    household = _household(ctx, inventory)
+    known = [*household.inventory.models, *household.inventory.cloud]
+    if model not in known:
+        raise InventoryError(f"No model `{model}` in `{household.path}`{did_you_mean(model, known)}", hint=f"There are: {', '.join(known)}")
+    secrets = asyncio.run(pipeline.secrets_of(household))
+    if secrets is None:
+        raise DeployError(f"Nothing is deployed for cluster `{household.inventory.cluster}`", hint=f"homelab deploy{_again(household)}")
+    text = sys.stdin.read() if prompt == "-" else prompt
+    kind = household.inventory.models[model].kind if model in household.inventory.models else "chat"
+    answer = asyncio.run(asking.ask(_remembered_address(household), secrets.gateway_key.get_secret_value(), model, kind, text, max_tokens))
+    ui.tell(answer.text)
+    ui.say(f"{model} on {answer.served_by or 'unknown'}, {answer.seconds:.1f} s")
+
+
+@app.command()
+def status(ctx: typer.Context, inventory: InventoryOption = None, json: JsonOption = False) -> None:
+    """Health of what should run: gateway, models, memory planned and used. Changes nothing."""
+    from homelab import documents, pipeline, state, ui
+    from homelab import status as health
+
+    household = _household(ctx, inventory)
+    survey, errors = _survey(household)
+    secrets = asyncio.run(pipeline.secrets_of(household, survey))
+    found = asyncio.run(health.status(household.inventory, survey, secrets))
+    key_file = str(state.key_file(household.inventory.cluster))
+    if json:
+        ui.print_json(documents.status_document(household.inventory, found, key_file))
+    else:
+        ui.shown_status(found)
+        ui.tell(f"key in {key_file}")
+        if not all(m.healthy for m in found.models) or not found.gateway.healthy:
+            ui.tell(f"Next: homelab plan{_again(household)}")
+    _unreachable(household, errors)
+
+
+@app.command()
+def logs(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="A model of the inventory, or `gateway`.")],
+    inventory: InventoryOption = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as new lines come.")] = False,
+    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="How many of the last lines of each instance.")] = 100,
+    node: Annotated[str | None, typer.Option("--node", help="Only the instance on this node.")] = None,
+) -> None:
+    """Show what a model's engine (or the gateway) says. Changes nothing."""
+    from homelab import logs as reading
+    from homelab import ui
+    from homelab.inventory import did_you_mean
+
+    household = _household(ctx, inventory)
+    survey, errors = _survey(household)
+    found = reading.instances(household.inventory, survey, model, node)
+    if not found:
+        _unreachable(household, errors)
+        known = [*household.inventory.models, "gateway"]
+        raise DeployError(f"No `{model}` is deployed{did_you_mean(model, [k for k in known if k != model])}", hint=f"homelab status{_again(household)}")
+    asyncio.run(reading.show(household.inventory, found, ui.tell, follow=follow, tail=tail))
+
+
+@app.command()
+def remove(
+    ctx: typer.Context,
+    models: Annotated[list[str] | None, typer.Argument(help="Only these models; default: everything of the cluster.")] = None,
+    inventory: InventoryOption = None,
+    yes: YesOption = False,
+) -> None:
+    """Take models, or all of the cluster, off the nodes. Weights and other caches stay."""
+    from homelab import state, ui
+    from homelab.deploy.remove import remove as carry_out
+    from homelab.errors import InventoryError
+
+    household = _household(ctx, inventory)
+    cluster = household.inventory.cluster
+    with state.lock(cluster):
+        survey, errors = _survey(household)
+        running = [(n, s) for n, r in survey.nodes.items() if r.facts for s in r.facts.services if s.cluster == cluster]
+        found = [(n, s) for n, s in running if not models or s.model in models]
+        for name in models or ():
+            if name not in household.inventory.models and not any(s.model == name for _, s in running):
+                raise InventoryError(f"No model `{name}`", hint=f"There are: {', '.join(sorted(household.inventory.models))}")
+        for n, s in found:
+            ui.tell(f"- remove  {s.name}  {n}  ({s.runtime}, {s.state})")
+        if not found:
+            ui.tell("Nothing to remove")
+        elif not yes:
+            if not ui.is_terminal():
+                raise DeployError("Cannot ask to confirm without a terminal", hint="homelab remove --yes")
+            if not ui.confirm("Remove them?"):
+                raise DeployError("Cancelled. Nothing was changed")
+        outcome = asyncio.run(carry_out(household.inventory, found, ui.Progress(), everything=not models))
+    _fail(outcome.failed)
+    if models:
+        ui.tell(f"Removed. Take {', '.join(models)} out of `{household.path}` too, or the next deploy brings it back")
+    elif not errors:
+        state.forget(cluster)
+        ui.tell(f"Nothing of cluster `{cluster}` runs any more. Weights and caches stay: ~/.cache/huggingface, ~/.cache/homelab")
+    _unreachable(household, errors)
+
+
+def main() -> None:
+    """Run the command line; the class of an error fixes the exit code, and no traceback is shown for anything a user can cause."""
+    try:
+        app()
+    except HomelabError as e:
+        from homelab import ui
+
+        ui.error(e)
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. Running the same command again goes on from here\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as e:  # a bug of ours: the report goes to a file, the user gets one line
+        from homelab import crash
+
+        sys.stderr.write(f"homelab has a bug: {type(e).__name__}: {e}\nA report is in {crash.write(e)}\n")
+        sys.exit(70)
+
+
+def _household(ctx: typer.Context, inventory: Path | None) -> Household:
+    from homelab import pipeline
+
+    return pipeline.read_inventory(inventory or ctx.obj or Path("inventory.yml"))
+
+
+def _again(household: Household) -> str:
+    """The option that says which inventory, for the next command."""
+    return "" if str(household.path) == "inventory.yml" or os.environ.get("HOMELAB_INVENTORY") else f" -i {household.path}"
+
+
+def _survey(household: Household) -> tuple[Survey, dict[str, NodeError]]:
+    """Ask all nodes; where somebody sits in front, unknown host keys are shown and asked about, and those nodes asked again."""
+    from homelab import pipeline, ui
+
+    found = asyncio.run(pipeline.survey_nodes(household))
+    unknown = {n: e for n, e in found.errors.items() if e.kind == "host-key-unknown"}
+    if unknown and ui.is_terminal():
+        from homelab.nodes import ssh
+
+        accepted = False
+        for _, e in sorted(unknown.items()):
+            ui.say(f"{e.message}: {e.cause}")
+            if isinstance(e, ssh.UnknownHostKey) and ui.confirm("Is that the machine's own key?"):
+                ssh.accept(e)
+                accepted = True
+        if accepted:
+            found = asyncio.run(pipeline.survey_nodes(household))
+    return found.survey, dict(found.errors)
+
+
+def _plan(household: Household, facts: Path | None) -> tuple[Plan, dict[str, NodeError], Secrets]:
+    from homelab import pipeline
+
+    errors: dict[str, NodeError] = {}
+    if facts is not None:
+        survey = pipeline.read_facts(facts)
+        secrets = pipeline.placeholder_secrets()
+    else:
+        pipeline.check_variables(household)
+        survey, errors = _survey(household)
+        survey = asyncio.run(pipeline.with_models(household, survey))
+        secrets = asyncio.run(pipeline.secrets_of(household, survey)) or pipeline.make_secrets(household)
+    return pipeline.make_plan(household, survey, secrets), errors, secrets
+
+
+def _carry_out(household: Household, found: Plan, secrets: Secrets) -> None:
+    """Deploy, then ask every model that should answer one question of its kind."""
+    from homelab import ask as asking
+    from homelab import ui
+    from homelab.deploy.apply import deploy as carry_out
+
+    progress = ui.Progress()
+    outcome = asyncio.run(carry_out(household.inventory, found, secrets, progress))
+    failures = list(outcome.failed)
+    url, key = _address(household, found), secrets.gateway_key.get_secret_value()
+    if any(s.model is None for s in found.services) and not any(isinstance(e, NodeError) for e in failures):
+        for name, model in sorted(household.inventory.models.items()):
+            if any(p.model == name for p in found.layout):
+                try:
+                    answer = asyncio.run(asking.ask(url, key, name, model.kind))
+                    ui.tell(f"{name} on {answer.served_by or 'unknown'} answers in {answer.seconds:.1f} s: {answer.text[:200]}")
+                except HomelabError as e:
+                    failures.append(e)
+                    ui.error(e)
+    if failures:
+        ui.tell(f"{len(outcome.done)} of {len(found.todo)} changes are done, {len(failures)} failed. Mend what is said above, then run it again")
+        raise typer.Exit(max((e.exit_code for e in failures if isinstance(e, NodeError)), default=1) if all(isinstance(e, NodeError) for e in failures) else 1)
+
+
+def _address(household: Household, found: Plan) -> str:
+    front = next((s for s in found.services if s.model is None), None)
+    return front.url if front else _remembered_address(household)
+
+
+def _remembered_address(household: Household) -> str:
+    from homelab import state
+    from homelab.render import gateway_address
+    from homelab.facts import Survey
+    from homelab.service import host_in_url
+
+    survey = state.load_survey(household.inventory.cluster) or Survey()
+    return f"http://{host_in_url(gateway_address(household.inventory, survey))}:{household.inventory.gateway.port}"
+
+
+def _refuse_unplaced(found: Plan) -> None:
+    """What does not fit is an error; what only waits for a silent node is not: that node's own error comes last."""
+    short = [u for u in found.layout.unplaced if not u.unreachable]
+    if short:
+        names = ", ".join(dict.fromkeys(u.model for u in short))
+        cause = "\n".join(dict.fromkeys(f"{u.model}: {d}" for u in short for d in (u.details or (u.reason,))))
+        raise DoesNotFit(f"No place for {names}", cause=cause, hint="Give it less `context` or `concurrency`, a smaller variant, or free the memory that is named above")
+
+
+def _unreachable(household: Household, errors: dict[str, NodeError]) -> None:
+    """All nodes that could not be asked, at once; those marked as away do not count."""
+    counted = {n: e for n, e in errors.items() if not household.inventory.nodes[n].away}
+    if not counted:
+        return
+    from homelab import ui
+
+    for _, e in sorted(counted.items()):
+        ui.error(e)
+    raise typer.Exit(NodeError.exit_code)
+
+
+def _fail(failed: tuple[HomelabError, ...]) -> None:
+    if failed:
+        raise typer.Exit(4 if all(isinstance(e, NodeError) for e in failed) else 1)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as e:
+        raise HomelabError(f"Cannot write `{path}`", cause=str(e)) from e
+
+

@@ -1,0 +1,181 @@
+"""A service in Docker Compose on a node: bring its image, start it, wait until it is healthy, stop and remove it."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import docker
+import docker.errors
+import requests
+
+from homelab import facts as f
+from homelab.deploy.events import Event, Tell
+from homelab.errors import DeployError
+from homelab.nodes.session import Session
+from homelab.runtimes.compose import SLOWEST_LOAD_BYTES_PER_SECOND, START_SECONDS, compose_command
+from homelab.service import Service
+
+ENGINE_SOCKET = "/var/run/docker.sock"
+POLL_SECONDS = 0.5
+LAST_LINES = 20
+
+
+@asynccontextmanager
+async def engine(session: Session) -> AsyncIterator[docker.DockerClient]:
+    """The Engine API of a node, over its forwarded socket."""
+    async with session.socket(ENGINE_SOCKET) as path:
+        client = await asyncio.to_thread(docker.DockerClient, base_url=f"unix://{path}", timeout=60)
+        try:
+            yield client
+        finally:
+            client.close()
+
+
+async def fetch(session: Session, service: Service, tell: Tell) -> None:
+    """Bring the image onto the node if it is not there.
+
+    Raises DeployError with the registry's words."""
+    image = service.unit.image or ""
+    async with engine(session) as client:
+        await asyncio.to_thread(_pull, client, image, service, tell)
+
+
+def _pull(client: docker.DockerClient, image: str, service: Service, tell: Tell) -> None:
+    with _engine_errors(f"Image `{image}` cannot be pulled on node `{service.node}`", "Check the tag, and that the node can reach the registry: `images:` in the inventory takes another one"):
+        try:
+            client.images.get(image)
+            return
+        except docker.errors.ImageNotFound:
+            pass
+        tell(Event(node=service.node, service=service.name, step="fetch", text=f"image {image}"))
+        layers: dict[str, tuple[int, int]] = {}
+        told = 0.0
+        for line in client.api.pull(image, stream=True, decode=True):
+            if "error" in line:
+                raise DeployError(f"Image `{image}` cannot be pulled on node `{service.node}`", cause=line["error"], hint="Check the tag under `images:` in the inventory")
+            detail = line.get("progressDetail") or {}
+            if detail.get("total") and line.get("status") == "Downloading":
+                layers[line["id"]] = (detail["current"], detail["total"])
+            if layers and time.monotonic() - told > 1:
+                told = time.monotonic()
+                done, total = (sum(x) for x in zip(*layers.values(), strict=True))
+                tell(Event(node=service.node, service=service.name, step="fetch", text=f"image {done / 2**30:.2f} of {total / 2**30:.2f} GiB"))
+
+
+async def start(session: Session, service: Service, *, again: bool = False) -> None:
+    """`docker compose up` of the revision; with `again` its containers are made anew.
+
+    Raises DeployError with Compose's words."""
+    arguments = ["up", "--detach", "--no-build", *(["--force-recreate"] if again else [])]
+    done = await session.run(compose_command(service.project, service.directory, *arguments))
+    if done.exit_status != 0:
+        raise DeployError(f"`{service.name}` cannot be started on node `{service.node}`", cause=done.cause, hint=f"homelab logs {service.name}")
+
+
+async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
+    """Return once the container is healthy.
+
+    Raises DeployError with the container's last lines when it dies, is unhealthy, or takes longer than a slow download would."""
+    limit = START_SECONDS + service.unit.load_bytes / SLOWEST_LOAD_BYTES_PER_SECOND
+    async with engine(session) as client:
+        begun, told = time.monotonic(), ""
+        while True:
+            container = await asyncio.to_thread(_container, client, service)
+            state, health, restarts = _state(container)
+            if state == "running" and health == "healthy":
+                return
+            dead = state in ("exited", "dead", "missing") or restarts > 0 or health == "unhealthy"
+            if dead or time.monotonic() - begun > limit:
+                what = f"died at start (exit code {_exit_code(container)})" if dead and health != "unhealthy" else f"is not healthy after {time.monotonic() - begun:.0f} s"
+                lines = await asyncio.to_thread(_last_lines, container)
+                raise DeployError(f"`{service.name}` on node `{service.node}` {what}", cause=lines, hint=_advice(lines, service))
+            if (text := await asyncio.to_thread(_last_line, container)) != told:
+                told = text
+                tell(Event(node=service.node, service=service.name, step="load", text=text))
+            await asyncio.sleep(POLL_SECONDS)
+
+
+def _container(client: docker.DockerClient, service: Service) -> Any:
+    with _engine_errors(f"The Docker engine of node `{service.node}` does not answer", "homelab discover shows what it says"):
+        found = client.containers.list(all=True, filters={"label": [f"homelab.spec={service.spec}", f"homelab.service={service.name}"]})
+        return found[0] if found else None
+
+
+def _state(container: Any) -> tuple[str, str, int]:
+    if container is None:
+        return "missing", "", 0
+    state = container.attrs.get("State", {})
+    return state.get("Status", "missing"), (state.get("Health") or {}).get("Status", ""), container.attrs.get("RestartCount", 0)
+
+
+def _exit_code(container: Any) -> int | str:
+    return "unknown" if container is None else container.attrs.get("State", {}).get("ExitCode", "unknown")
+
+
+def _last_lines(container: Any) -> str:
+    if container is None:
+        return "its container is gone"
+    with _engine_errors("The container's log cannot be read", ""):
+        text = container.logs(tail=LAST_LINES).decode(errors="replace").strip()
+    return text or (container.attrs.get("State", {}).get("Error") or "it said nothing")
+
+
+def _last_line(container: Any) -> str:
+    if container is None:
+        return ""
+    with _engine_errors("The container's log cannot be read", ""):
+        lines = container.logs(tail=1).decode(errors="replace").strip().splitlines()
+    return lines[-1][:120] if lines else ""
+
+
+def _advice(lines: str, service: Service) -> str:
+    low = lines.lower()
+    if "out of memory" in low or "free memory on device" in low or "no available memory for the cache" in low:
+        return f"Something else took GPU memory meanwhile: homelab discover shows who; or give `{service.model}` less `context`"
+    if "gated" in low or "401" in low or "403" in low:
+        return "The hub refuses: accept the licence there and give `hub: {token: env:HF_TOKEN}`"
+    return f"homelab logs {service.model or service.name}"
+
+
+async def stop(session: Session, actual: f.Service) -> None:
+    """Stop a service's containers and keep them.
+
+    Raises DeployError."""
+    await _compose(session, actual, "stop")
+
+
+async def resume(session: Session, actual: f.Service) -> None:
+    """Start the containers that `stop` kept."""
+    await _compose(session, actual, "start")
+
+
+async def remove(session: Session, actual: f.Service) -> None:
+    """Remove a service's containers and networks; named caches stay."""
+    await _compose(session, actual, "down", "--remove-orphans")
+
+
+async def _compose(session: Session, actual: f.Service, *arguments: str) -> None:
+    if not actual.project:
+        raise DeployError(f"`{actual.name}` on node `{session.node}` belongs to no Compose project", hint=f"Remove it by hand: docker rm -f {actual.container}")
+    done = await session.run(shlex.join(["docker", "compose", "--project-name", actual.project, *arguments]))
+    if done.exit_status != 0:
+        raise DeployError(f"docker compose {arguments[0]} failed for `{actual.name}` on node `{session.node}`", cause=done.cause, hint="homelab status")
+
+
+def logs_command(actual: f.Service, *, follow: bool, tail: int) -> str:
+    return shlex.join(["docker", "logs", "--tail", str(tail), *(["--follow"] if follow else []), actual.container or ""]) + " 2>&1"
+
+
+@contextmanager
+def _engine_errors(message: str, hint: str) -> Iterator[None]:
+    try:
+        yield
+    except docker.errors.APIError as e:
+        raise DeployError(message, cause=str(e.explanation or e), hint=hint) from e
+    except (docker.errors.DockerException, requests.RequestException, OSError) as e:
+        raise DeployError(message, cause=str(e), hint=hint) from e

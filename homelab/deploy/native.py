@@ -1,0 +1,119 @@
+"""A service as a supervised process on a node: bring its environment, start it, wait until it is healthy, stop and remove it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+import time
+
+from homelab import facts as f
+from homelab.deploy.events import Event, Tell
+from homelab.errors import DeployError
+from homelab.nodes.session import Session
+from homelab.runtimes.compose import SLOWEST_LOAD_BYTES_PER_SECOND, START_SECONDS
+from homelab.runtimes.native import provision_command, supervise
+from homelab.service import Service
+
+POLL_SECONDS = 0.3
+LAST_LINES = 20
+
+
+async def fetch(session: Session, service: Service, tell: Tell) -> None:
+    """Make the Python environment of an engine if it is not there.
+
+    Raises DeployError with pip's words."""
+    if service.provision is None:
+        return
+    last = ""
+    async for line in session.lines(f"{provision_command(service.provision)} 2>&1"):
+        last = line or last
+        if not line.startswith("{"):
+            tell(Event(node=service.node, service=service.name, step="fetch", text=line[:120]))
+    try:
+        answer = json.loads(last)
+    except ValueError:
+        answer = {"error": {"message": "it ended without an answer", "cause": last, "hint": ""}}
+    if "error" in answer:
+        e = answer["error"]
+        raise DeployError(f"`{service.name}` cannot be installed on node `{service.node}`: {e.get('message', '')}", cause=e.get("cause", ""), hint=e.get("hint", ""))
+
+
+async def start(session: Session, service: Service, *, again: bool = False) -> None:
+    """Start the supervisor of a service.
+
+    Raises DeployError."""
+    if again:
+        await _supervise(session, service.name, "stop", service.directory)
+    await _supervise(session, service.name, "start", service.directory)
+
+
+async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
+    """Return once the service answers its health path with 200.
+
+    Raises DeployError with the last lines of its log."""
+    limit = START_SECONDS + service.unit.load_bytes / SLOWEST_LOAD_BYTES_PER_SECOND
+    begun, told = time.monotonic(), ""
+    probe = f"{supervise('status', service.directory)}; {_get(service.url + service.unit.health)}; tail -n 1 {shlex.quote(service.directory)}/log 2>/dev/null"
+    while True:
+        status_text, _, rest = (await session.run(probe)).text.partition("\n")
+        code, _, line = rest.partition("\n")
+        status = _parse(status_text)
+        if code.strip() == "200" and status.get("status") == "running":
+            return
+        dead = status.get("status") in ("failed", "stopped") or int(status.get("restarts") or 0) > 0
+        if dead or time.monotonic() - begun > limit:
+            what = f"died at start (exit code {status.get('exit_code')})" if dead else f"is not healthy after {limit:.0f} s"
+            lines = (await session.run(f"tail -n {LAST_LINES} {shlex.quote(service.directory)}/log")).text.strip()
+            raise DeployError(f"`{service.name}` on node `{service.node}` {what}", cause=lines or "it said nothing", hint=f"homelab logs {service.model or service.name}")
+        if (text := line.strip()[:120]) != told:
+            told = text
+            tell(Event(node=service.node, service=service.name, step="load", text=text))
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def stop(session: Session, actual: f.Service) -> None:
+    await _supervise(session, actual.name, "stop", _directory(session, actual))
+
+
+async def resume(session: Session, actual: f.Service) -> None:
+    await _supervise(session, actual.name, "start", _directory(session, actual))
+
+
+async def remove(session: Session, actual: f.Service) -> None:
+    await stop(session, actual)
+
+
+def logs_command(actual: f.Service, *, follow: bool, tail: int) -> str:
+    return shlex.join(["tail", "-n", str(tail), *(["-F"] if follow else []), f"{actual.directory}/log"])
+
+
+def _get(url: str) -> str:
+    """A command that prints the status code of a GET, 0 for no answer: python3 is there, curl may not be."""
+    program = (
+        "import sys,urllib.request as r,urllib.error as e\n"
+        "try: print(r.build_opener(r.ProxyHandler({})).open(sys.argv[1],timeout=3).status)\n"
+        "except e.HTTPError as x: print(x.code)\n"
+        "except Exception: print(0)"
+    )
+    return shlex.join(["python3", "-c", program, url])
+
+
+async def _supervise(session: Session, name: str, verb: str, directory: str) -> None:
+    done = await session.run(supervise(verb, directory))
+    if done.exit_status != 0:
+        raise DeployError(f"`{name}` cannot be {'started' if verb == 'start' else 'stopped'} on node `{session.node}`", cause=done.cause, hint=f"Look at ~/{directory}/log there")
+
+
+def _directory(session: Session, actual: f.Service) -> str:
+    if not actual.directory:
+        raise DeployError(f"`{actual.name}` on node `{session.node}` has no directory", hint="homelab discover --json shows what is known of it")
+    return actual.directory
+
+
+def _parse(text: str) -> dict[str, object]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

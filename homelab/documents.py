@@ -1,0 +1,99 @@
+"""The JSON that scripts rely on: keys are only ever added. Documented in docs/json.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from homelab.facts import SCHEMA_VERSION, Survey
+from homelab.inventory import Inventory
+from homelab.plan import Plan
+
+if TYPE_CHECKING:  # its HTTP client would cost every verb 0.2 s
+    from homelab.status import Status
+
+
+def discover_document(inventory: Inventory, survey: Survey) -> dict[str, Any]:
+    """`homelab discover --json`."""
+    nodes = {}
+    for name, report in survey.nodes.items():
+        document = report.model_dump(mode="json")
+        if document["facts"]:
+            for weights in document["facts"]["weights"]:  # headers are large and for planning only; `--save` has them
+                weights.pop("header", None)
+        nodes[name] = {**document, "away": inventory.nodes[name].away}
+    return {"schema_version": SCHEMA_VERSION, "cluster": inventory.cluster, "nodes": nodes}
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """`homelab plan --json`."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "placements": [
+            {
+                "model": p.model,
+                "node": p.node,
+                "service": p.service,
+                "engine": p.engine,
+                "runtime": p.runtime,
+                "image": p.image,
+                "source": p.source,
+                "gpus": list(p.gpus),
+                "address": p.address,
+                "port": p.port,
+                "context": p.request.context,
+                "concurrency": p.request.concurrency,
+                "gpu_memory_utilization": p.gpu_memory_utilization,
+                "kv_cache_memory_bytes": p.footprint.kv_cache_bytes,
+                "bytes": p.bytes,
+                "terms": [{"name": t.name, "bytes": t.bytes, "grade": t.grade, "where": t.where} for t in p.footprint.terms],
+                "reason": p.reason,
+            }
+            for p in plan.layout
+        ],
+        "unplaced": [{"model": u.model, "reason": u.reason, "details": list(u.details)} for u in plan.layout.unplaced],
+        "changes": [{"action": c.action, "node": c.node, "service": c.service, "reason": c.reason, **({"blocked": c.blocked} if c.blocked else {})} for c in plan.changes],
+    }
+
+
+def status_document(inventory: Inventory, status: Status, key_file: str) -> dict[str, Any]:
+    """`homelab status --json`."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "cluster": inventory.cluster,
+        "gateway": {"node": status.gateway.node, "url": status.gateway.url, "state": status.gateway.state, "healthy": status.gateway.healthy, "key_file": key_file},
+        "models": [
+            {
+                "name": m.name,
+                "kind": m.kind,
+                "healthy": m.healthy,
+                "context": m.context,
+                "placements": [
+                    {
+                        "node": i.node,
+                        "service": i.service,
+                        "engine": i.engine,
+                        "state": i.state,
+                        "detail": i.detail,
+                        "url": i.url,
+                        "context": i.context,
+                        "planned_bytes": i.planned_bytes,
+                        "used_bytes": i.used_bytes,
+                    }
+                    for i in m.instances
+                ],
+            }
+            for m in status.models
+        ],
+        "nodes": [
+            {
+                "name": name,
+                "reachable": report.reachable,
+                "away": inventory.nodes[name].away,
+                "error": report.error.model_dump() if report.error else None,
+                "memory_available_bytes": report.facts.memory_available_bytes if report.facts else None,
+                "gpus": [g.model_dump(mode="json", include={"uuid", "name", "memory_total_bytes", "memory_free_bytes"}) for g in report.facts.gpus] if report.facts else [],
+                "problems": [p.model_dump() for p in report.facts.problems] if report.facts else [],
+            }
+            for name, report in sorted(status.nodes.items())
+        ],
+    }

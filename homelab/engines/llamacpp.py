@@ -1,0 +1,258 @@
+"""llama.cpp's `llama-server`: GGUF files on NVIDIA, AMD, Apple and Intel GPUs, and on plain CPUs.
+
+Formulas from llama.cpp 0.6.0 (`src/llama-kv-cache*.cpp`, `src/llama-memory-recurrent.cpp`, `src/llama-model.cpp`), checked against its own
+`llama-fit-params`. Flags checked against the parser of the same release."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from homelab.engines import ArgValue, Device, Footprint, Launch, Request, Term, Unsupported, flags
+from homelab.models.shape import Layer, ModelShape
+
+NAME = "llamacpp"
+FORMATS = frozenset({"gguf"})
+KINDS = frozenset({"chat", "embedding", "rerank"})
+VENDORS = frozenset({"nvidia", "amd", "apple", "intel", "cpu"})
+PORT = 8080
+HEALTH = "/health"
+KEY_VARIABLE = "LLAMA_API_KEY"
+BUDGETED = False
+MODEL_CACHES: tuple[str, ...] = ()
+
+MiB = 2**20
+# Context, kernels and the pool that grows with use: 0.4-0.6 GiB seen; WSL2 adds about 0.8 GiB. llama.cpp's own margin for both is 1 GiB.
+GPU_CONTEXT = {"nvidia": 600 * MiB, "amd": 600 * MiB, "intel": 600 * MiB, "apple": 256 * MiB}
+WSL_EXTRA = 800 * MiB
+PROCESS = 256 * MiB
+# llama-server keeps old prompts in RAM, up to 8 GiB by default, and up to 32 snapshots a slot of what cannot be rolled back (windows and
+# states: 0.3 GiB each in some models). Both get 1 GiB.
+PROMPT_CACHE_MIB = 1024
+CHECKPOINTS, CHECKPOINT_BYTES = 8, 1024 * MiB
+UBATCH = 512
+BATCH = 2048
+# Bytes of one element of the cache (`ggml_type_size / ggml_blck_size`).
+CACHE_TYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32}
+CACHE_TYPES |= {"q4_0": 18 / 32, "iq4_nl": 18 / 32}
+FLASH_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 192, 256, 512, 576})  # ggml-cuda `ggml_cuda_flash_attn_ext_supported`
+ALIASES = {"c": "ctx-size", "np": "parallel", "ngl": "n-gpu-layers", "gpu-layers": "n-gpu-layers", "b": "batch-size", "ub": "ubatch-size"}
+ALIASES |= {"fa": "flash-attn", "ctk": "cache-type-k", "ctv": "cache-type-v", "kvu": "kv-unified", "cmoe": "cpu-moe", "ncmoe": "n-cpu-moe"}
+ALIASES |= {"a": "alias", "m": "model", "hf": "hf-repo", "hfr": "hf-repo", "cram": "cache-ram", "ctxcp": "ctx-checkpoints", "fit": "fit"}
+ALIASES |= {"swa-checkpoints": "ctx-checkpoints", "embedding": "embeddings", "rerank": "reranking", "sm": "split-mode", "ts": "tensor-split"}
+ALIASES |= {"no-jinja": "jinja", "mm": "mmproj", "mmu": "mmproj-url", "no-mmproj": "mmproj", "mmproj-auto": "mmproj", "no-kvu": "no-kv-unified"}
+ALIASES |= {"no-mmproj-auto": "mmproj", "mmproj-url": "mmproj"}
+
+
+def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
+    """What `llama-server` takes on each device, in bytes. With several devices, the fullest one.
+
+    Raises Unsupported when llama.cpp cannot serve the model there, or the arguments ask for what cannot be computed."""
+    args = _canonical(request.args)
+    _check(shape, request, device, args)
+    resolved = _flags(shape, request, device, args)
+    asked: dict[str, ArgValue] = {**resolved, **args}
+    slots = _number(asked, "parallel")
+    unified = "kv-unified" in args and args["kv-unified"] is not False
+    cells = _pad(_number(asked, "ctx-size") // (1 if unified else slots))
+    streams = 1 if unified else slots
+    batch = min(_number(asked, "batch-size", BATCH), cells * streams) if shape.causal else _number(asked, "batch-size", BATCH)
+    ubatch = min(_number(asked, "ubatch-size", UBATCH), batch)
+    window_slots = slots if unified else 1
+    contexts = [_context(shape, layer, asked, cells, streams, slots, ubatch, window_slots) for layer in shape.layers]
+    on_device, on_host = _placed(shape, device, asked, contexts)
+    compute = _compute(shape, asked, cells, ubatch) + _copies(shape, device, asked, cells, ubatch)
+    host: Literal["device", "host"] = "device" if device.vendor == "cpu" else "host"
+    terms = [
+        Term(name="model", bytes=on_device[0], grade="exact"),
+        Term(name="context", bytes=on_device[1], grade="exact"),
+        Term(name="compute", bytes=compute, grade="bounded"),
+    ]
+    if device.vendor != "cpu":
+        own = GPU_CONTEXT[device.vendor] + (WSL_EXTRA if device.wsl else 0)
+        name = "cuda_context" if device.vendor == "nvidia" else "gpu_context"
+        terms.append(Term(name=name, bytes=own, grade="empirical", where="context"))
+        terms.append(Term(name="model_host", bytes=on_host[0], grade="exact", where="host"))
+        terms.append(Term(name="context_host", bytes=on_host[1], grade="exact", where="host"))
+        terms.append(Term(name="compute_host", bytes=ubatch * (cells * 2 + shape.hidden * 8), grade="bounded", where="host"))
+    snapshots = _number(asked, "ctx-checkpoints") * slots * _snapshot(shape, asked, ubatch)
+    terms.append(Term(name="prompt_cache", bytes=max(0, _number(asked, "cache-ram")) * MiB, grade="bounded", where=host))
+    terms.append(Term(name="checkpoints", bytes=snapshots, grade="bounded", where=host))
+    terms.append(Term(name="process", bytes=PROCESS, grade="empirical", where=host))
+    return Footprint(
+        terms=tuple(t for t in terms if t.bytes or t.name in ("model", "context", "compute")),
+        kv_cache_bytes=sum(contexts),
+        kv_cache_tokens=cells * streams,
+        flags={name: value for name, value in resolved.items() if name not in args},
+    )
+
+
+def command(launch: Launch) -> list[str]:
+    """The arguments of `llama-server`, without the program's own name. The user's arguments come last and win."""
+    args = _canonical(launch.request.args)
+    local = launch.weights.startswith(("/", "~", "."))
+    ours: dict[str, ArgValue] = {"model" if local else "hf-repo": launch.weights}
+    if not local and "mmproj" not in args:
+        ours["no-mmproj"] = True  # -hf would fetch and load a vision projector that no plan has counted
+    ours |= {"alias": launch.model, "host": launch.host, "port": launch.port}
+    ours |= launch.footprint.flags
+    ours |= {"jinja": True, "metrics": True}
+    return flags({name: value for name, value in ours.items() if name not in args}) + flags(launch.request.args)
+
+
+def environment(launch: Launch) -> dict[str, str]:
+    """Variables of the server's process that are no secrets. The key goes into KEY_VARIABLE."""
+    return {}
+
+
+def _flags(shape: ModelShape, request: Request, device: Device, args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
+    slots = _number(args, "parallel", request.concurrency)
+    out: dict[str, ArgValue] = {"ctx-size": _pad(request.context) * slots, "parallel": slots}
+    out["n-gpu-layers"] = 0 if device.vendor == "cpu" else 999
+    if device.count > 1:
+        out |= {"split-mode": "layer", "tensor-split": ",".join(["1"] * device.count)}
+    # `--fit` is on by default and would shrink what was planned without a word, or give up and start all the same.
+    out |= {"fit": "off", "flash-attn": "on" if _flash(shape, args) else "off"}
+    out["cache-ram"] = PROMPT_CACHE_MIB if request.kind == "chat" else 0
+    snapshot = _snapshot(shape, args, _number(args, "ubatch-size", UBATCH)) * slots
+    fits = min(CHECKPOINTS, max(1, CHECKPOINT_BYTES // snapshot)) if snapshot else CHECKPOINTS
+    out["ctx-checkpoints"] = fits if request.kind == "chat" else 0
+    if request.kind != "chat":
+        # An input must pass in one piece: `input is too large to process. increase the physical batch size`.
+        size = max(UBATCH, request.context)
+        out |= {"batch-size": size, "ubatch-size": size}
+        out["embeddings" if request.kind == "embedding" else "reranking"] = True
+        if request.kind == "embedding" and shape.kind == "chat":
+            out["pooling"] = "last" if shape.causal else "mean"
+    return out
+
+
+def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[str, ArgValue]) -> None:
+    if shape.format not in FORMATS:
+        raise Unsupported("llama.cpp reads GGUF files; name a GGUF repository with a quantisation, like Org/Repo-GGUF:Q4_K_M")
+    if device.vendor not in VENDORS:
+        raise Unsupported(f"llama.cpp has no backend here for a {device.vendor} device")
+    stretched = any(name.startswith(("rope-", "yarn-")) for name in args)
+    if shape.max_context and request.context > shape.max_context and not stretched:
+        raise Unsupported(
+            f"the model was made for {shape.max_context} tokens and {request.context} are asked; "
+            "lower `context`, or set `rope-scaling` and `yarn-orig-ctx` in `args`"
+        )
+    for name in ("cache-type-k", "cache-type-v"):
+        if str(args.get(name, "f16")) not in CACHE_TYPES:
+            raise Unsupported(f"llama.cpp has no {name} {args[name]}; it has {', '.join(CACHE_TYPES)}")
+    if CACHE_TYPES[str(args.get("cache-type-v", "f16"))] < 2 and args.get("flash-attn") == "off":
+        raise Unsupported("llama.cpp needs flash attention for a quantised V cache: leave `flash-attn` out, or `cache-type-v`")
+    if request.kind == "chat" and shape.kind != "chat":
+        raise Unsupported(f"this is an {shape.kind} model, and the inventory says chat: write `kind: {shape.kind}`")
+
+
+def _context(
+    shape: ModelShape, layer: Layer, args: Mapping[str, Any], cells: int, streams: int, slots: int, ubatch: int, window_slots: int
+) -> int:
+    """Bytes of one layer's cache and state for all slots."""
+    size = 0
+    if layer.attention != "none":
+        own = cells
+        if layer.window and not args.get("swa-full"):
+            own = _pad(min(cells, layer.window * window_slots + ubatch))
+        size = int(own * streams * _cell_bytes(layer, args))
+    if layer.recurrent and shape.recurrent:
+        size += slots * _state(shape)
+    return size
+
+
+def _cell_bytes(layer: Layer, args: Mapping[str, Any]) -> float:
+    key, value = (CACHE_TYPES[str(args.get(f"cache-type-{which}", "f16"))] for which in "kv")
+    return layer.kv_heads * (layer.key_dim * key + layer.value_dim * value)
+
+
+def _state(shape: ModelShape) -> int:
+    """Bytes of one recurrent layer's state for one slot, always f32."""
+    r = shape.recurrent
+    return 4 * (r.conv_rows * r.conv_channels + r.state_elements) if r else 0
+
+
+def _snapshot(shape: ModelShape, args: Mapping[str, Any], ubatch: int) -> int:
+    """Bytes of one context checkpoint: the states and windows, which cannot be rolled back."""
+    states = sum(_state(shape) for layer in shape.layers if layer.recurrent)
+    windows = sum((layer.window + ubatch) * _cell_bytes(layer, args) for layer in shape.layers if layer.window and not args.get("swa-full"))
+    return states + int(windows)
+
+
+def _placed(
+    shape: ModelShape, device: Device, args: Mapping[str, Any], contexts: list[int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(weights, context) on the fullest device, and in host RAM beside it."""
+    if device.vendor == "cpu":
+        return (shape.weights_bytes, sum(contexts)), (0, 0)
+    count = len(shape.layers)
+    wanted = args["n-gpu-layers"]
+    offloaded = count + 1 if wanted in ("all", "auto", -1, "-1") else min(_number(args, "n-gpu-layers"), count + 1)
+    first = count + 1 - offloaded  # the output layer is offloaded first (`i_gpu_start`)
+    on_cpu = count if args.get("cpu-moe", False) is not False else _number(args, "n-cpu-moe")
+    layers_total = sum(layer.bytes for layer in shape.layers)
+    # With tied embeddings the table is kept twice: in RAM to look tokens up, on the device to give the output.
+    output = shape.embedding_bytes if shape.tied_embeddings else shape.output_bytes
+    rest = shape.weights_bytes - layers_total - shape.embedding_bytes - shape.output_bytes - shape.lookup_bytes
+    weights, context = [0] * device.count, [0] * device.count
+    for i in range(first, count + 1):
+        place = device.count * (i - first) // offloaded
+        if i == count:
+            weights[place] += output + rest
+        else:
+            layer = shape.layers[i]
+            weights[place] += layer.bytes - (layer.expert_bytes if i < on_cpu else 0)
+            context[place] += contexts[i]
+    fullest = max(range(device.count), key=lambda d: weights[d] + context[d])
+    host = shape.embedding_bytes + shape.lookup_bytes + sum(layer.bytes for layer in shape.layers[:first])
+    host += sum(layer.expert_bytes for i, layer in enumerate(shape.layers) if first <= i < on_cpu) + (0 if offloaded else output + rest)
+    return (weights[fullest], context[fullest]), (host, sum(contexts[:first]))
+
+
+def _compute(shape: ModelShape, args: Mapping[str, Any], cells: int, ubatch: int) -> int:
+    """Upper bound of the graph's buffer: a logits row for every token of a micro-batch. Servers from 0.6.0 reserve one row for each slot
+    only (`server-context.cpp` `server_output_limits`), so they take up to `ubatch * vocab * 4` less."""
+    attends = [layer for layer in shape.layers if layer.attention != "none" or not shape.causal]
+    window = 0 if args.get("swa-full") else max((layer.window or 0 for layer in attends), default=0)
+    seen = (cells if shape.causal else ubatch) if attends else 0
+    tokens = seen + (_pad(min(cells, window + ubatch)) if window else 0)  # columns of both masks
+    final = ubatch * ((shape.vocab * 4 if shape.causal else 0) + 6 * shape.hidden * 4)
+    if args.get("flash-attn") != "off":
+        return final + ubatch * tokens * 2
+    heads = max((layer.heads for layer in attends), default=0)
+    query = max((layer.heads * layer.key_dim for layer in attends), default=0)
+    scores = ubatch * (seen * heads * 4 + 6 * shape.hidden * 4 + 3 * query * 4)
+    return max(final, scores) + ubatch * tokens * 4
+
+
+def _copies(shape: ModelShape, device: Device, args: Mapping[str, Any], cells: int, ubatch: int) -> int:
+    """Experts kept in RAM are copied to the device a layer at a time; a pipeline over devices keeps up to four copies of its inputs."""
+    in_ram = device.vendor != "cpu" and ("cpu-moe" in args or "n-cpu-moe" in args)
+    experts = max((layer.expert_bytes for layer in shape.layers), default=0) if in_ram else 0
+    return experts + (3 * ubatch * (cells * 2 + shape.hidden * 8) if device.count > 1 else 0)
+
+
+def _flash(shape: ModelShape, args: Mapping[str, ArgValue]) -> bool:
+    """Whether flash attention has a kernel for every head; a quantised V cache needs it in any case."""
+    quantised = CACHE_TYPES[str(args.get("cache-type-v", "f16"))] < 2
+    return quantised or all(layer.key_dim in FLASH_HEADS for layer in shape.layers if layer.attention != "none")
+
+
+def _canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
+    """The user's arguments under llama.cpp's long names."""
+    names = {name.lstrip("-").replace("_", "-"): value for name, value in args.items()}
+    return {ALIASES.get(name, name): value for name, value in names.items()}
+
+
+def _number(args: Mapping[str, Any], name: str, default: int = 0) -> int:
+    value = args.get(name, default)
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise Unsupported(f"llama.cpp's `{name}` is a number, not {value!r}") from None
+
+
+def _pad(tokens: int) -> int:
+    """llama.cpp rounds the context of a sequence up to 256."""
+    return -(-tokens // 256) * 256

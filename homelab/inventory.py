@@ -1,0 +1,354 @@
+"""The wanted state: nodes, models, gateway, cloud. YAML text -> frozen values; every mistake at once, each with its line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from homelab.engines import ArgValue, Kind, engines
+from homelab.errors import InventoryError
+from homelab.models.source import Source, parse_source
+
+Path = tuple[str | int, ...]
+Runtime = Literal["auto", "docker", "native"]
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+ClusterName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+# What ends up in a command line, a host name or an image reference: no blanks, quotes, `$` or control characters.
+Plain = Annotated[str, StringConstraints(pattern=r"^[^\s$'\"`\\\x00-\x1f\x7f]+$")]
+Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
+Count = Annotated[int, Field(ge=1, le=1024, strict=True)]
+
+
+def _tokens(value: Any) -> Any:
+    """`32k` is 32768, as vLLM reads it."""
+    if isinstance(value, str) and (m := re.fullmatch(r"(\d+)\s*([kKmM])?", value.strip())):
+        return int(m[1]) * {"": 1, "k": 1024, "m": 1024**2}[(m[2] or "").lower()]
+    return value
+
+
+Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=100_000_000, strict=True)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Node(Strict):
+    """`host` is where SSH goes, `address` where other machines reach the node's services (default: where SSH arrived)."""
+
+    host: Plain
+    user: Plain | None = None
+    port: Port = 22
+    identity: str | None = None
+    address: Plain | None = None
+    reserve: ByteSize | None = None
+    runtime: Runtime = "auto"
+    images: Mapping[str, Plain] = Field(default_factory=dict)
+    python: Plain | None = None
+    away: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        return self.host in LOCAL_HOSTS
+
+
+class Context(Strict):
+    """Tokens of one request. `min == max` where one number was written."""
+
+    min: Tokens
+    max: Tokens
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Context:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+def _context(value: Any) -> Any:
+    value = _tokens(value)
+    return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Variant(Strict):
+    """One way to run a model."""
+
+    engine: str
+    source: str
+    args: Mapping[str, ArgValue] = Field(default_factory=dict)
+
+    @property
+    def parsed(self) -> Source:
+        return parse_source(self.source)
+
+    @field_validator("engine")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in engines():
+            raise ValueError(f"no engine `{value}`{did_you_mean(value, engines())}; there are {', '.join(sorted(engines()))}")
+        return value
+
+    @field_validator("source")
+    @classmethod
+    def _source(cls, value: str) -> str:
+        parse_source(value)
+        return value
+
+    @field_validator("args")
+    @classmethod
+    def _args(cls, value: Mapping[str, ArgValue]) -> Mapping[str, ArgValue]:
+        for name in value:
+            if not re.fullmatch(r"-{0,2}[A-Za-z0-9][A-Za-z0-9._-]*", name):
+                raise ValueError(f"`{name}` is not the name of an engine argument")
+        return value
+
+
+class Model(Strict):
+    """A model asked for: its variants in order of preference, and how much of it."""
+
+    variants: tuple[Variant, ...] = Field(min_length=1)
+    kind: Kind = "chat"
+    context: Annotated[Context, BeforeValidator(_context)] | None = None
+    concurrency: Count = 2
+    replicas: Count = 1
+    priority: Annotated[int, Field(ge=-1000, le=1000, strict=True)] = 0
+    node: str | None = None
+    gpu: int | str | None = None
+    port: Port | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_variant(cls, data: Any) -> Any:
+        """`engine`, `source` and `args` may stand on the model itself."""
+        if not isinstance(data, dict):
+            return data
+        own = {k: data[k] for k in ("engine", "source", "args") if k in data}
+        if "variants" in data:
+            if own:
+                raise ValueError(f"`{next(iter(own))}` beside `variants`: write it into the variants")
+            return data
+        missing = [k for k in ("engine", "source") if k not in data]
+        if missing:
+            raise ValueError(f"`{'` and `'.join(missing)}` missing: a model needs `engine` and `source`, or `variants`")
+        return {**{k: v for k, v in data.items() if k not in own}, "variants": [own]}
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Model:
+        if self.gpu is not None and self.node is None:
+            raise ValueError("`gpu` needs `node`: say on which machine")
+        return self
+
+
+class Gateway(Strict):
+    node: str
+    port: Port = 4000
+    image: Plain | None = None
+    version: Annotated[str, StringConstraints(pattern=r"^v?\d[0-9A-Za-z.+-]*$")] | None = None
+
+
+class Cloud(Strict):
+    """A model outside the house. Prompts go there only if a client asks for it or a fallback that you wrote names it."""
+
+    model: Plain
+    api_key: Annotated[str, StringConstraints(pattern=r"^env:[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    api_base: Plain | None = None
+
+
+class Hub(Strict):
+    """Where weights come from, if not from huggingface.co; the token is for gated repositories."""
+
+    endpoint: Plain | None = None
+    token: Annotated[str, StringConstraints(pattern=r"^env:[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+
+
+class Inventory(Strict):
+    cluster: ClusterName = "home"
+    gateway: Gateway
+    images: Mapping[str, Plain] = Field(default_factory=dict)
+    hub: Hub = Hub()
+    nodes: Mapping[Name, Node] = Field(min_length=1)
+    models: Mapping[Name, Model] = Field(default_factory=dict)
+    cloud: Mapping[Name, Cloud] = Field(default_factory=dict)
+    fallbacks: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all of it runs on the controller's own machine: then everything binds to 127.0.0.1."""
+        return all(n.is_local for n in self.nodes.values())
+
+    def variables(self) -> dict[str, str]:
+        """Environment variables that the inventory names, with the path of the entry that does."""
+        named = [(f"cloud.{n}.api_key", c.api_key) for n, c in self.cloud.items()] + [("hub.token", self.hub.token)]
+        return {value.removeprefix("env:"): where for where, value in named if value}
+
+
+def load(text: str, path: str) -> Inventory:
+    """The inventory in `text`; `path` is its name in messages.
+
+    Raises InventoryError with all mistakes, each as `path:LINE: key: what`."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as e:
+        line = e.problem_mark.line + 1 if e.problem_mark else 1
+        raise _refused(path, [f"{path}:{line}: {e.problem or 'not YAML'}"]) from e
+    except yaml.YAMLError as e:
+        raise _refused(path, [f"{path}:1: not YAML: {str(e).splitlines()[0]}"]) from e
+    if not isinstance(root, yaml.MappingNode):
+        raise _refused(path, [f"{path}:1: an inventory is a mapping with `nodes`, `models` and `gateway`"])
+    lines: dict[Path, int] = {(): 1}
+    mistakes: list[tuple[int, str]] = []
+    for where, line, duplicate in _walk(root, ()):
+        if duplicate:
+            mistakes.append((line, f"{_dotted(where)}: written twice"))
+        lines.setdefault(where, line)
+    try:
+        loader = yaml.SafeLoader("")
+        data = cast("dict[str, Any]", loader.construct_document(root))
+        inventory = Inventory.model_validate(data)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        mistakes.append((mark.line + 1 if mark else 1, str(getattr(e, "problem", e))))
+    except ValidationError as e:
+        mistakes += [_mistake(error["loc"], error, lines) for error in e.errors()]
+    else:
+        mistakes += [(_line(where, lines), f"{_dotted(where)}: {what}") for where, what in _inconsistencies(inventory)]
+    if mistakes:
+        raise _refused(path, [f"{path}:{line}: {what}" for line, what in sorted(set(mistakes))])
+    return inventory
+
+
+def did_you_mean(word: object, known: Any) -> str:
+    close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
+    return f", did you mean `{close[0]}`?" if close else ""
+
+
+def slug(model: str) -> str:
+    """The name of a model's service: what Compose and directories accept."""
+    return re.sub(r"[^a-z0-9-]+", "-", model.lower()).strip("-")
+
+
+def _refused(path: str, mistakes: list[str]) -> InventoryError:
+    count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "A mistake"
+    return InventoryError(f"{count} in `{path}`", mistakes=mistakes, hint="inventory.example.yml shows every key: docs/inventory.md explains them")
+
+
+def _walk(node: yaml.Node, where: Path) -> Iterator[tuple[Path, int, bool]]:
+    """Every key and item with its line, and whether the key stood there before (YAML itself takes the last one silently)."""
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            yield (*where, name), key.start_mark.line + 1, name in seen
+            seen.add(name)
+            yield from _walk(value, (*where, name))
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield (*where, i), value.start_mark.line + 1, False
+            yield from _walk(value, (*where, i))
+
+
+def _line(where: Path, lines: Mapping[Path, int]) -> int:
+    while where and where not in lines:
+        where = where[:-1]
+    return lines[where]
+
+
+def _dotted(where: Path) -> str:
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in where).removeprefix(".") or "inventory"
+
+
+def _mistake(loc: Path, error: Any, lines: Mapping[Path, int]) -> tuple[int, str]:
+    where = tuple(p for p in loc if p != "[key]")
+    # An argument on the model itself was moved into `variants[0]`: point at what was written.
+    if len(where) > 3 and where[0] == "models" and where[2:4] == ("variants", 0) and where[:3] not in lines:
+        where = (*where[:2], *where[4:])
+    known = _fields_at(where[:-1])
+    kind, what = error["type"], error["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        what = f"unknown key{did_you_mean(where[-1], known)}" + (f" (known: {', '.join(known)})" if not difflib.get_close_matches(str(where[-1]), known, 1, 0.5) else "")
+    elif kind == "missing":
+        what = "missing"
+    elif kind == "string_pattern_mismatch":
+        what = f"{error['input']!r} has characters that cannot stand here"
+        if loc[-1] == "[key]" or where in (("cluster",),):
+            what += ": letters, digits, `.`, `_` and `-`" if where != ("cluster",) else ": lower-case letters, digits and `-`"
+        elif "env:" in error["ctx"]["pattern"]:
+            what = "write `env:NAME`, the environment variable that holds it: no secret belongs into this file"
+    elif kind == "literal_error":
+        what = f"{error['input']!r} is not one of {error['ctx']['expected']}{did_you_mean(error['input'], re.findall(chr(39) + '([^' + chr(39) + ']+)', error['ctx']['expected']))}"
+    elif kind not in ("value_error",):
+        what = f"{what[0].lower()}{what[1:]}, not {error['input']!r}"
+    return _line(where, lines), f"{_dotted(where)}: {what}"
+
+
+def _fields_at(where: Path) -> list[str]:
+    """The keys known at a path."""
+    match where:
+        case ():
+            cls: type[Strict] = Inventory
+        case ("nodes", _):
+            cls = Node
+        case ("models", _):
+            return ["engine", "source", "args", *Model.model_fields]
+        case ("models", _, "context"):
+            cls = Context
+        case ("models", _, "variants", _):
+            cls = Variant
+        case ("cloud", _):
+            cls = Cloud
+        case ("gateway",):
+            cls = Gateway
+        case ("hub",):
+            cls = Hub
+        case _:
+            return []
+    return list(cls.model_fields)
+
+
+def _inconsistencies(inventory: Inventory) -> Iterator[tuple[Path, str]]:
+    """What is wrong between entries that are right by themselves."""
+    nodes, models = inventory.nodes, inventory.models
+    names = [*models, *inventory.cloud]
+    if inventory.gateway.node not in nodes:
+        yield ("gateway", "node"), f"no node `{inventory.gateway.node}`{did_you_mean(inventory.gateway.node, nodes)}"
+    services: dict[str, str] = {"gateway": "the gateway"}
+    ports: dict[tuple[str, int], str] = {(inventory.gateway.node, inventory.gateway.port): "the gateway"}
+    for name, model in models.items():
+        where: Path = ("models", name)
+        if model.node is not None and model.node not in nodes:
+            yield (*where, "node"), f"no node `{model.node}`{did_you_mean(model.node, nodes)}"
+        if (other := services.setdefault(slug(name), name)) != name:
+            yield where, f"would have the same service name as {other}"
+        if name in inventory.cloud:
+            yield ("cloud", name), "is a model of the house too: names are unique"
+        if model.port is not None:
+            for node in [model.node] if model.node else nodes:
+                if (taken := ports.setdefault((node, model.port), f"`{name}`")) != f"`{name}`":
+                    yield (*where, "port"), f"port {model.port} is {taken}'s"
+                    break
+        for i, variant in enumerate(model.variants):
+            if model.kind not in engines()[variant.engine].KINDS:
+                yield (*where, "variants", i, "engine"), f"{variant.engine} does not serve models of kind {model.kind}"
+            if (fmt := variant.parsed.format) and fmt not in engines()[variant.engine].FORMATS:
+                yield (*where, "variants", i, "source"), f"{variant.engine} does not read {fmt} files"
+    for key in [*inventory.images, *(k for n in nodes.values() for k in n.images)]:
+        if key not in (*engines(), "litellm"):
+            yield ("images", key), f"no such image{did_you_mean(key, (*engines(), 'litellm'))}"
+    for name, targets in inventory.fallbacks.items():
+        for target in (name, *targets):
+            if target not in names:
+                yield ("fallbacks", name), f"no model `{target}`{did_you_mean(target, names)}"
+    local = [n for n, node in nodes.items() if node.is_local]
+    if local and not inventory.is_local:
+        for name in local:
+            if nodes[name].address is None:
+                yield ("nodes", name), "is this machine, and other nodes are not: give the `address` where they reach it"
+    if len(local) > 1:
+        yield ("nodes", local[1]), f"is this machine, as `{local[0]}` is"

@@ -1,0 +1,1 @@
+"""What a model is: the shape that decides its bytes, read from the model's own files."""

@@ -1,0 +1,218 @@
+"""A node over SSH. The only importer of asyncssh, so its exceptions end here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+
+from homelab.errors import NodeError
+from homelab.inventory import Node
+from homelab.nodes.session import Result
+from homelab.service import File
+
+KEEPALIVE_SECONDS = 15
+
+
+class _Client(asyncssh.SSHClient):
+    """Remembers the host key that was not known, so that the refusal can show it."""
+
+    def __init__(self) -> None:
+        self.refused: tuple[str, int, asyncssh.SSHKey] | None = None
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        self.refused = (host, port, key)
+        return False
+
+
+class UnknownHostKey(NodeError):
+    """A host that was never seen before: its key can be shown to the user and accepted."""
+
+    def __init__(self, name: str, host: str, port: int, key: asyncssh.SSHKey) -> None:
+        self.line = f"{host if port == 22 else f'[{host}]:{port}'} {key.export_public_key().decode().strip()}"
+        self.fingerprint = key.get_fingerprint()
+        super().__init__(
+            f"The host key of node `{name}` is not known yet",
+            cause=f"{host} port {port} offers {key.get_algorithm()} {self.fingerprint}",
+            hint=f"Compare it on that machine (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then accept it once: ssh {'' if port == 22 else f'-p {port} '}{host}",
+            kind="host-key-unknown",
+        )
+
+
+@asynccontextmanager
+async def connect(name: str, node: Node, *, timeout: float) -> AsyncIterator[SSHSession]:
+    """A session to a node; host keys are checked against ~/.ssh/known_hosts and the user's ~/.ssh/config is honoured.
+
+    Raises NodeError: refused, timed out, unknown or changed host key, no login."""
+    client = _Client()
+    options: dict[str, Any] = {
+        "port": node.port,
+        "connect_timeout": timeout,
+        "login_timeout": timeout + 5,
+        "keepalive_interval": KEEPALIVE_SECONDS,
+        "preferred_auth": "publickey",
+        "client_factory": lambda: client,
+        "encoding": None,
+    }
+    if node.user:
+        options["username"] = node.user
+    if node.identity:
+        options["client_keys"] = [os.path.expanduser(node.identity)]
+    try:
+        connection = await asyncssh.connect(node.host, **options)
+    except (asyncssh.Error, OSError, ValueError) as e:
+        raise _refusal(name, node, client, e) from e
+    try:
+        yield SSHSession(name, connection)
+    finally:
+        connection.close()
+        await connection.wait_closed()
+
+
+def accept(error: UnknownHostKey) -> None:
+    """Write a key that the user has looked at into ~/.ssh/known_hosts."""
+    path = Path.home() / ".ssh" / "known_hosts"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(error.line + "\n")
+
+
+def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
+    where = f"connect to host {node.host} port {node.port}"
+    target = f"{node.user}@{node.host}" if node.user else node.host
+    login = f"ssh {'' if node.port == 22 else f'-p {node.port} '}{target}"
+    if client.refused is not None:
+        host, port, key = client.refused
+        if _known(host, port):
+            return NodeError(
+                f"The host key of node `{name}` has CHANGED",
+                cause=f"{host} port {port} offers {key.get_algorithm()} {key.get_fingerprint()}, another one is in ~/.ssh/known_hosts",
+                hint=f"If the machine was installed anew: ssh-keygen -R {shlex.quote(host if port == 22 else f'[{host}]:{port}')}. If not, somebody stands in between",
+                kind="host-key-changed",
+            )
+        return UnknownHostKey(name, host, port, key)
+    if isinstance(e, asyncssh.PermissionDenied):
+        return NodeError(
+            f"Node `{name}` lets nobody in with these keys",
+            cause=f"{target}: {e.reason}",
+            hint=f"ssh-copy-id {'' if node.port == 22 else f'-p {node.port} '}{target}, or give `user` and `identity` in the inventory",
+            kind="login",
+        )
+    if isinstance(e, ConnectionRefusedError):
+        return NodeError(
+            f"Cannot reach node `{name}`",
+            cause=f"{where}: Connection refused",
+            hint=f"Start sshd there (Debian: sudo apt install openssh-server), or write `away: true` under nodes.{name}",
+            kind="refused",
+        )
+    if isinstance(e, TimeoutError | asyncio.TimeoutError) or "timed out" in str(e).lower() or "timeout" in str(e).lower():
+        return NodeError(f"Node `{name}` does not answer", cause=f"{where}: no answer in time", hint=f"Is it on? If it sleeps often: `away: true` under nodes.{name}", kind="timeout")
+    if isinstance(e, socket.gaierror):
+        return NodeError(f"Cannot find node `{name}`", cause=f"{node.host}: {e.strerror}", hint=f"Check `host` under nodes.{name}: a name needs DNS or mDNS, an address always works", kind="name")
+    if isinstance(e, FileNotFoundError | asyncssh.KeyImportError | PermissionError) and node.identity:
+        return NodeError(f"The identity file of node `{name}` cannot be used", cause=f"{node.identity}: {e}", hint=f"Check `identity` under nodes.{name}; a key with a passphrase must be in ssh-agent", kind="identity")
+    return NodeError(f"Cannot reach node `{name}`", cause=f"{where}: {getattr(e, 'strerror', None) or e}", hint=f"Try by hand: {login}", kind="unreachable")
+
+
+def _known(host: str, port: int) -> bool:
+    for path in (Path.home() / ".ssh" / "known_hosts", Path("/etc/ssh/ssh_known_hosts")):
+        try:
+            found = asyncssh.match_known_hosts(asyncssh.read_known_hosts(str(path)), host, "", port)
+        except (OSError, ValueError):
+            continue
+        if found[0]:
+            return True
+    return False
+
+
+class SSHSession:
+    """One connection, many commands."""
+
+    def __init__(self, node: str, connection: asyncssh.SSHClientConnection) -> None:
+        self.node = node
+        self._connection = connection
+
+    async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Result:
+        # The login shell may be fish or csh: the command itself is always sh's.
+        line = f"sh -c {shlex.quote(command)}"
+        try:
+            done = await self._connection.run(line, input=input, stdin=asyncssh.DEVNULL if input is None else asyncssh.PIPE, encoding=None, timeout=timeout)
+        except (asyncssh.TimeoutError, TimeoutError) as e:
+            raise NodeError(f"Node `{self.node}` took longer than {timeout:.0f} s", cause=command[:200], kind="timeout") from e
+        except (asyncssh.Error, OSError) as e:
+            raise self._lost(e) from e
+        status = done.exit_status if done.exit_status is not None and done.exit_status >= 0 else 255
+        return Result(stdout=_bytes(done.stdout), stderr=_bytes(done.stderr).decode(errors="replace"), exit_status=status)
+
+    async def put(self, files: Sequence[File]) -> None:
+        path = ""
+        try:
+            async with self._connection.start_sftp_client() as sftp:
+                for folder in sorted({os.path.dirname(f.path) for f in files}):
+                    path = folder
+                    await sftp.makedirs(folder, exist_ok=True)
+                for file in files:
+                    path = file.path
+                    temporary = f"{file.path}.new"
+                    if await sftp.exists(temporary):
+                        await sftp.remove(temporary)
+                    attributes = asyncssh.SFTPAttrs(permissions=file.mode)
+                    async with sftp.open(temporary, "wb", attributes) as out:
+                        await out.write(file.content.encode())
+                    await sftp.posix_rename(temporary, file.path)
+        except asyncssh.SFTPError as e:
+            raise NodeError(f"Cannot write `~/{path}` on node `{self.node}`", cause=e.reason, hint="Is the disk full? homelab discover shows what is free", kind="write") from e
+        except (asyncssh.Error, OSError) as e:
+            raise self._lost(e) from e
+
+    async def upload(self, local: str, path: str, progress: Callable[[int], None]) -> None:
+        before = 0
+
+        def moved(_source: bytes, _target: bytes, done: int, _total: int) -> None:
+            nonlocal before
+            progress(done - before)
+            before = done
+
+        try:
+            async with self._connection.start_sftp_client() as sftp:
+                await sftp.makedirs(os.path.dirname(path), exist_ok=True)
+                await sftp.put(local, f"{path}.new", progress_handler=moved)
+                await sftp.posix_rename(f"{path}.new", path)
+        except asyncssh.SFTPError as e:
+            raise NodeError(f"Cannot copy `{local}` to node `{self.node}`", cause=e.reason, hint="Is the disk full? homelab discover shows what is free", kind="write") from e
+        except (asyncssh.Error, OSError) as e:
+            raise self._lost(e) from e
+
+    async def lines(self, command: str) -> AsyncIterator[str]:
+        try:
+            async with self._connection.create_process(f"sh -c {shlex.quote(command)}", stdin=asyncssh.DEVNULL, stderr=asyncssh.STDOUT, encoding=None) as process:
+                async for line in process.stdout:
+                    yield _bytes(line).decode(errors="replace").rstrip("\n")
+        except (asyncssh.Error, OSError) as e:
+            raise self._lost(e) from e
+
+    @asynccontextmanager
+    async def socket(self, path: str) -> AsyncIterator[str]:
+        with tempfile.TemporaryDirectory(prefix="homelab-") as folder:
+            here = os.path.join(folder, "engine.sock")
+            listener = await self._connection.forward_local_path(here, path)
+            try:
+                yield here
+            finally:
+                listener.close()
+                await listener.wait_closed()
+
+    def _lost(self, e: Exception) -> NodeError:
+        return NodeError(f"The connection to node `{self.node}` was lost", cause=str(e) or type(e).__name__, hint="Run the same command again: it goes on where it stopped", kind="lost")
+
+
+def _bytes(data: bytes | str | None) -> bytes:
+    return data.encode() if isinstance(data, str) else bytes(data or b"")

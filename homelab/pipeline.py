@@ -1,0 +1,127 @@
+"""The stages in their order, as every verb runs them: inventory -> survey -> layout -> services -> plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from homelab import state
+from homelab.discover import Discovery, discover, read_models
+from homelab.errors import HomelabError, InventoryError
+from homelab.facts import NodeReport, Survey, load_survey
+from homelab.inventory import Inventory, load
+from homelab.nodes.session import connect
+from homelab.placement import place, unsettled
+from homelab.plan import Plan, diff
+from homelab.render import render
+from homelab.secrets import Secrets
+from homelab.service import cluster_directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Household:
+    """An inventory that was read, where it lies, and the environment that its `env:` values come from."""
+
+    inventory: Inventory
+    path: Path
+    environ: Mapping[str, str]
+
+
+def read_inventory(path: Path) -> Household:
+    """The inventory at `path`, `-` for standard input.
+
+    Raises InventoryError, also when there is no such file."""
+    import sys
+
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+    except FileNotFoundError as e:
+        raise InventoryError(f"There is no `{path}`", hint="Start from the example: cp inventory.example.yml inventory.yml, or say which file: homelab -i FILE …") from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise InventoryError(f"`{path}` cannot be read", cause=str(e)) from e
+    return Household(inventory=load(text, str(path)), path=path, environ=dict(os.environ))
+
+
+async def survey_nodes(household: Household, arrived: Callable[[str, NodeReport], None] | None = None) -> Discovery:
+    """What all nodes say now; what the silent ones said before is kept with it, and all of it is remembered."""
+    inventory = household.inventory
+    found = await discover(inventory, arrived=arrived)
+    before = state.load_survey(inventory.cluster)
+    remembered = {}
+    for name, report in found.survey.nodes.items():
+        if report.facts is None and before is not None:
+            last = before.nodes.get(name)
+            facts = last.facts if last is not None and last.facts is not None else before.remembered.get(name)
+            if facts is not None:
+                remembered[name] = facts
+    survey = found.survey.model_copy(update={"remembered": remembered})
+    state.save_survey(inventory.cluster, survey)
+    return Discovery(survey=survey, errors=found.errors)
+
+
+async def with_models(household: Household, survey: Survey, *, everything: bool = False) -> Survey:
+    """The survey with the headers of the models that must be planned (or, to save it for others, of all)."""
+    names = set(household.inventory.models) if everything else unsettled(household.inventory, survey)
+    base = Path.cwd() if str(household.path) == "-" else household.path.parent
+    return await read_models(household.inventory, survey, names, household.environ, base)
+
+
+def read_facts(path: Path) -> Survey:
+    """A saved survey, for planning without a network.
+
+    Raises InventoryError."""
+    try:
+        return load_survey(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as e:
+        raise InventoryError(f"`{path}` cannot be read", cause=str(e), hint="Save one: homelab discover --save facts.json") from e
+
+
+def check_variables(household: Household) -> None:
+    """Raises InventoryError naming every environment variable that the inventory needs and that is not set."""
+    missing = [f"{household.path}: {where}: environment variable {name} is not set" for name, where in household.inventory.variables().items() if not household.environ.get(name)]
+    if missing:
+        names = " ".join(sorted(n for n in household.inventory.variables() if not household.environ.get(n)))
+        raise InventoryError("Environment variables are missing", mistakes=missing, hint=f"Set them in this shell first: export {names.split()[0]}=…")
+
+
+def make_plan(household: Household, survey: Survey, secrets: Secrets) -> Plan:
+    """Where everything goes, what would be written, and what that changes."""
+    layout = place(household.inventory, survey)
+    services = render(household.inventory, layout, survey, secrets, household.environ)
+    return diff(household.inventory, layout, services, survey)
+
+
+def placeholder_secrets() -> Secrets:
+    """Stand-ins for planning offline: real keys have no place in somebody else's household."""
+    return Secrets(gateway_key=SecretStr("sk-offline"), engine_secret=SecretStr("offline"))
+
+
+def make_secrets(household: Household) -> Secrets:
+    """New keys for a cluster that has none anywhere, saved on the controller."""
+    secrets = state.new_secrets()
+    state.save_secrets(household.inventory.cluster, secrets)
+    return secrets
+
+
+async def secrets_of(household: Household, survey: Survey | None = None) -> Secrets | None:
+    """The cluster's keys from this controller, else read back from the gateway's node; None if there are none."""
+    inventory = household.inventory
+    if (mine := state.load_secrets(inventory.cluster)) is not None:
+        return mine
+    node = inventory.gateway.node
+    if survey is not None and not survey.nodes[node].reachable:
+        return None
+    async with connect(node, inventory.nodes[node]) as session:
+        found = await session.run(f"cat {cluster_directory(inventory.cluster)}/secrets.json")
+    if found.exit_status != 0:
+        return None
+    try:
+        secrets = Secrets.from_json(found.text)
+    except ValueError as e:
+        raise HomelabError(f"The keys on node `{node}` cannot be read", cause=str(e), hint=f"Remove ~/{cluster_directory(inventory.cluster)}/secrets.json there and deploy again: clients then need the new key") from e
+    state.save_secrets(inventory.cluster, secrets)
+    return secrets

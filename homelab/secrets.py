@@ -1,0 +1,39 @@
+"""The keys of a cluster as values. Making, saving and reading them back is `state.py`'s and `deploy.py`'s business."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass
+
+from pydantic import SecretStr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secrets:
+    """`gateway_key` is what clients send; every engine's own key is derived from `engine_secret`, so none of them must be stored."""
+
+    gateway_key: SecretStr
+    engine_secret: SecretStr
+
+    def engine_key(self, node: str, service: str) -> SecretStr:
+        """The key that one engine demands: HMAC-SHA256 of its place, so that it reveals nothing about the others."""
+        secret = self.engine_secret.get_secret_value().encode()
+        return SecretStr("sk-" + hmac.new(secret, f"{node}/{service}".encode(), hashlib.sha256).hexdigest())
+
+    def to_json(self) -> str:
+        return json.dumps({"gateway_key": self.gateway_key.get_secret_value(), "engine_secret": self.engine_secret.get_secret_value()})
+
+    @classmethod
+    def from_json(cls, text: str) -> Secrets:
+        """Raises ValueError when the text is not what `to_json` wrote."""
+        document = json.loads(text)
+        try:
+            gateway_key, engine_secret = document["gateway_key"], document["engine_secret"]
+        except (KeyError, TypeError) as e:
+            raise ValueError("no gateway_key or engine_secret in it") from e
+        if not isinstance(gateway_key, str) or not isinstance(engine_secret, str):
+            raise ValueError("gateway_key and engine_secret are strings")
+        return cls(gateway_key=SecretStr(gateway_key), engine_secret=SecretStr(engine_secret))
+

@@ -1,0 +1,100 @@
+"""What the controller remembers of a cluster: its keys, and what its nodes last said. 0600 files under the user's state directory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets as random
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+from pydantic import SecretStr, ValidationError
+
+from homelab.errors import DeployError, HomelabError
+from homelab.facts import Survey
+from homelab.nodes.local import aside
+from homelab.secrets import Secrets
+
+
+def directory(cluster: str) -> Path:
+    """The cluster's folder on the controller."""
+    return platformdirs.user_state_path("homelab") / cluster
+
+
+def key_file(cluster: str) -> Path:
+    """Where the gateway's key lies by itself, for `$(cat …)` and clients."""
+    return directory(cluster) / "gateway.key"
+
+
+def new_secrets() -> Secrets:
+    # LiteLLM refuses to start with an empty or well-known master key.
+    return Secrets(gateway_key=SecretStr(f"sk-{random.token_hex(32)}"), engine_secret=SecretStr(random.token_hex(32)))
+
+
+def load_secrets(cluster: str) -> Secrets | None:
+    """The saved keys, or None if this controller has none.
+
+    Raises HomelabError when the file is damaged: making new keys silently would lock every client out."""
+    path = directory(cluster) / "secrets.json"
+    try:
+        return Secrets.from_json(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as e:
+        raise HomelabError(f"The keys in `{path}` cannot be read", cause=str(e), hint=f"Take them back from the gateway's node by removing the file: rm {path}") from e
+
+
+def save_secrets(cluster: str, secrets: Secrets) -> None:
+    """Keep the keys, each file 0600 from its first byte."""
+    _write(directory(cluster) / "secrets.json", secrets.to_json())
+    _write(key_file(cluster), secrets.gateway_key.get_secret_value() + "\n")
+
+
+def load_survey(cluster: str) -> Survey | None:
+    """What the nodes last said; None if never asked or unreadable (it is a memory, not a truth)."""
+    try:
+        return Survey.model_validate_json((directory(cluster) / "survey.json").read_text())
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return None
+
+
+def save_survey(cluster: str, survey: Survey) -> None:
+    _write(directory(cluster) / "survey.json", survey.model_dump_json())
+
+
+def forget(cluster: str) -> None:
+    """Remove what is kept of a cluster that is gone."""
+    for name in ("secrets.json", "gateway.key", "survey.json", "lock"):
+        (directory(cluster) / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory(cluster).rmdir()
+
+
+@contextlib.contextmanager
+def lock(cluster: str) -> Iterator[None]:
+    """One deploy or remove at a time from this controller.
+
+    Raises DeployError when another one is under way."""
+    folder = directory(cluster)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            file.seek(0)
+            raise DeployError(f"Another homelab is changing cluster `{cluster}`", cause=f"process {file.read().strip() or 'unknown'}", hint="Wait for it to end, then run this again") from e
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with aside(path, 0o600) as file:
+            file.write(text.encode())
+    except OSError as e:
+        raise HomelabError(f"Cannot write `{path}`", cause=str(e)) from e

@@ -1,0 +1,293 @@
+"""All that is shown. stdout is data (tables, plan, JSON), stderr is talk (progress, questions, errors). Words carry the meaning, colour decorates."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from homelab.errors import HomelabError, InventoryError
+
+if TYPE_CHECKING:
+    from homelab.deploy.events import Event
+    from homelab.facts import GPU, NodeReport, Survey
+    from homelab.inventory import Inventory
+    from homelab.placement import Placement, Slot
+    from homelab.plan import Plan
+    from homelab.status import Status
+
+GIB = 1024**3
+BAR_WIDTH = 60
+MARKS = {"create": ("+", "green"), "replace": ("~", "yellow"), "restart": ("~", "yellow"), "move": ("~", "yellow"), "remove": ("-", "red"), "keep": ("=", "dim")}
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def no_color() -> None:
+    """Colour off, as NO_COLOR does."""
+    for console in (out, err):
+        console.no_color = True
+
+
+def error(e: HomelabError) -> None:
+    """What happened, why in the other tool's own words, and what to type next."""
+    if isinstance(e, InventoryError) and e.mistakes:
+        err.print(f"[bold red]error:[/] {escape(e.message)}")
+        for line in e.mistakes:
+            err.print(f"  {escape(line)}")
+    else:
+        err.print(f"[bold red]error:[/] {escape(e.message)}")
+        for line in e.cause.splitlines():
+            err.print(f"  {escape(line)}")
+    if e.hint:
+        err.print(f"[cyan]hint:[/] {escape(e.hint)}")
+
+
+def print_json(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def say(text: str) -> None:
+    """A line of talk."""
+    err.print(escape(text))
+
+
+def tell(text: str = "") -> None:
+    """A line of data."""
+    out.print(escape(text))
+
+
+def confirm(question: str, *, default: bool = False) -> bool:
+    """Ask on stderr, so that stdout stays clean."""
+    err.print(f"{escape(question)} \\[{'Y/n' if default else 'y/N'}] ", end="")
+    answer = sys.stdin.readline().strip().lower()
+    return default if not answer else answer in ("y", "yes")
+
+
+def is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def gib(size: int | None) -> str:
+    """GiB with one decimal, `-` for unknown."""
+    return "-" if size is None else f"{size / GIB:.1f}"
+
+
+def table(*columns: str, right: Iterable[str] = ()) -> Table:
+    found = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for column in columns:
+        found.add_column(column, justify="right" if column in set(right) else "left", overflow="fold")
+    return found
+
+
+def print_table(found: Table) -> None:
+    """Wide enough for its content where nobody watches, as wide as the terminal where somebody does."""
+    if out.is_terminal:
+        out.print(found, soft_wrap=False)
+    else:
+        Console(file=sys.stdout, width=240, highlight=False, no_color=True).print(found)
+
+
+# discover
+
+
+def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
+    """The table of nodes and devices, problems below it, and what is now true."""
+    found = table("NODE", "GPU", "FREE", "TOTAL GiB", "USED BY", "DRIVER", "RUNS WITH", right=("FREE", "TOTAL GiB"))
+    reachable, free = 0, 0
+    for name, report in survey.nodes.items():
+        if report.facts is None:
+            found.add_row(name, *_silent(report, away=inventory.nodes[name].away))
+            continue
+        reachable += 1
+        facts, runs_with = report.facts, _runs_with(report)
+        if not facts.gpus:
+            free += facts.memory_available_bytes
+            found.add_row(name, "-  " + escape(facts.cpu.model or facts.arch), gib(facts.memory_available_bytes), f"{gib(facts.memory_total_bytes)} RAM", "-", "-", runs_with)
+        for i, gpu in enumerate(facts.gpus):
+            free += gpu.memory_free_bytes or 0
+            total = gib(gpu.memory_total_bytes) + (" *" if gpu.memory_kind == "unified" else "")
+            found.add_row(name if i == 0 else "", escape(f"{gpu.index}  {gpu.name.removeprefix('NVIDIA ').removeprefix('GeForce ')}"), gib(gpu.memory_free_bytes), total, escape(_used_by(gpu)), gpu.driver or "-", runs_with if i == 0 else "")
+            for part in gpu.mig_devices:
+                found.add_row("", escape(f"   {part.name}"), gib(part.memory_free_bytes), gib(part.memory_total_bytes), "", "", "")
+    print_table(found)
+    for name, report in survey.nodes.items():
+        for problem in report.facts.problems if report.facts else ():
+            out.print(f"[yellow]{escape(name)}[/]: {escape(problem.source)}: {escape(problem.message)}")
+        if report.error is not None and not inventory.nodes[name].away and report.error.hint:
+            out.print(f"[yellow]{escape(name)}[/]: {escape(report.error.hint)}")
+    unified = any(g.memory_kind == "unified" for r in survey.nodes.values() if r.facts for g in r.facts.gpus)
+    count = len(survey.nodes)
+    tell(f"{count} node{'s' if count != 1 else ''}, {reachable} reachable, {gib(free)} GiB free, {seconds:.1f} s" + ("  * unified memory, shared with the system" if unified else ""))
+
+
+def _silent(report: NodeReport, *, away: bool) -> list[str]:
+    message = report.error.message if report.error else "no answer"
+    cause = report.error.cause.splitlines()[-1] if report.error and report.error.cause else ""
+    said = f"{message}" + (f" ({cause})" if cause else "")
+    return [escape(f"{'away' if away else 'NOT REACHED'}: {said}"), "", "", "", "", ""]
+
+
+def _used_by(gpu: GPU) -> str:
+    held: dict[str, int] = {}
+    for p in gpu.processes:
+        held[p.service or p.name] = held.get(p.service or p.name, 0) + (p.memory_bytes or 0)
+    top = sorted(held.items(), key=lambda x: (-x[1], x[0]))
+    return " ".join(f"{name} {gib(size)}" for name, size in top[:3]) + (f" +{len(top) - 3}" if len(top) > 3 else "") or "-"
+
+
+def _runs_with(report: NodeReport) -> str:
+    facts = report.facts
+    assert facts is not None
+    docker = facts.docker
+    if docker is None:
+        return "native" + (" (llama-server)" if facts.llama_server else "")
+    if not docker.reachable:
+        return escape(f"docker: {docker.error or 'no answer'}"[:70])
+    compose = f"compose {docker.compose_version}" if docker.compose_version else "no compose plugin"
+    return escape(f"docker {docker.version}, {compose}")
+
+
+# plan
+
+
+def planned(plan: Plan) -> None:
+    """A bar for every device in use, the changes with their reasons, what does not fit and why."""
+    from homelab.plan import Change
+
+    by_service = {(p.node, p.service): p for p in plan.layout}
+    shown: set[tuple[str, str]] = set()
+    slots = [s for s in plan.layout.slots if len(s.gpus) <= 1]
+    for slot in slots:
+        here = [p for p in plan.layout if p.node == slot.node and (set(p.gpus) & {g.uuid for g in slot.gpus} if slot.gpus else not p.gpus)]
+        if here:
+            out.print(f"[bold]{escape(slot.node)} {escape(slot.label)}[/]  {escape(_bar(slot, here))}  {gib(slot.device.total_bytes)} GiB {escape(slot.device.name)}")
+        for p in here:
+            change = next((c for c in plan.changes if (c.node, c.service) == (p.node, p.service)), None)
+            if change is not None and (p.node, p.service) not in shown:
+                shown.add((p.node, p.service))
+                _change(change, p)
+    rest: list[Change] = [c for c in plan.changes if (c.node, c.service) not in shown]
+    for change in rest:
+        _change(change, by_service.get((change.node, change.service)))
+    for u in plan.layout.unplaced:
+        out.print(f"[bold red]! {escape(u.model)}[/]  {escape(u.reason)}")
+        if len(u.details) > 1:
+            for line in u.details:
+                tell(f"      {line}")
+
+
+def summary(plan: Plan, inventory: Inventory) -> str:
+    """`2 create · 1 replace on 2 nodes · no prompt can leave the house`."""
+    counts = {a: sum(c.action == a for c in plan.todo) for a in ("create", "replace", "restart", "move", "remove")}
+    parts = [f"{n} {a}" for a, n in counts.items() if n]
+    nodes = len({c.node for c in plan.todo})
+    what = " · ".join(parts) + f" on {nodes} node{'s' if nodes != 1 else ''}" if parts else "Everything is up to date"
+    unplaced = f" · {len(plan.layout.unplaced)} without a place" if plan.layout.unplaced else ""
+    cloud = f"prompts to {', '.join(sorted(inventory.cloud))} leave the house" if inventory.cloud else "no prompt can leave the house"
+    return f"{what}{unplaced} · {cloud}"
+
+
+def _change(change: Any, p: Placement | None) -> None:
+    mark, colour = MARKS[change.action]
+    head = f"  [{colour}]{mark} {change.action:<8}[/]{escape(change.service):<20}"
+    if p is None:
+        out.print(f"{head} {escape(change.node)}  {escape(change.reason)}")
+    else:
+        flags = f"  gpu-memory-utilization {p.gpu_memory_utilization:.3f}" if p.gpu_memory_utilization is not None else ""
+        out.print(f"{head} {p.engine}  {p.request.context} ctx × {p.request.concurrency}  {gib(p.bytes)} GiB{flags}  {escape(p.source)}")
+        why = p.reason if change.action in ("create", "keep", "move") else f"{change.reason}; {p.reason}"
+        tell(f"      {why}")
+        tell("      " + " + ".join(f"{t.name} {t.bytes / GIB:.2f}{'' if t.grade == 'exact' else '~' if t.grade == 'bounded' else '?'}" for t in p.footprint.terms if t.bytes))
+    if change.blocked:
+        out.print(f"      [bold red]blocked:[/] {escape(change.blocked)}")
+
+
+def _bar(slot: Slot, here: Sequence[Placement]) -> str:
+    """The device as a bar: ours by name, what is free, what others hold."""
+    total = max(slot.device.total_bytes, 1)
+    parts = [(p.service, p.bytes) for p in here]
+    free = max(slot.free_bytes, 0)
+    others = max(total - free - sum(b for _, b in parts), 0)
+    segments = [*parts, ("free", free), ("others", others)]
+    cells = []
+    for name, size in segments:
+        width = round(size / total * BAR_WIDTH)
+        if width:
+            fill = "." if name == "free" else " " if name == "others" else "#"
+            cells.append(name[:width].center(width, fill))
+    return "[" + "|".join(cells) + "]"
+
+
+# deploy
+
+
+class Progress:
+    """Events of a deploy, a line each with the time since it began."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._last: dict[tuple[str, str], tuple[str, float]] = {}
+
+    def __call__(self, event: Event) -> None:
+        key, now = (event.node, event.service), time.monotonic()
+        step, told = self._last.get(key, ("", 0.0))
+        if step == event.step and event.step in ("load", "fetch", "copy") and now - told < (1.0 if err.is_terminal else 5.0):
+            return
+        self._last[key] = (event.step, now)
+        colour = {"healthy": "green", "failed": "red", "rolled-back": "yellow"}.get(event.step, "cyan")
+        text = f"  {escape(event.text)}" if event.text else ""
+        err.print(f"[dim]{now - self._begun:6.1f} s[/]  {escape(event.node)}  {escape(event.service):<20} [{colour}]{event.step}[/]{text}")
+        if event.error is not None:
+            error(event.error)
+
+
+# status
+
+
+def shown_status(status: Status) -> None:
+    """Models and their instances, then nodes."""
+    found = table("MODEL", "NODE", "ENGINE", "STATE", "CONTEXT", "PLANNED", "USED GiB", right=("CONTEXT", "PLANNED", "USED GiB"))
+    for model in status.models:
+        if not model.instances:
+            found.add_row(model.name, "-", "-", "[red]missing[/]", "-", "-", "-")
+        for i, x in enumerate(model.instances):
+            state = f"[green]{x.state}[/]" if x.state == "running" else f"[yellow]{x.state}[/]" + (f" {escape(x.detail)}" if x.detail else "")
+            context = str(x.context) if x.context is not None else f"({x.planned_context})" if x.planned_context else "-"
+            found.add_row(model.name if i == 0 else "", x.node, x.engine, state, context, gib(x.planned_bytes), gib(x.used_bytes))
+    print_table(found)
+    tell()
+    nodes = table("NODE", "STATE", "MEMORY", "PROBLEMS")
+    for name, report in sorted(status.nodes.items()):
+        if report.facts is None:
+            nodes.add_row(name, "[red]not reached[/]", "-", escape(report.error.message if report.error else ""))
+        else:
+            gpus = ", ".join(f"{g.name.removeprefix('NVIDIA ')} {gib(g.memory_free_bytes)} of {gib(g.memory_total_bytes)} free" for g in report.facts.gpus)
+            ram = f"RAM {gib(report.facts.memory_available_bytes)} of {gib(report.facts.memory_total_bytes)} free"
+            nodes.add_row(name, "[green]up[/]", escape(gpus or ram), escape("; ".join(p.message for p in report.facts.problems)) or "-")
+    print_table(nodes)
+    tell()
+    g = status.gateway
+    out.print(f"gateway  {escape(g.url or '-')}  on {escape(g.node)}  {'[green]healthy[/]' if g.healthy else f'[red]{escape(g.state)}[/]'}")
+
+
+def next_steps(url: str, key_file: str, inventory_path: str, models: Sequence[str]) -> None:
+    """Where the gateway is, where its key lies, how a client is connected, how all of it is taken down."""
+    option = "" if inventory_path == "inventory.yml" else f" -i {inventory_path}"
+    model = models[0] if models else "MODEL"
+    tell(f"Gateway  {url}   key in {key_file}")
+    tell("OpenAI clients (opencode, JetBrains, Continue …):")
+    tell(f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=$(cat {key_file})")
+    tell("Claude Code:")
+    tell(f"  export ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN=$(cat {key_file}) ANTHROPIC_MODEL={model}")
+    tell("Try it:")
+    tell(f"  curl {url}/v1/chat/completions -H \"Authorization: Bearer $(cat {key_file})\" -H 'Content-Type: application/json' \\")
+    tell(f'    -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'')
+    tell(f"Next: homelab ask{option} {model} 'your question' · homelab status{option} · take it down: homelab remove{option}")

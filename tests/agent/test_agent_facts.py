@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import ast
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from homelab.facts import parse_facts
+from tests.agent.conftest import ROOT, pythons
+
+Run = Callable[..., dict[str, Any]]
+NEW = [p for p in pythons() if not p.parts[-3].startswith(("2.", "3.6", "3.7"))]
+OLD = [p for p in pythons() if p.parts[-3].startswith(("2.", "3.6", "3.7"))]
+
+
+def name(python: Path) -> str:
+    return python.parts[-3]
+
+
+@pytest.mark.parametrize("python", NEW, ids=name)
+def test_the_bundle_runs_on_every_python_from_3_8_on(run_agent: Run, python: Path) -> None:
+    facts = parse_facts(json.dumps(run_agent({"cluster": "home", "sources": ["/no/such.gguf"]}, python=str(python))))
+    assert facts.schema_version == 1
+    assert facts.problems == ()
+    assert facts.python == name(python)
+    assert facts.weights[0].error == "no such file on this node"
+
+
+@pytest.mark.parametrize("python", OLD, ids=name)
+def test_an_older_python_is_told_so(agent_folder: Path, python: Path) -> None:
+    done = subprocess.run([str(python), str(agent_folder), "{}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 98
+    assert done.stdout == ""
+    assert done.stderr == "homelab agent needs Python 3.8 or newer, this node has {}.{}\n".format(*name(python).split("."))
+
+
+def test_memory_processors_and_names_agree_with_psutil(run_agent: Run, home: Path) -> None:
+    facts = parse_facts(json.dumps(run_agent(SSH_CONNECTION="10.0.0.2 50000 10.0.0.9 22")))
+    memory = psutil.virtual_memory()
+    assert facts.memory_total_bytes == memory.total
+    assert abs(facts.memory_available_bytes - memory.available) < 1 << 29
+    assert facts.cpu.threads == psutil.cpu_count()
+    assert facts.cpu.cores == psutil.cpu_count(logical=False)
+    assert (facts.hostname, facts.arch, facts.home) == (os.uname().nodename, os.uname().machine, str(home))
+    assert facts.user == psutil.Process().username()
+    assert facts.server_address == "10.0.0.9"
+    assert {d.purpose: d.path for d in facts.disks} == {
+        "models": str(home),
+        "homelab": str(home),
+        "docker": "/var/lib/docker",
+    } or facts.docker
+    for disk in facts.disks:
+        usage = psutil.disk_usage(disk.path)
+        assert disk.total_bytes > 0
+        assert abs(disk.free_bytes - usage.free) < 1 << 30
+    shown = {i.name for i in facts.interfaces}
+    assert shown <= set(psutil.net_if_addrs()) - {"lo", "docker0"}
+
+
+def test_a_listening_port_is_seen_with_its_process(run_agent: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        found = [p for p in run_agent()["ports"] if p["port"] == port]
+    assert found == [{"port": port, "address": "127.0.0.1", "process": psutil.Process().name()}]
+
+
+def test_without_psutil_the_rest_is_still_right(agent_folder: Path, tmp_path: Path) -> None:
+    """As on a machine for which psutil has no wheel."""
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for p in agent_folder.iterdir():
+        if p.name not in ("psutil", "__pycache__"):
+            (folder / p.name).symlink_to(p)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(folder), "{}"],
+        capture_output=True,
+        check=True,
+        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+    )
+    facts = parse_facts(done.stdout)
+    assert facts.memory_total_bytes == psutil.virtual_memory().total
+    assert facts.ports == () or facts.docker
+    assert {p.source for p in facts.problems} == {"psutil"}
+    assert all("python3-psutil" in p.message for p in facts.problems)
+
+
+def test_a_request_that_is_no_json_is_a_problem(agent_folder: Path, home: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", str(agent_folder), "{no"], capture_output=True, check=True, env={"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    )
+    assert parse_facts(done.stdout).problems[0].message.startswith("the request cannot be read")
+
+
+def test_a_part_that_raises_or_hangs_is_a_problem() -> None:
+    from agent.facts import Question
+
+    def broken(problems: list[dict[str, str]]) -> list[str]:
+        raise RuntimeError("odd hardware")
+
+    problems: list[dict[str, str]] = []
+    assert Question("gpus", broken, []).answer(problems) == []
+    started = time.perf_counter()
+    assert Question("disks", lambda _: time.sleep(30), [], deadline_s=0.1).answer(problems) == []
+    assert time.perf_counter() - started < 5
+    assert problems == [{"source": "gpus", "message": "RuntimeError: odd hardware"}, {"source": "disks", "message": "no answer in 0.1 s"}]
+
+
+def test_the_agent_imports_the_standard_library_itself_and_what_it_carries() -> None:
+    allowed = set(sys.stdlib_module_names) | {"agent", "psutil", "pynvml", "__future__"}
+    for path in (ROOT / "agent").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
+            assert {n.split(".")[0] for n in names} <= allowed, path
+
+
+def test_no_module_of_the_agent_hides_one_of_pythons() -> None:
+    """Its folder is the first on the path where it runs."""
+    assert not {p.stem for p in (ROOT / "agent").iterdir() if p.suffix == ".py"} & (set(sys.stdlib_module_names) - {"__main__", "__init__"})

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import ctypes
+import shlex
+import sys
+
+import pytest
+
+from homelab.engines import ArgValue, Device, Footprint, Launch, Request, Unsupported, engines, llamacpp
+from tests.models.examples import GOLDEN, gguf, safetensors
+
+MIB = 2**20
+CPU = Device(vendor="cpu", name="Ryzen", total_bytes=64 * 2**30, memory_kind="ram")
+GPU = Device(vendor="nvidia", name="RTX 3090", total_bytes=24 * 2**30, compute_capability="8.6")
+
+
+def ask(context: int = 8192, concurrency: int = 1, **args: ArgValue) -> Request:
+    return Request(kind="chat", context=context, concurrency=concurrency, args={k.replace("_", "-"): v for k, v in args.items()})
+
+
+def terms(footprint: Footprint) -> dict[str, int]:
+    return {t.name: t.bytes for t in footprint.terms}
+
+
+def launch(request: Request, footprint: Footprint, weights: str = "/models/m.gguf", device: Device = GPU) -> list[str]:
+    return llamacpp.command(
+        Launch(model="qwen", weights=weights, host="0.0.0.0", port=8080, request=request, footprint=footprint, device=device)
+    )
+
+
+@pytest.mark.parametrize(("model", "args", "model_mib", "context_mib", "compute_mib"), GOLDEN, ids=[f"{g[0]} {g[1]}" for g in GOLDEN])
+def test_figures_are_those_of_llama_fit_params(model: str, args: str, model_mib: int, context_mib: int, compute_mib: int) -> None:
+    words = shlex.split(args)
+    asked: dict[str, ArgValue] = dict(zip(words[::2], words[1::2], strict=True))
+    tokens, slots = int(str(asked.pop("-c"))), int(str(asked.pop("-np", 1)))
+    found = terms(llamacpp.footprint(gguf(model), Request(kind="chat", context=tokens // slots, concurrency=slots, args=asked), CPU))
+    assert abs(found["model"] / MIB - model_mib) <= 1
+    assert abs(found["context"] / MIB - context_mib) <= 1
+    assert compute_mib - 1 <= found["compute"] / MIB <= compute_mib * 1.031  # an upper bound
+
+
+def test_on_a_gpu_the_input_table_stays_in_ram() -> None:
+    shape = gguf("llama-3.1-8b")
+    found = terms(llamacpp.footprint(shape, ask(), GPU))
+    assert found["model"] == shape.weights_bytes - shape.embedding_bytes
+    assert found["model_host"] == shape.embedding_bytes
+
+
+def test_a_tied_table_is_on_both_sides() -> None:
+    shape = gguf("qwen3-4b")
+    found = terms(llamacpp.footprint(shape, ask(), GPU))
+    assert found["model"] == shape.weights_bytes
+    assert found["model_host"] == shape.embedding_bytes
+
+
+def test_the_output_layer_is_offloaded_first() -> None:
+    shape = gguf("llama-3.1-8b")
+    found = terms(llamacpp.footprint(shape, ask(n_gpu_layers=1), GPU))
+    assert shape.output_bytes <= found["model"] <= shape.output_bytes + MIB
+    assert found["context"] == 0
+
+
+def test_experts_can_stay_in_ram() -> None:
+    shape = gguf("qwen3-30b-a3b")
+    whole = terms(llamacpp.footprint(shape, ask(), GPU))
+    half = terms(llamacpp.footprint(shape, ask(n_cpu_moe=24), GPU))
+    none = terms(llamacpp.footprint(shape, ask(cpu_moe=True), GPU))
+    assert whole["model"] - half["model"] == shape.expert_bytes // 2 == half["model_host"] - whole["model_host"]
+    assert whole["model"] - none["model"] == shape.expert_bytes
+    assert none["compute"] > whole["compute"]  # a layer's experts are copied over
+
+
+def test_layers_are_split_over_gpus_of_one_node() -> None:
+    one = terms(llamacpp.footprint(gguf("qwen3-14b"), ask(), GPU))
+    two = llamacpp.footprint(gguf("qwen3-14b"), ask(), Device(vendor="nvidia", name="3090", total_bytes=1, count=2))
+    assert 0.5 * one["model"] < terms(two)["model"] < 0.6 * one["model"]
+    assert two.flags["tensor-split"] == "1,1"
+
+
+def test_a_slot_costs_a_recurrent_state() -> None:
+    one, four = (terms(llamacpp.footprint(gguf("qwen3.6-27b"), ask(4096, n), GPU))["context"] for n in (1, 4))
+    states = 48 * 4 * (3 * 10240 + 786432)
+    assert one == 4096 * 65536 + states
+    assert four == 4 * one
+
+
+def test_host_caches_are_bounded() -> None:
+    for name in ("gemma3-12b", "qwen3.6-27b", "qwen3-4b"):
+        found = terms(llamacpp.footprint(gguf(name), ask(32768, 2), GPU))
+        assert found["prompt_cache"] == 1024 * MIB
+        assert found.get("checkpoints", 0) <= 1024 * MIB
+
+
+def test_nothing_of_the_gpu_is_counted_on_a_cpu() -> None:
+    footprint = llamacpp.footprint(gguf("qwen3-4b"), ask(), CPU)
+    assert {t.where for t in footprint.terms} == {"device"}
+    assert footprint.flags["n-gpu-layers"] == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "shape", "device", "reason"),
+    [
+        (ask(), safetensors("qwen3-4b"), GPU, "GGUF"),
+        (ask(262145), gguf("qwen3-4b"), GPU, "made for 262144 tokens"),
+        (ask(cache_type_k="fp8"), gguf("qwen3-4b"), GPU, "no cache-type-k fp8"),
+        (ask(cache_type_v="q8_0", flash_attn="off"), gguf("qwen3-4b"), GPU, "flash attention"),
+        (ask(parallel="many"), gguf("qwen3-4b"), GPU, "is a number"),
+        (ask(), gguf("qwen3-4b"), Device(vendor="qualcomm", name="x", total_bytes=1), "no backend"),
+    ],
+)
+def test_what_it_cannot_serve_it_says(request_: Request, shape: object, device: Device, reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        llamacpp.footprint(shape, request_, device)  # type: ignore[arg-type]
+
+
+def test_a_longer_context_is_allowed_with_rope_scaling() -> None:
+    assert llamacpp.footprint(gguf("qwen3-4b"), ask(300000, rope_scaling="yarn"), GPU).kv_cache_tokens == 300032
+
+
+def test_the_command_says_all_that_was_planned() -> None:
+    request = ask(8192, 2)
+    argv = launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, GPU))
+    assert argv[:2] == ["--model", "/models/m.gguf"]
+    assert "--ctx-size 16384 --parallel 2 --n-gpu-layers 999 --fit off --flash-attn on" in " ".join(argv)
+
+
+def test_a_hub_source_brings_no_unplanned_vision_projector() -> None:
+    request = ask()
+    argv = launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, GPU), weights="Qwen/Qwen3-4B-GGUF:Q4_K_M")
+    assert argv[:3] == ["--hf-repo", "Qwen/Qwen3-4B-GGUF:Q4_K_M", "--no-mmproj"]
+
+
+def test_user_arguments_replace_ours_under_any_spelling() -> None:
+    request = Request(kind="chat", context=8192, concurrency=2, args={"-c": 4096, "-fa": "off", "--no-jinja": True})
+    footprint = llamacpp.footprint(gguf("qwen3-4b"), request, GPU)
+    argv = launch(request, footprint)
+    assert argv[-5:] == ["-c", "4096", "-fa", "off", "--no-jinja"]
+    assert not {"--ctx-size", "--flash-attn", "--jinja"} & set(argv)
+    assert footprint.kv_cache_tokens == 4096
+
+
+def test_no_secret_and_no_flag_twice() -> None:
+    request = ask(4096, 2)
+    argv = launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, GPU))
+    names = [a for a in argv if a.startswith("--")]
+    assert len(names) == len(set(names))
+    assert "--api-key" not in names
+
+
+@pytest.mark.parametrize("kind", ["embedding", "rerank"])
+def test_inputs_of_other_kinds_pass_in_one_batch(kind: str) -> None:
+    request = Request(kind=kind, context=8192, concurrency=1)  # type: ignore[arg-type]
+    footprint = llamacpp.footprint(gguf("qwen3-4b"), request, GPU)
+    argv = " ".join(launch(request, footprint))
+    assert "--batch-size 8192 --ubatch-size 8192" in argv
+    assert ("--embeddings --pooling last" if kind == "embedding" else "--reranking") in argv
+
+
+def test_it_is_found_as_an_engine() -> None:
+    assert engines()["llamacpp"].NAME == "llamacpp"
+
+
+@pytest.mark.parametrize("kind", ["chat", "embedding", "rerank"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_llama_cpp_parses_every_flag(kind: str, count: int, capfd: pytest.CaptureFixture[str]) -> None:
+    """The real parser, out of the wheel `xllamacpp`, which carries llama.cpp's own `common_params_parse`."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    parse = ctypes.PyDLL(sys.modules["xllamacpp.xllamacpp"].__file__)["_Z19common_params_parseiPPcR13common_params13llama_examplePFviS0_E"]
+    parse.restype = ctypes.c_bool
+    parse.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p), ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+    request = Request(kind=kind, context=4096, concurrency=2)  # type: ignore[arg-type]
+    device = Device(vendor="nvidia", name="3090", total_bytes=1, count=count)
+    argv = ["llama-server", *launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, device))]
+    array = (ctypes.c_char_p * (len(argv) + 1))(*[a.encode() for a in argv], None)
+    parameters = xllamacpp.CommonParams()
+    # The wheel keeps llama.cpp's struct right behind Python's object head; 12 is LLAMA_EXAMPLE_SERVER.
+    assert parse(len(argv), array, id(parameters) + object.__basicsize__, 12, None), capfd.readouterr().err
+    assert (parameters.n_ctx, parameters.n_parallel) == (8192, 2)

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from homelab.engines import ArgValue, Device, Footprint, Launch, Request, Unsupported, engines, vllm
+from tests.models.examples import GIB, gguf, safetensors
+
+ADA = Device(vendor="nvidia", name="RTX 4090", total_bytes=int(23.52 * GIB), compute_capability="8.9")
+AMPERE = Device(vendor="nvidia", name="RTX 3090", total_bytes=int(23.57 * GIB), compute_capability="8.6")
+PAIR = Device(vendor="nvidia", name="RTX 3090", total_bytes=int(23.57 * GIB), compute_capability="8.6", count=2)
+
+
+def ask(context: int = 8192, concurrency: int = 4, **args: ArgValue) -> Request:
+    return Request(kind="chat", context=context, concurrency=concurrency, args={k.replace("_", "-"): v for k, v in args.items()})
+
+
+def terms(footprint: Footprint) -> dict[str, int]:
+    return {t.name: t.bytes for t in footprint.terms}
+
+
+def launch(request: Request, footprint: Footprint, weights: str = "Qwen/Qwen3-4B") -> list[str]:
+    return vllm.command(
+        Launch(
+            model="qwen",
+            weights=weights,
+            host="0.0.0.0",
+            port=8000,
+            request=request,
+            footprint=footprint,
+            device=ADA,
+            gpu_memory_utilization=0.1513,
+        )
+    )
+
+
+def test_terms_and_where_they_lie() -> None:
+    footprint = vllm.footprint(safetensors("qwen3-4b"), ask(), ADA)
+    assert [(t.name, t.where, t.grade) for t in footprint.terms] == [
+        ("weights", "device", "exact"),
+        ("kv_cache", "device", "exact"),
+        ("activation", "device", "bounded"),
+        ("cuda_graphs", "device", "empirical"),
+        ("non_torch", "device", "empirical"),
+        ("reserve", "device", "empirical"),
+        ("cuda_context", "context", "empirical"),
+    ]
+    assert footprint.device_bytes - footprint.budget_bytes == terms(footprint)["cuda_context"]
+
+
+def test_the_cache_holds_every_request_at_full_length() -> None:
+    footprint = vllm.footprint(safetensors("qwen3-4b"), ask(8192, 4), ADA)
+    assert footprint.kv_cache_bytes == (4 * 512 + 1) * 16 * 147456
+    assert footprint.kv_cache_tokens == 4 * 8192
+    half = vllm.footprint(safetensors("qwen3-4b"), ask(8192, 4, kv_cache_dtype="fp8"), ADA)
+    assert half.kv_cache_bytes * 2 == footprint.kv_cache_bytes
+
+
+def test_the_sampler_is_profiled_with_every_request() -> None:
+    """Qwen3-8B with 256 requests: 0.72 GiB logged (LMCache#3430); ours is a bound."""
+    found = terms(vllm.footprint(safetensors("qwen3-8b"), ask(16384, 256), ADA))["activation"] / GIB
+    assert 0.72 <= found < 0.75
+
+
+def test_a_forward_pass_of_many_tokens() -> None:
+    """Llama-3.1-8B, one batch of 20 000 tokens: a peak of 17.06 - 14.99 GiB (vllm#10517)."""
+    found = terms(vllm.footprint(safetensors("llama-3.1-8b"), ask(20000, 1, max_num_batched_tokens=20000), ADA))["activation"] / GIB
+    assert found == pytest.approx(2.07, rel=0.02)
+
+
+def test_fewer_graphs_for_fewer_requests() -> None:
+    few, many, eager = (
+        terms(vllm.footprint(safetensors("qwen3-4b"), request, ADA))["cuda_graphs"]
+        for request in (ask(8192, 4), ask(8192, 256), ask(8192, 4, enforce_eager=True))
+    )
+    assert eager == 0 < few < many <= 0.6 * GIB
+    flags = vllm.footprint(safetensors("qwen3-4b"), ask(8192, 20), ADA).flags
+    assert json.loads(str(flags["compilation-config"])) == {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 20]}
+
+
+def test_weights_are_split_and_copied_over_ranks() -> None:
+    groups = {
+        "model.layers.*.input_layernorm.weight": [36, 1000, "BF16"],
+        "model.layers.*.self_attn.k_proj.weight": [36, 40000, "BF16"],
+    }
+    shape = safetensors("qwen3-4b", groups=groups)
+    whole, half = (terms(vllm.footprint(shape, ask(), d))["weights"] for d in (AMPERE, PAIR))
+    rope = 40960 * 128 * 2
+    assert half - rope == -(-(whole - rope - 1000) // 2) + 1000
+    assert vllm.footprint(shape, ask(), PAIR).flags["tensor-parallel-size"] == 2
+
+
+def test_prediction_layers_are_loaded_only_for_speculation() -> None:
+    shape = safetensors("qwen3.6-27b", groups={"mtp.layers.*.mlp.up_proj.weight": [1, 10**9, "BF16"]})
+    plain, fast = (
+        terms(vllm.footprint(shape, request, ADA))
+        for request in (ask(), ask(speculative_config='{"method":"mtp","num_speculative_tokens":2}'))
+    )
+    assert fast["weights"] - plain["weights"] == 10**9
+    assert fast["kv_cache"] > plain["kv_cache"]
+
+
+def test_a_hybrid_has_the_larger_reserve_and_a_batch_that_holds_a_block() -> None:
+    footprint = vllm.footprint(safetensors("qwen3.6-27b"), ask(kv_cache_dtype="fp8"), ADA)
+    assert terms(footprint)["reserve"] == GIB
+    assert int(str(footprint.flags["max-num-batched-tokens"])) >= 1600
+    assert next(t.grade for t in footprint.terms if t.name == "kv_cache") == "bounded"
+
+
+def test_images_cost_unless_they_are_off() -> None:
+    shape = safetensors("gemma-4-31b", groups={"model.vision_tower.x": [1, 10**9, "BF16"]})
+    seeing, blind = (vllm.footprint(shape, request, ADA) for request in (ask(), ask(language_model_only=True)))
+    assert terms(seeing)["weights"] - terms(blind)["weights"] == 10**9
+    assert "vision" in terms(seeing) and "vision" not in terms(blind)
+
+
+def test_the_context_is_larger_on_wsl() -> None:
+    wsl = Device(vendor="nvidia", name="RTX 4090", total_bytes=1, compute_capability="8.9", wsl=True)
+    assert terms(vllm.footprint(safetensors("qwen3-4b"), ask(), wsl))["cuda_context"] == int(1.3 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("shape", "request_", "device", "reason"),
+    [
+        (gguf("qwen3-4b"), ask(), ADA, "not GGUF"),
+        (safetensors("qwen3-4b"), ask(65536), ADA, "made for 40960"),
+        (safetensors("qwen3-4b"), ask(), Device(vendor="amd", name="R9700", total_bytes=1), "NVIDIA GPUs only"),
+        (safetensors("qwen3-4b"), ask(kv_cache_dtype="fp8"), AMPERE, "capability 8.9"),
+        (safetensors("qwen3-4b"), ask(kv_cache_dtype="turboquant_k8v4"), ADA, "cannot compute"),
+        (safetensors("qwen3-4b"), ask(max_num_seqs="many"), ADA, "is a number"),
+        (safetensors("qwen3-4b"), ask(), Device(vendor="nvidia", name="P40", total_bytes=1, compute_capability="6.1"), "7.5"),
+        (safetensors("glm-4.7-flash"), ask(), Device(vendor="nvidia", name="x", total_bytes=1, count=3), "20 attention heads"),
+        (safetensors("bge-reranker"), ask(512), ADA, "kind: rerank"),
+        (safetensors("qwen3-4b"), Request(kind="rerank", context=512, concurrency=1), ADA, "classif"),
+    ],
+)
+def test_what_it_cannot_serve_it_says(shape: object, request_: Request, device: Device, reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        vllm.footprint(shape, request_, device)  # type: ignore[arg-type]
+
+
+def test_a_longer_context_is_allowed_with_overrides() -> None:
+    assert vllm.footprint(safetensors("qwen3-4b"), ask(65536, hf_overrides="{}"), ADA).kv_cache_tokens == 4 * 65536
+
+
+def test_the_command() -> None:
+    request = ask(8192, 2)
+    assert launch(request, vllm.footprint(safetensors("qwen3-4b"), request, ADA)) == [
+        "Qwen/Qwen3-4B",
+        *("--served-model-name", "qwen", "--host", "0.0.0.0", "--port", "8000"),
+        *("--max-model-len", "8192", "--max-num-seqs", "2", "--max-num-batched-tokens", "2048"),
+        *("--kv-cache-memory-bytes", str((2 * 512 + 1) * 16 * 147456)),
+        *("--compilation-config", '{"cudagraph_capture_sizes":[1,2]}'),
+        *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--gpu-memory-utilization", "0.151"),
+    ]
+
+
+def test_user_arguments_replace_ours_and_are_counted() -> None:
+    request = Request(kind="chat", context=8192, concurrency=4, args={"max_num_seqs": 2, "--max-model-len": "4K", "tool-call-parser": "pythonic"})
+    footprint = vllm.footprint(safetensors("qwen3-4b"), request, ADA)
+    argv = launch(request, footprint)
+    assert argv[-6:] == ["--max_num_seqs", "2", "--max-model-len", "4K", "--tool-call-parser", "pythonic"]
+    assert argv.count("--max-model-len") == 1 and "--max-num-seqs" not in argv
+    assert footprint.kv_cache_tokens == 2 * 4096
+
+
+def test_a_coder_writes_its_calls_in_another_way() -> None:
+    request = ask()
+    argv = launch(request, vllm.footprint(safetensors("qwen3-30b-a3b"), request, ADA), "Qwen/Qwen3-Coder-30B-A3B-Instruct")
+    assert argv[argv.index("--tool-call-parser") + 1] == "qwen3_coder"
+
+
+@pytest.mark.parametrize("kind", ["embedding", "rerank"])
+def test_other_kinds_pool(kind: str) -> None:
+    request = Request(kind=kind, context=512, concurrency=8)  # type: ignore[arg-type]
+    footprint = vllm.footprint(safetensors("bge-reranker"), request, ADA)
+    assert footprint.flags["runner"] == "pooling"
+    assert footprint.kv_cache_bytes == 0 and "kv-cache-memory-bytes" not in footprint.flags
+
+
+def test_no_secret_in_argv_and_nothing_is_reported_home() -> None:
+    request = ask()
+    footprint = vllm.footprint(safetensors("qwen3-4b"), request, ADA)
+    assert "--api-key" not in launch(request, footprint)
+    made = Launch(model="m", weights="w", host="h", port=1, request=request, footprint=footprint, device=ADA)
+    assert vllm.environment(made)["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_it_is_found_as_an_engine() -> None:
+    assert engines()["vllm"].BUDGETED

@@ -1,0 +1,117 @@
+"""The Docker Engine of this box, on which the lab's machines run, and what the lab needs from the box."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+STATE = Path(os.environ.get("HOMELAB_LAB", "/var/tmp/homelab-lab"))
+NETWORK = "homelab-lab"
+SUBNET = "10.77.0"
+GATEWAY = f"{SUBNET}.1"
+LABEL = "homelab-lab"
+
+# A node is made of this box's own packages, so they must be installed here; the last few are for the images and the fake NVML.
+NODE_PACKAGES = ("openssh-server", "openssh-client", "python3", "docker.io", "iptables", "iproute2", "ca-certificates", "procps", "curl")
+IMAGE_PACKAGES = ("python3", "libgomp1", "libstdc++6", "ca-certificates", "libssl3", "curl")
+BUILD_PACKAGES = ("gcc", "libc6-dev", "binutils", "python3-venv")
+
+
+class LabError(RuntimeError):
+    """The lab cannot do what was asked; the text says why and what to type."""
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def timed(what: str, worth_telling: float = 1.0) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    took = time.monotonic() - began
+    if took >= worth_telling:
+        say(f"lab: {what}: {took:.1f} s")
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """One process at a time: tests run in several workers, and people type commands beside them."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    with (STATE / f"{name}.lock").open("w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def obstacle() -> str | None:
+    """Why the lab cannot run here, in one line that says what would change it; None if it can."""
+    if sys.platform != "linux":
+        return "the lab needs Linux"
+    if os.geteuid() != 0:
+        return "the lab needs root (it mounts, and starts machines with their own Docker): run it as root or with sudo"
+    if not shutil.which("dpkg-query"):
+        return "the lab makes its machines from Debian or Ubuntu packages, and this is neither"
+    missing = [p for p in dict.fromkeys(NODE_PACKAGES + IMAGE_PACKAGES + BUILD_PACKAGES) if not _installed(p)]
+    if missing:
+        return f"the lab needs packages that are not installed: apt-get install -y --no-install-recommends {' '.join(missing)}"
+    return None
+
+
+def _installed(package: str) -> bool:
+    return any(Path("/var/lib/dpkg/info").glob(f"{package}.list")) or any(Path("/var/lib/dpkg/info").glob(f"{package}:*.list"))
+
+
+def docker_binary() -> str:
+    return "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
+
+
+def docker(*args: str, check: bool = True, text_in: str | None = None, timeout: float = 300) -> str:
+    """Run the docker client on this box's engine and return its output."""
+    env = {k: v for k, v in os.environ.items() if k not in ("DOCKER_HOST", "DOCKER_CONTEXT")}
+    done = subprocess.run([docker_binary(), *args], input=text_in, capture_output=True, text=True, timeout=timeout, env=env)
+    if check and done.returncode:
+        raise LabError(f"docker {' '.join(args[:3])}… failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def ready() -> None:
+    """This box's engine runs and has the lab's network."""
+    reason = obstacle()
+    if reason:
+        raise LabError(reason)
+    STATE.mkdir(parents=True, exist_ok=True)
+    with locked("engine"):
+        if not _answers():
+            with timed("started dockerd"):
+                _start_engine()
+        if not docker("network", "ls", "-q", "--filter", f"name=^{NETWORK}$"):
+            docker("network", "create", "--internal", "--subnet", f"{SUBNET}.0/24", NETWORK)
+
+
+def _answers() -> bool:
+    return subprocess.run([docker_binary(), "version"], capture_output=True).returncode == 0
+
+
+def _start_engine() -> None:
+    if Path("/run/systemd/system").is_dir():
+        subprocess.run(["systemctl", "start", "docker"], check=False)
+    else:
+        with (STATE / "dockerd.log").open("ab") as log:
+            subprocess.Popen(["dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    until = time.monotonic() + 30
+    while not _answers():
+        if time.monotonic() > until:
+            raise LabError(f"dockerd does not answer after 30 s; its log: {STATE}/dockerd.log (or journalctl -u docker)")
+        time.sleep(0.2)
+
+
+def labelled(*more: str) -> list[str]:
+    """Ids of the lab's containers."""
+    return docker("ps", "-aq", "--filter", f"label={LABEL}", *more).split()

