@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 import threading
 from typing import Any
-from urllib.parse import quote
 
 from . import httpget
 
@@ -32,7 +30,8 @@ DOWN = "Cannot connect to the Docker daemon at unix://%s. Is the docker daemon r
 
 def find_program(name: str) -> str | None:
     """A login by SSH often has a shorter PATH than the desk."""
-    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(PROGRAM_PATH))
+    folders = [*os.environ.get("PATH", "").split(os.pathsep), *PROGRAM_PATH]
+    return next((p for p in (os.path.join(f, name) for f in folders if f) if os.path.isfile(p) and os.access(p, os.X_OK)), None)
 
 
 def socket_path() -> str:

@@ -12,7 +12,7 @@ from homelab.deploy.events import Event, Tell
 from homelab.errors import DeployError
 from homelab.nodes.session import Session
 from homelab.runtimes.compose import SLOWEST_LOAD_BYTES_PER_SECOND, START_SECONDS
-from homelab.runtimes.native import provision_command, supervise
+from homelab.runtimes.native import link_command, provision_command, supervise
 from homelab.service import Service
 
 POLL_SECONDS = 0.3
@@ -37,6 +37,7 @@ async def fetch(session: Session, service: Service, tell: Tell) -> None:
     if "error" in answer:
         e = answer["error"]
         raise DeployError(f"`{service.name}` cannot be installed on node `{service.node}`: {e.get('message', '')}", cause=e.get("cause", ""), hint=e.get("hint", ""))
+    await session.run(link_command(service.provision, answer["directory"]))
 
 
 async def start(session: Session, service: Service, *, again: bool = False) -> None:

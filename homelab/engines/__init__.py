@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from homelab.models.shape import ModelShape
 
@@ -103,6 +103,7 @@ class Engine(Protocol):
     VENDORS: frozenset[str]  # accelerators it runs on, "cpu" among them where it does
     PORT: int  # first port tried on a node
     HEALTH: str  # path that answers 200 once the model is loaded
+    CONTEXT_PATH: str  # path that tells the context really served
     KEY_VARIABLE: str  # environment variable that holds the API key it demands
     BUDGETED: bool  # has a `--gpu-memory-utilization` of its own
     MODEL_CACHES: tuple[str, ...]  # directories in its image to keep between restarts, beside the hub cache
@@ -110,6 +111,7 @@ class Engine(Protocol):
     def footprint(self, shape: ModelShape, request: Request, device: Device) -> Footprint: ...
     def command(self, launch: Launch) -> list[str]: ...
     def environment(self, launch: Launch) -> dict[str, str]: ...
+    def served_context(self, document: Any) -> int | None: ...
 
 
 @cache

@@ -17,6 +17,7 @@ KINDS = frozenset({"chat", "embedding", "rerank"})
 VENDORS = frozenset({"nvidia", "amd", "apple", "intel", "cpu"})
 PORT = 8080
 HEALTH = "/health"
+CONTEXT_PATH = "/props"
 KEY_VARIABLE = "LLAMA_API_KEY"
 BUDGETED = False
 MODEL_CACHES: tuple[str, ...] = ()
@@ -105,6 +106,14 @@ def environment(launch: Launch) -> dict[str, str]:
     return {}
 
 
+def served_context(document: Any) -> int | None:
+    """The tokens of one slot, from the answer to `CONTEXT_PATH`: `-c` is shared out among the slots."""
+    try:
+        return int(document["default_generation_settings"]["n_ctx"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _flags(shape: ModelShape, request: Request, device: Device, args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     slots = _number(args, "parallel", request.concurrency)
     out: dict[str, ArgValue] = {"ctx-size": _pad(request.context) * slots, "parallel": slots}
@@ -135,8 +144,7 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
     stretched = any(name.startswith(("rope-", "yarn-")) for name in args)
     if shape.max_context and request.context > shape.max_context and not stretched:
         raise Unsupported(
-            f"the model was made for {shape.max_context} tokens and {request.context} are asked; "
-            "lower `context`, or set `rope-scaling` and `yarn-orig-ctx` in `args`"
+            f"the model was made for {shape.max_context} tokens and {request.context} are asked; lower `context`, or set `rope-scaling` and `yarn-orig-ctx` in `args`"
         )
     for name in ("cache-type-k", "cache-type-v"):
         if str(args.get(name, "f16")) not in CACHE_TYPES:
@@ -147,9 +155,7 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
         raise Unsupported(f"this is an {shape.kind} model, and the inventory says chat: write `kind: {shape.kind}`")
 
 
-def _context(
-    shape: ModelShape, layer: Layer, args: Mapping[str, Any], cells: int, streams: int, slots: int, ubatch: int, window_slots: int
-) -> int:
+def _context(shape: ModelShape, layer: Layer, args: Mapping[str, Any], cells: int, streams: int, slots: int, ubatch: int, window_slots: int) -> int:
     """Bytes of one layer's cache and state for all slots."""
     size = 0
     if layer.attention != "none":
@@ -180,9 +186,7 @@ def _snapshot(shape: ModelShape, args: Mapping[str, Any], ubatch: int) -> int:
     return states + int(windows)
 
 
-def _placed(
-    shape: ModelShape, device: Device, args: Mapping[str, Any], contexts: list[int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def _placed(shape: ModelShape, device: Device, args: Mapping[str, Any], contexts: list[int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """(weights, context) on the fullest device, and in host RAM beside it."""
     if device.vendor == "cpu":
         return (shape.weights_bytes, sum(contexts)), (0, 0)

@@ -21,6 +21,7 @@ KINDS = frozenset({"chat", "embedding", "rerank"})
 VENDORS = frozenset({"nvidia"})
 PORT = 8000
 HEALTH = "/health"
+CONTEXT_PATH = "/v1/models"
 KEY_VARIABLE = "VLLM_API_KEY"
 BUDGETED = True
 MODEL_CACHES = ("/root/.cache/vllm",)
@@ -115,6 +116,14 @@ def environment(launch: Launch) -> dict[str, str]:
     return {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
+def served_context(document: Any) -> int | None:
+    """The longest request it takes, from the answer to `CONTEXT_PATH` (vLLM 0.33: ModelCard.max_model_len)."""
+    try:
+        return int(document["data"][0]["max_model_len"])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+
+
 def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[str, ArgValue], context: int, tp: int) -> None:
     if shape.format not in FORMATS:
         raise Unsupported("vLLM 0.33 reads safetensors, not GGUF: name the original repository or an AWQ, GPTQ or FP8 one, or use llamacpp")
@@ -126,8 +135,7 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
     dtype = str(args.get("kv-cache-dtype", "auto"))
     if dtype in ("fp8", "fp8_e4m3", "fp8_per_token_head") and capability < 8.9:
         raise Unsupported(
-            f"an FP8 (e4m3) KV cache needs compute capability 8.9, and {device.name} has {device.compute_capability}: "
-            "use `kv-cache-dtype: fp8_e5m2` or int8_per_token_head"
+            f"an FP8 (e4m3) KV cache needs compute capability 8.9, and {device.name} has {device.compute_capability}: use `kv-cache-dtype: fp8_e5m2` or int8_per_token_head"
         )
     if dtype not in DTYPES:
         raise Unsupported(f"homelab cannot compute the memory of `kv-cache-dtype: {dtype}`; it can for {', '.join(sorted(DTYPES))}")
@@ -182,7 +190,7 @@ def _activation(shape: ModelShape, request: Request, seqs: int, batched: int, tp
     """The larger of two peaks that vLLM profiles: a forward pass over a full batch, and sampling for every request at once."""
     query = max((layer.heads * layer.key_dim for layer in shape.layers if layer.attention in ("full", "sliding")), default=0) // tp
     width = 6 * max(shape.hidden, query) + 6 * math.ceil(shape.intermediate / tp) + 2 * shape.experts_used * shape.hidden
-    forward = batched * width
+    forward = batched * width * 102 // 100  # logged peaks were up to 0.5 % above the formula
     if r := shape.recurrent:  # the chunked scan's scratch, which profiling sees only in part
         forward += batched * (r.state_elements // 64 + 2 * r.conv_channels) * 2 // tp
     return max(forward, seqs * shape.vocab * SAMPLER_BYTES) if request.kind == "chat" else forward

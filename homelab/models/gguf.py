@@ -32,9 +32,7 @@ SLIDING = {
     "smallthinker": (4, True),
 }
 # These run without a cache: every token attends to every other once (llama.cpp `llama_model::create_memory`).
-CACHELESS = frozenset(
-    {"bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert", "gemma-embedding"}
-)
+CACHELESS = frozenset({"bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert", "gemma-embedding"})
 DEFAULT_WINDOW = {"gemma2": 4096, "llama4": 8192}
 GENERIC = frozenset(
     {"llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "qwen3next", "qwen35", "qwen35moe", "deepseek2", "glm4", "glm4moe", "phi3", "mistral3"}
@@ -55,9 +53,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
     tensors: list[list[Any]] = need(document, "tensors", what="The GGUF header")
     architecture = str(need(metadata, "general.architecture", what="The GGUF header"))
     if (parts := metadata.get("split.count") or 0) > 1 and (metadata.get("split.tensors.count") or 0) > len(tensors):
-        raise InventoryError(
-            f"This GGUF is one of {parts} parts, and only this part's header was read", hint="Name the first part, with the others beside it."
-        )
+        raise InventoryError(f"This GGUF is one of {parts} parts, and only this part's header was read", hint="Name the first part, with the others beside it.")
     reader = _Reader(metadata, architecture)
     count = int(reader.need("block_count"))
     by_layer: dict[int, dict[str, tuple[list[int], int]]] = defaultdict(dict)
@@ -74,8 +70,10 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         raise InventoryError("The GGUF header lacks the tensor `token_embd.weight`: it is not a language model (a vision projector?)")
     mtp = int(reader.get("nextn_predict_layers") or 0)
     layers = tuple(_layer(reader, i, by_layer[i], count - mtp) for i in range(count))
-    notes = () if architecture in SLIDING or architecture in GENERIC or architecture in CACHELESS else (
-        f"architecture {architecture} is not known here: every layer is counted as full attention, an upper bound",
+    notes = (
+        ()
+        if architecture in SLIDING or architecture in GENERIC or architecture in CACHELESS
+        else (f"architecture {architecture} is not known here: every layer is counted as full attention, an upper bound",)
     )
     output = outside.get("output.weight", ([], 0))[1]
     return ModelShape(
@@ -136,9 +134,7 @@ def _layer(reader: _Reader, index: int, tensors: Mapping[str, tuple[list[int], i
     heads = int(reader.at("attention.head_count", index) or 0)
     recurrent = any(name.startswith(("ssm_", "shortconv", "time_mix_")) for name in tensors)
     # The trunk never attends to the prediction layers, and without a draft they have no cache (llama.cpp filters `il < n_layer`).
-    attends = any(name.startswith(("attn_k.", "attn_kv", "attn_k_b", "attn_k_norm")) for name in tensors) or (
-        "attn_qkv.weight" in tensors and not recurrent
-    )
+    attends = any(name.startswith(("attn_k.", "attn_kv", "attn_k_b", "attn_k_norm")) for name in tensors) or ("attn_qkv.weight" in tensors and not recurrent)
     if index >= trunk or not attends or reader.architecture in CACHELESS or not _has_cache(reader, index):
         return Layer(attention="none", heads=heads, recurrent=recurrent and index < trunk, bytes=size, expert_bytes=experts)
     window = _window(reader, index)

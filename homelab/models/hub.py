@@ -232,16 +232,12 @@ def _explained(repo: str, endpoint: str | None) -> Iterator[None]:
     except errors.EntryNotFoundError as e:
         raise InventoryError(f"`{repo}` lacks a file that a model has", cause=_words(e), hint="Is it a model with weights of its own?") from e
     except errors.NotASafetensorsRepoError as e:
-        raise InventoryError(
-            f"`{repo}` has no safetensors weights", cause=_words(e), hint=f"For a GGUF, name its quantisation: {repo}:Q4_K_M"
-        ) from e
+        raise InventoryError(f"`{repo}` has no safetensors weights", cause=_words(e), hint=f"For a GGUF, name its quantisation: {repo}:Q4_K_M") from e
     except Exception as e:  # its HTTP library's errors are not part of its interface
         if isinstance(e, errors.HfHubHTTPError) and e.response is not None and e.response.status_code in (401, 403):
             raise InventoryError(f"The hub refuses `{repo}`", cause=_words(e), hint="Is HF_TOKEN right, and may it read this?") from e
         where = endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        raise NodeError(
-            f"The header of `{repo}` cannot be read from {where}", cause=_words(e), hint="Is this machine online? HF_ENDPOINT names a mirror.", kind="hub"
-        ) from e
+        raise NodeError(f"The header of `{repo}` cannot be read from {where}", cause=_words(e), hint="Is this machine online? HF_ENDPOINT names a mirror.", kind="hub") from e
 
 
 def _words(error: Exception) -> str:

@@ -42,9 +42,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
     output = _sum(groups, lambda name: name.endswith("lm_head.weight"))
     encoder = model_type in ENCODERS
     vision = "vision_config" in outer
-    notes = [] if model_type in GENERIC else [
-        f"model_type {model_type or '?'} is not known here: layers without a kind are counted as full attention, an upper bound"
-    ]
+    notes = [] if model_type in GENERIC else [f"model_type {model_type or '?'} is not known here: layers without a kind are counted as full attention, an upper bound"]
     return ModelShape(
         format="safetensors",
         architecture=architecture,
@@ -101,9 +99,7 @@ def _layers(config: Mapping[str, Any], model_type: str) -> tuple[Layer, ...]:
             attention = "sliding" if sliding else "full"
             # DeepSeek without its latent cache, and models that widen keys only, give `v_head_dim`.
             own, dim = (kv_heads, key) if kind == "sliding" else (full_heads, full_key)
-            layers.append(
-                Layer(attention=attention, heads=heads, kv_heads=own, key_dim=dim, value_dim=dim, window=int(window or 0) or None if sliding else None)
-            )
+            layers.append(Layer(attention=attention, heads=heads, kv_heads=own, key_dim=dim, value_dim=dim, window=int(window or 0) or None if sliding else None))
     return tuple(layers)
 
 

@@ -177,6 +177,8 @@ def _wheel(tag: str, sha256: str) -> bytes | None:
 
 # Apple's /usr/bin/python3 is a stub that opens a window when the developer tools are missing, so it is asked for first.
 FIND_PYTHON = """\
+IFS='
+'
 pythons() {
   if [ -n "$given" ]; then command -v "$given"; return; fi
   for p in python3 /opt/homebrew/bin/python3 /usr/local/bin/python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8; do
@@ -233,4 +235,5 @@ def install_command(name: str, *, python: str | None = None) -> str:
 
 
 def _named(name: str, python: str | None) -> str:
-    return f'b="{FOLDER}"\nd="$b/{name}"\ngiven={shlex.quote(python or "")}\n'
+    home, rest = ('"$HOME"/', python[2:]) if python and python.startswith("~/") else ("", python or "")
+    return f'b="{FOLDER}"\nd="$b/{name}"\ngiven={home}{shlex.quote(rest)}\n'

@@ -69,8 +69,14 @@ def supervise(verb: str, directory: str) -> str:
 
 
 def provision_command(provision: Provision) -> str:
+    """A command line that makes the environment and ends with one line of JSON, which names its folder."""
     tools = tools_directory()
-    return shlex.join(["python3", f"{tools}/provision.py", "--lock", f"{tools}/{provision.lock}", "--directory", provision.directory])
+    return shlex.join(["python3", f"{tools}/provision.py", "--lock", f"{tools}/{provision.lock}", "--name", provision.name, "--into", CACHE])
+
+
+def link_command(provision: Provision, target: str) -> str:
+    """The environment's folder is named after the node's Python too; rendered files know it by this link."""
+    return shlex.join(["ln", "-sfn", target, provision.directory])
 
 
 @cache
@@ -81,7 +87,7 @@ def _tools() -> dict[str, str]:
 
 def _provision(name: str) -> Provision:
     lock = f"{name}.lock"
-    return Provision(name=name, lock=lock, directory=f"{CACHE}/{name}-{hashlib.sha256(_tools()[lock].encode()).hexdigest()[:12]}")
+    return Provision(name=name, lock=lock, directory=f"{CACHE}/{name}-env-{hashlib.sha256(_tools()[lock].encode()).hexdigest()[:12]}")
 
 
 def _environment_file(unit: Unit) -> str:

@@ -181,7 +181,7 @@ def provision(lock: str, name: str, into: str, asked: Optional[str]) -> Dict[str
         with open(lock, "rb") as file:
             content = file.read()
     except OSError as problem:
-        raise Failure("cannot read the lock", str(problem))
+        raise Failure("cannot read the lock", str(problem)) from None
     text = content.decode("utf-8", "replace")
     major, _, minor = re.sub(r"[^0-9.]", "", lock_header(text, "requires-python", "3.8")).partition(".")
     python, version = choose_python(asked, (int(major), int(minor)))
@@ -212,8 +212,9 @@ def provision(lock: str, name: str, into: str, asked: Optional[str]) -> Dict[str
                 try:
                     install(python, version, directory, os.path.abspath(lock))
                     say("compiling")
-                    # Some packages ship templates that are no valid Python: its exit code means nothing.
-                    run([os.path.join(directory, "bin", "python"), "-m", "compileall", "-q", "-j", "0", os.path.join(directory, "lib")], clean_environment())  # fmt: skip
+                    # Some packages ship templates that are not valid Python, so the exit code means nothing.
+                    compiler = [os.path.join(directory, "bin", "python"), "-m", "compileall", "-q", "-j", "0"]
+                    run([*compiler, os.path.join(directory, "lib")], clean_environment())
                 except BaseException:
                     shutil.rmtree(directory, ignore_errors=True)
                     raise
@@ -221,7 +222,7 @@ def provision(lock: str, name: str, into: str, asked: Optional[str]) -> Dict[str
                     json.dump({"python": python, "version": dotted(version)}, file)
                 os.replace(marker + ".new", marker)
     except OSError as problem:
-        raise Failure("cannot write to %s" % os.path.dirname(directory), str(problem))
+        raise Failure("cannot write to %s" % os.path.dirname(directory), str(problem)) from None
     answer.update(seconds=round(time.monotonic() - began, 2), fresh=fresh)
     return answer
 

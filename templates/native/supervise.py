@@ -122,7 +122,7 @@ def read_environment(path: str) -> Dict[str, str]:
         with open(path, "rb") as file:
             lines = os.fsdecode(file.read()).split("\n")  # not splitlines(): a value may hold \r, \x0b, U+2028
     except OSError as problem:
-        raise Mistake("cannot read the environment file: %s" % problem)
+        raise Mistake("cannot read the environment file: %s" % problem) from None
     values = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
@@ -143,7 +143,7 @@ class Service:
             with open(path, encoding="utf-8") as file:
                 document = json.load(file)
         except (OSError, ValueError) as problem:
-            raise Mistake("cannot read %s: %s" % (path, problem))
+            raise Mistake("cannot read %s: %s" % (path, problem)) from None
         argv = document.get("argv") if isinstance(document, dict) else None
         if not isinstance(argv, list) or not argv or not all(isinstance(item, str) and "\0" not in item for item in argv):
             raise Mistake("%s: argv must be a list of strings" % path)

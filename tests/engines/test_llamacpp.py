@@ -23,9 +23,7 @@ def terms(footprint: Footprint) -> dict[str, int]:
 
 
 def launch(request: Request, footprint: Footprint, weights: str = "/models/m.gguf", device: Device = GPU) -> list[str]:
-    return llamacpp.command(
-        Launch(model="qwen", weights=weights, host="0.0.0.0", port=8080, request=request, footprint=footprint, device=device)
-    )
+    return llamacpp.command(Launch(model="qwen", weights=weights, host="0.0.0.0", port=8080, request=request, footprint=footprint, device=device))
 
 
 @pytest.mark.parametrize(("model", "args", "model_mib", "context_mib", "compute_mib"), GOLDEN, ids=[f"{g[0]} {g[1]}" for g in GOLDEN])

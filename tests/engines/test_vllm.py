@@ -67,13 +67,11 @@ def test_a_forward_pass_of_many_tokens() -> None:
     """Llama-3.1-8B, one batch of 20 000 tokens: a peak of 17.06 - 14.99 GiB (vllm#10517)."""
     found = terms(vllm.footprint(safetensors("llama-3.1-8b"), ask(20000, 1, max_num_batched_tokens=20000), ADA))["activation"] / GIB
     assert found == pytest.approx(2.07, rel=0.02)
+    assert found >= 2.07
 
 
 def test_fewer_graphs_for_fewer_requests() -> None:
-    few, many, eager = (
-        terms(vllm.footprint(safetensors("qwen3-4b"), request, ADA))["cuda_graphs"]
-        for request in (ask(8192, 4), ask(8192, 256), ask(8192, 4, enforce_eager=True))
-    )
+    few, many, eager = (terms(vllm.footprint(safetensors("qwen3-4b"), request, ADA))["cuda_graphs"] for request in (ask(8192, 4), ask(8192, 256), ask(8192, 4, enforce_eager=True)))
     assert eager == 0 < few < many <= 0.6 * GIB
     flags = vllm.footprint(safetensors("qwen3-4b"), ask(8192, 20), ADA).flags
     assert json.loads(str(flags["compilation-config"])) == {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 20]}
@@ -93,10 +91,7 @@ def test_weights_are_split_and_copied_over_ranks() -> None:
 
 def test_prediction_layers_are_loaded_only_for_speculation() -> None:
     shape = safetensors("qwen3.6-27b", groups={"mtp.layers.*.mlp.up_proj.weight": [1, 10**9, "BF16"]})
-    plain, fast = (
-        terms(vllm.footprint(shape, request, ADA))
-        for request in (ask(), ask(speculative_config='{"method":"mtp","num_speculative_tokens":2}'))
-    )
+    plain, fast = (terms(vllm.footprint(shape, request, ADA)) for request in (ask(), ask(speculative_config='{"method":"mtp","num_speculative_tokens":2}')))
     assert fast["weights"] - plain["weights"] == 10**9
     assert fast["kv_cache"] > plain["kv_cache"]
 
@@ -112,7 +107,8 @@ def test_images_cost_unless_they_are_off() -> None:
     shape = safetensors("gemma-4-31b", groups={"model.vision_tower.x": [1, 10**9, "BF16"]})
     seeing, blind = (vllm.footprint(shape, request, ADA) for request in (ask(), ask(language_model_only=True)))
     assert terms(seeing)["weights"] - terms(blind)["weights"] == 10**9
-    assert "vision" in terms(seeing) and "vision" not in terms(blind)
+    assert "vision" in terms(seeing)
+    assert "vision" not in terms(blind)
 
 
 def test_the_context_is_larger_on_wsl() -> None:
@@ -161,7 +157,8 @@ def test_user_arguments_replace_ours_and_are_counted() -> None:
     footprint = vllm.footprint(safetensors("qwen3-4b"), request, ADA)
     argv = launch(request, footprint)
     assert argv[-6:] == ["--max_num_seqs", "2", "--max-model-len", "4K", "--tool-call-parser", "pythonic"]
-    assert argv.count("--max-model-len") == 1 and "--max-num-seqs" not in argv
+    assert argv.count("--max-model-len") == 1
+    assert "--max-num-seqs" not in argv
     assert footprint.kv_cache_tokens == 2 * 4096
 
 
@@ -176,7 +173,8 @@ def test_other_kinds_pool(kind: str) -> None:
     request = Request(kind=kind, context=512, concurrency=8)  # type: ignore[arg-type]
     footprint = vllm.footprint(safetensors("bge-reranker"), request, ADA)
     assert footprint.flags["runner"] == "pooling"
-    assert footprint.kv_cache_bytes == 0 and "kv-cache-memory-bytes" not in footprint.flags
+    assert footprint.kv_cache_bytes == 0
+    assert "kv-cache-memory-bytes" not in footprint.flags
 
 
 def test_no_secret_in_argv_and_nothing_is_reported_home() -> None:

@@ -23,8 +23,7 @@ SAFETENSORS: dict[str, dict[str, Any]] = {
     "qwen3-4b": QWEN3
     | {"num_hidden_layers": 36, "hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_key_value_heads": 8}
     | {"tie_word_embeddings": True},
-    "qwen3-8b": QWEN3
-    | {"num_hidden_layers": 36, "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8},
+    "qwen3-8b": QWEN3 | {"num_hidden_layers": 36, "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8},
     "qwen3-30b-a3b": QWEN3
     | {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 48, "hidden_size": 2048}
     | {"intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8}

@@ -28,7 +28,8 @@ def test_kinds_of_layers() -> None:
     assert [layer.attention for layer in safetensors("gpt-oss-120b").layers[:2]] == ["sliding", "full"]
     hybrid = safetensors("qwen3.6-27b")
     assert (sum(layer.recurrent for layer in hybrid.layers), sum(layer.attention == "full" for layer in hybrid.layers)) == (48, 16)
-    assert hybrid.hybrid and not hybrid.mla
+    assert hybrid.hybrid
+    assert not hybrid.mla
     assert safetensors("glm-4.7-flash").mla
 
 

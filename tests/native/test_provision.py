@@ -91,7 +91,7 @@ def test_makes_an_environment_once(shared: Place) -> None:
     assert sorted(answer["fresh"] for answer in answers) == [False, True]
     first, second = answers
     assert first["directory"] == second["directory"] and first["python"] == first["directory"] + "/bin/python"
-    version = "%d.%d" % sys.version_info[:2]
+    version = ".".join(map(str, sys.version_info[:2]))
     digest = hashlib.sha256(shared.lock().read_bytes() + version.encode()).hexdigest()[:12]
     assert Path(first["directory"]).name == f"tiny-{digest}"
     done = subprocess.run(
@@ -154,7 +154,7 @@ def test_an_old_python3_finds_a_newer_one(place: Place) -> None:
     if not old:
         pytest.skip("no Python 3.8 here")
     path = f"{Path(sys.executable).resolve().parent}:{old[0].parent}"
-    version = "%d.%d" % sys.version_info[:2]
+    version = ".".join(map(str, sys.version_info[:2]))
     if not Path(sys.executable).resolve().with_name(f"python{version}").exists():
         pytest.skip("this Python has no versioned name")
     answer = place(lock=place.lock(header=f"# requires-python: >={version}\n"), python=str(old[0]), PATH=path)
