@@ -95,7 +95,7 @@ def describe(path: str) -> dict[str, Any]:
     info = information.result(TIMEOUT_S) or {}
     found["data_root"] = info.get("DockerRootDir")
     found["cgroup_version"] = info.get("CgroupVersion")
-    if "nvidia" in (info.get("Runtimes") or {}) or info.get("CDISpecDirs") and has_cdi(info["CDISpecDirs"]):
+    if "nvidia" in (info.get("Runtimes") or {}) or has_cdi(info.get("CDISpecDirs") or []):
         found["nvidia_runtime"] = True
     return found
 
@@ -137,9 +137,7 @@ def details(path: str, containers: list[dict[str, Any]], api: str, problems: lis
     one_shot = tuple(int(n) for n in (api or "0").split(".")) >= (1, 41)  # without one-shot, stats waits a second or two
     inspections = [InThread(httpget.get_json, path, "/containers/{}/json".format(c["Id"]), TIMEOUT_S) for c in containers]
     statistics = [
-        InThread(httpget.get_json, path, "/containers/{}/stats?stream=false&one-shot=true".format(quote(c["Id"])), TIMEOUT_S)
-        if one_shot and c.get("State") == "running"
-        else None
+        InThread(httpget.get_json, path, f"/containers/{c['Id']}/stats?stream=false&one-shot=true", TIMEOUT_S) if one_shot and c.get("State") == "running" else None
         for c in containers
     ]
     found = []
@@ -197,4 +195,4 @@ def memory(statistics: dict[str, Any]) -> int | None:
     if usage is None:
         return None
     more = statistics.get("stats") or {}
-    return max(0, usage - more.get("total_inactive_file", more.get("inactive_file", 0)))
+    return int(max(0, usage - more.get("total_inactive_file", more.get("inactive_file", 0))))

@@ -40,13 +40,14 @@ class Question:
         self.thread.join(max(0.0, self.started + self.deadline_s - time.monotonic()))
         value = self.value
         if self.thread.is_alive():
-            problems.append({"source": self.source, "message": f"no answer in {self.deadline_s} s"})
+            problems.append({"source": self.source, "message": f"no answer in {self.deadline_s:g} s"})
         problems.extend(list(self.problems))
         return value
 
 
 def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
-    engine = Question("docker", docker.collect, {"docker": None, "services": [], "ports": []})
+    silent = {"reachable": False, "error": f"no answer in {DEADLINE_S:.0f} s"}
+    engine = Question("docker", docker.collect, {"docker": silent, "services": [], "ports": []})
     gpus = Question("gpus", accelerators.collect, [])
     sources = [str(s) for s in request.get("sources") or []]
     files = Question("weights", lambda _: weights.collect(sources), [], WEIGHTS_DEADLINE_S) if sources else None

@@ -28,11 +28,11 @@ PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 TRUNCATED_STATUS, INVALID_STATUS, USAGE_STATUS = 3, 1, 2
 
 
-class InvalidFile(Exception):
+class HeaderError(Exception):
     """Not a model file that can be used; the text says why."""
 
 
-class Truncated(Exception):
+class TruncatedError(Exception):
     """The header goes on beyond the bytes at hand; at least `need_bytes` of the file are wanted."""
 
     def __init__(self, need_bytes: int) -> None:
@@ -55,8 +55,8 @@ class Reader:
         end = start + count
         if end > len(self.data):
             if end > self.size:
-                raise InvalidFile(f"the header points beyond the end of the file ({end} of {self.size} bytes)")
-            raise Truncated(end)
+                raise HeaderError(f"the header points beyond the end of the file ({end} of {self.size} bytes)")
+            raise TruncatedError(end)
         self.position = end
         return start
 
@@ -73,7 +73,7 @@ class Reader:
     def name(self) -> str:
         name = self.text(MAX_NAME)
         if not isinstance(name, str):
-            raise InvalidFile(f"a name of {name['length']} bytes")
+            raise HeaderError(f"a name of {name['length']} bytes")
         return name
 
     def value(self, kind: int) -> Any:
@@ -82,7 +82,7 @@ class Reader:
         if kind == ARRAY:
             return self.array()
         if kind not in SCALARS:
-            raise InvalidFile(f"metadata of the unknown type {kind}")
+            raise HeaderError(f"metadata of the unknown type {kind}")
         return finite(self.number("b") != 0 if kind == 7 else self.number(SCALARS[kind]))
 
     def array(self) -> Any:
@@ -91,7 +91,7 @@ class Reader:
         if kind == STRING:
             return self.strings(count)
         if kind not in SCALARS:
-            raise InvalidFile(f"an array of the unknown type {kind}")
+            raise HeaderError(f"an array of the unknown type {kind}")
         code = "B" if kind == 7 else SCALARS[kind]
         start = self.take(count * struct.calcsize(code))
         if count > KEPT_NUMBERS:
@@ -102,9 +102,9 @@ class Reader:
     def strings(self, count: int) -> Any:
         self.elements += count
         if self.elements > MAX_ELEMENTS:
-            raise InvalidFile(f"arrays of {self.elements} strings")
+            raise HeaderError(f"arrays of {self.elements} strings")
         if self.position + 8 * count > self.size:
-            raise InvalidFile(f"an array of {count} strings in a file of {self.size} bytes")
+            raise HeaderError(f"an array of {count} strings in a file of {self.size} bytes")
         if count <= KEPT_STRINGS:
             return [self.text(MAX_TEXT) for _ in range(count)]
         data, position, end, number = self.data, self.position, len(self.data), int.from_bytes
@@ -113,7 +113,7 @@ class Reader:
             if position > end:
                 self.position = position
                 self.take(8 * (count - done - 1))
-                raise Truncated(position)
+                raise TruncatedError(position)
         self.position = position
         return {"type": "array", "length": count}
 
@@ -126,17 +126,17 @@ def finite(value: Any) -> Any:
 def parse(data: bytes, size: int) -> dict[str, Any]:
     """The header in `data`, the first bytes of a file of `size` bytes.
 
-    Raises Truncated when more bytes would help and InvalidFile when they would not."""
+    Raises TruncatedError when more bytes would help and HeaderError when they would not."""
     reader = Reader(data, size)
     if data[:4] != b"GGUF"[: len(data)]:
-        raise InvalidFile(f"not a GGUF file: it begins with {data[:4]!r}")
+        raise HeaderError(f"not a GGUF file: it begins with {data[:4]!r}")
     reader.take(4)
     version = reader.number("I")
     if version not in (2, 3):
-        raise InvalidFile("big-endian GGUF" if version & 0xFFFF == 0 and version else f"GGUF version {version} is not known")
+        raise HeaderError("big-endian GGUF" if version & 0xFFFF == 0 and version else f"GGUF version {version} is not known")
     tensor_count, pair_count = reader.number("Q"), reader.number("Q")
     if tensor_count > MAX_TENSORS or pair_count > MAX_PAIRS:
-        raise InvalidFile(f"{tensor_count} tensors and {pair_count} metadata pairs are more than any model has")
+        raise HeaderError(f"{tensor_count} tensors and {pair_count} metadata pairs are more than any model has")
     metadata: dict[str, Any] = {}
     for _ in range(pair_count):
         key = reader.name()
@@ -144,7 +144,7 @@ def parse(data: bytes, size: int) -> dict[str, Any]:
     raw = [tensor(reader) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or isinstance(alignment, bool) or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
-        raise InvalidFile(f"general.alignment is {alignment!r}")
+        raise HeaderError(f"general.alignment is {alignment!r}")
     start = -(-reader.position // alignment) * alignment
     return {"format": "gguf", "version": version, "file_bytes": size, "metadata": metadata, "tensors": measured(raw, start, size)}
 
@@ -153,7 +153,7 @@ def tensor(reader: Reader) -> tuple[str, list[int], int, int]:
     name = reader.name()
     dimensions = reader.number("I")
     if not 0 < dimensions <= 4:
-        raise InvalidFile(f"tensor {name[:80]} has {dimensions} dimensions")
+        raise HeaderError(f"tensor {name[:80]} has {dimensions} dimensions")
     return name, [reader.number("Q") for _ in range(dimensions)], reader.number("I"), reader.number("Q")
 
 
@@ -167,16 +167,16 @@ def measured(raw: list[tuple[str, list[int], int, int]], start: int, size: int) 
         for d in dimensions:
             elements *= d
         if not 0 < elements < 1 << 62:
-            raise InvalidFile(f"tensor {name[:80]} has the dimensions {dimensions}")
+            raise HeaderError(f"tensor {name[:80]} has the dimensions {dimensions}")
         if kind in TYPES:
             word, block, block_bytes = TYPES[kind]
             if dimensions[0] % block:
-                raise InvalidFile(f"tensor {name[:80]}: rows of {dimensions[0]} do not divide into blocks of {block} ({word})")
+                raise HeaderError(f"tensor {name[:80]}: rows of {dimensions[0]} do not divide into blocks of {block} ({word})")
             count = elements // block * block_bytes
         else:
             word, count = f"type-{kind}", following.get(offset, offset) - offset
         if start + offset + count > size:
-            raise InvalidFile(f"tensor {name[:80]} ends at byte {start + offset + count}, the file has {size}")
+            raise HeaderError(f"tensor {name[:80]} ends at byte {start + offset + count}, the file has {size}")
         found.append([name, dimensions, word, count])
     return found
 
@@ -191,11 +191,11 @@ def header(path: str, size: int = 0) -> dict[str, Any]:
             data += f.read(min(wanted, there) - len(data))
             try:
                 return parse(data, size)
-            except Truncated as e:
+            except TruncatedError as e:
                 if len(data) >= there:
                     raise
                 if e.need_bytes > MAX_HEADER:
-                    raise InvalidFile(f"a header of more than {MAX_HEADER} bytes") from e
+                    raise HeaderError(f"a header of more than {MAX_HEADER} bytes") from e
                 wanted = max(2 * wanted, e.need_bytes)
 
 
@@ -206,11 +206,11 @@ def document(path: str) -> dict[str, Any]:
         return header(path)
     count = int(part.group(2))
     if count > 1000:
-        raise InvalidFile(f"a file in {count} parts")
+        raise HeaderError(f"a file in {count} parts")
     paths = [f"{path[: part.start()]}-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
     lacking = [os.path.basename(p) for p in paths if not os.path.exists(p)]
     if lacking:
-        raise InvalidFile("part missing: {}".format(", ".join(lacking[:4])))
+        raise HeaderError("part missing: {}".format(", ".join(lacking[:4])))
     parts = [header(p) for p in paths]
     whole = parts[0]
     whole["tensors"] = [t for p in parts for t in p["tensors"]]
@@ -231,9 +231,9 @@ def main(arguments: list[str]) -> int:
     answer: dict[str, Any]
     try:
         answer = header(arguments[0], size) if size else document(arguments[0])
-    except Truncated as e:
+    except TruncatedError as e:
         status, answer = TRUNCATED_STATUS, {"error": str(e), "need_bytes": e.need_bytes}
-    except (InvalidFile, OSError) as e:
+    except (HeaderError, OSError) as e:
         status, answer = INVALID_STATUS, {"error": str(e)}
     sys.stdout.buffer.write(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
     return status

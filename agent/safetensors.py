@@ -8,7 +8,7 @@ import re
 import struct
 from typing import Any
 
-from .gguf import InvalidFile
+from .gguf import HeaderError
 
 MAX_HEADER = 100_000_000  # the format's own limit (safetensors 0.5, MAX_HEADER_SIZE)
 MAX_JSON = 1 << 26
@@ -21,15 +21,15 @@ def load(data: bytes, what: str) -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8", "replace"), parse_constant=lambda _: None)
     except (ValueError, RecursionError) as e:
-        raise InvalidFile(f"{what} is not JSON: {e}") from e
+        raise HeaderError(f"{what} is not JSON: {e}") from e
     if not isinstance(value, dict):
-        raise InvalidFile(f"{what} is not a JSON object")
+        raise HeaderError(f"{what} is not a JSON object")
     return value
 
 
 def load_file(path: str) -> dict[str, Any]:
     if os.path.getsize(path) > MAX_JSON:
-        raise InvalidFile(f"{os.path.basename(path)} is larger than {MAX_JSON} bytes")
+        raise HeaderError(f"{os.path.basename(path)} is larger than {MAX_JSON} bytes")
     with open(path, "rb") as f:
         return load(f.read(MAX_JSON), os.path.basename(path))
 
@@ -41,7 +41,7 @@ def header(path: str) -> dict[str, Any]:
         first = f.read(8)
         length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
         if length > MAX_HEADER or 8 + length > size:
-            raise InvalidFile(f"{short} is not complete, or not a safetensors file")
+            raise HeaderError(f"{short} is not complete, or not a safetensors file")
         entries = load(f.read(length), short)
     entries.pop("__metadata__", None)
     found = {}
@@ -53,9 +53,9 @@ def header(path: str) -> dict[str, Any]:
         except (TypeError, KeyError, ValueError):
             valid = False
         if not valid or len(name) > MAX_NAME:
-            raise InvalidFile(f"{short}: the entry of tensor {name[:80]} is not valid")
+            raise HeaderError(f"{short}: the entry of tensor {name[:80]} is not valid")
         if 8 + length + end > size:
-            raise InvalidFile(f"{short}: tensor {name[:80]} ends at byte {8 + length + end}, the file has {size}")
+            raise HeaderError(f"{short}: tensor {name[:80]} ends at byte {8 + length + end}, the file has {size}")
         found[name] = {"dtype": dtype, "shape": shape, "bytes": end - start}
     return found
 
@@ -67,7 +67,7 @@ def shards(directory: str) -> list[str]:
         weight_map = load_file(index).get("weight_map")
         names = sorted({str(v) for v in weight_map.values()}) if isinstance(weight_map, dict) else []
         if not names or any(os.path.basename(n) != n for n in names):
-            raise InvalidFile(f"{INDEX} names no files")
+            raise HeaderError(f"{INDEX} names no files")
         return names
     names = sorted(n for n in os.listdir(directory) if n.endswith(".safetensors"))
     return [n for n in names if not n.startswith("consolidated")] or names
@@ -82,7 +82,7 @@ def lacking(directory: str) -> list[str]:
 def document(directory: str) -> dict[str, Any]:
     missing = lacking(directory)
     if missing:
-        raise InvalidFile("missing: {}".format(", ".join(missing[:4])))
+        raise HeaderError("missing: {}".format(", ".join(missing[:4])))
     config = load_file(os.path.join(directory, "config.json"))
     files: list[list[Any]] = []
     dtypes: dict[str, int] = {}

@@ -9,7 +9,9 @@ from typing import Any
 from . import gguf, host, safetensors
 
 REPOSITORY = re.compile(r"([\w.-]+)/([\w.-]+?)(?::([\w.-]+))?$")
-DEFAULT_QUANT = "Q4_K_M"  # what llama.cpp takes when no quantisation is named
+# What llama.cpp takes when no quantisation is named, and the files beside a model that it never takes for one (`common/download.cpp`).
+DEFAULT_QUANTS = ("Q4_K_M", "Q8_0", "")
+SIDECARS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 
 
 def collect(sources: list[str]) -> list[dict[str, Any]]:
@@ -30,7 +32,7 @@ def look(source: str) -> dict[str, Any]:
         answer["error"] = "no such file on this node"
     except PermissionError as e:
         answer["error"] = f"{host.user_name(os.getuid())} may not read it: {e}"
-    except (gguf.InvalidFile, gguf.Truncated, OSError, ValueError) as e:
+    except (gguf.HeaderError, gguf.TruncatedError, OSError, ValueError) as e:
         answer["error"] = str(e)
     except Exception as e:  # one strange file must not hide the other models
         answer["error"] = f"{type(e).__name__}: {e}"
@@ -41,11 +43,9 @@ def at_path(path: str) -> dict[str, Any]:
     if not os.path.exists(path):
         raise FileNotFoundError(path)
     if os.path.isdir(path):
-        if not os.path.exists(os.path.join(path, "config.json")):
-            models = model_files(path)
-            if models:
-                path = os.path.join(path, choose(models, None) or models[0])
-                return of_gguf(path)
+        models = [] if has_safetensors(path) else model_files(path)
+        if models:
+            return of_gguf(os.path.join(path, choose(models, None) or models[0]))
         document = safetensors.document(path)
         return {"path": path, "present": True, "bytes": sum(size for _, size in document["files"]), "header": document}
     return of_gguf(path)
@@ -65,12 +65,13 @@ def in_hub(owner: str, name: str, quant: str | None) -> dict[str, Any]:
     if not os.path.isdir(folder):
         return {}
     snapshot = newest(folder)
-    blobs, unfinished = blob_bytes(folder)
+    blobs, broken_off = blob_bytes(folder)
     answer: dict[str, Any] = {"path": snapshot, "bytes": blobs}
     if snapshot is None:
         return answer
+    unfinished = broken_off > os.path.getmtime(snapshot)  # an older one is what an older revision left behind
     models = model_files(snapshot)
-    if quant or (models and not os.path.exists(os.path.join(snapshot, "config.json"))):
+    if quant or (models and not has_safetensors(snapshot)):
         chosen = choose(models, quant)
         if chosen is None:
             return dict(answer, bytes=blobs if quant is None else 0)
@@ -92,27 +93,32 @@ def newest(folder: str) -> str | None:
     return max(there, key=os.path.getmtime) if there else None
 
 
-def blob_bytes(folder: str) -> tuple[int, bool]:
-    """Bytes that are there, and whether a download was broken off (the hub client leaves `*.incomplete`)."""
+def blob_bytes(folder: str) -> tuple[int, float]:
+    """Bytes that are there, and when a download was last broken off (the hub client leaves `*.incomplete`)."""
     blobs = os.path.join(folder, "blobs")
-    names = os.listdir(blobs) if os.path.isdir(blobs) else []
-    return sum(os.path.getsize(os.path.join(blobs, n)) for n in names), any(n.endswith(".incomplete") for n in names)
+    there = [os.path.join(blobs, n) for n in os.listdir(blobs)] if os.path.isdir(blobs) else []
+    return sum(os.path.getsize(p) for p in there), max((os.path.getmtime(p) for p in there if p.endswith(".incomplete")), default=0.0)
+
+
+def has_safetensors(directory: str) -> bool:
+    """GGUF repositories often bring the original's config.json along, so that says nothing."""
+    return any(n.endswith((".safetensors", safetensors.INDEX)) for n in os.listdir(directory))
 
 
 def model_files(directory: str) -> list[str]:
-    """GGUF files below a folder, links to blobs that are not there left out, vision projectors too."""
+    """GGUF models below a folder; a link to a blob that is not there is none."""
     found = []
     for base, _, names in os.walk(directory):
         for n in names:
             path = os.path.join(base, n)
-            if n.endswith(".gguf") and "mmproj" not in n.lower() and os.path.exists(path):
+            if n.endswith(".gguf") and not any(s in n for s in SIDECARS) and os.path.exists(path):
                 found.append(os.path.relpath(path, directory))
     return sorted(found)
 
 
 def choose(files: list[str], quant: str | None) -> str | None:
     """The file of a quantisation as llama.cpp finds it: the tag, in any case, followed by a dot or a dash; of a split file the first part."""
-    for tag in [quant] if quant else [DEFAULT_QUANT, ""]:
+    for tag in [quant] if quant else DEFAULT_QUANTS:
         wanted = re.compile(re.escape(tag) + "[.-]", re.IGNORECASE) if tag else re.compile("")
         for f in files:
             if wanted.search(f):

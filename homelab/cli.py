@@ -333,7 +333,7 @@ def _plan(household: Household, facts: Path | None) -> tuple[Plan, dict[str, Nod
         pipeline.check_variables(household)
         survey, errors = _survey(household)
         survey = asyncio.run(pipeline.with_models(household, survey))
-        secrets = asyncio.run(pipeline.secrets_of(household, survey)) or pipeline.make_secrets(household)
+        secrets = asyncio.run(pipeline.secrets_of(household, survey)) or pipeline.make_secrets(household, survey)
     return pipeline.make_plan(household, survey, secrets), errors, secrets
 
 

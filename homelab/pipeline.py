@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from homelab import state
 from homelab.discover import Discovery, discover, read_models
-from homelab.errors import HomelabError, InventoryError
+from homelab.errors import HomelabError, InventoryError, NodeError
 from homelab.facts import NodeReport, Survey, load_survey
 from homelab.inventory import Inventory, load
 from homelab.nodes.session import connect
@@ -100,8 +100,17 @@ def placeholder_secrets() -> Secrets:
     return Secrets(gateway_key=SecretStr("sk-offline"), engine_secret=SecretStr("offline"))
 
 
-def make_secrets(household: Household) -> Secrets:
-    """New keys for a cluster that has none anywhere, saved on the controller."""
+def make_secrets(household: Household, survey: Survey) -> Secrets:
+    """New keys for a cluster that has none anywhere, saved on the controller.
+
+    Raises NodeError where that cannot be known: other keys may lie on the gateway's node."""
+    node = household.inventory.gateway.node
+    if not survey.nodes[node].reachable:
+        raise NodeError(
+            f"The gateway's node `{node}` cannot be asked for the cluster's keys, and this controller has none",
+            cause=(e := survey.nodes[node].error) and e.message or "",
+            hint="Bring that node up first",
+        )
     secrets = state.new_secrets()
     state.save_secrets(household.inventory.cluster, secrets)
     return secrets

@@ -306,7 +306,7 @@ class _Desk:
         for index, variant in enumerate(model.variants):
             options: list[tuple[tuple[Any, ...], Placement]] = []
             for slot in self.slots:
-                if model.node not in (None, slot.node) or not _gpu_matches(model.gpu, slot):
+                if model.node not in (None, slot.node) or not _gpu_matches(model.gpu, slot) or not _count_matches(variant, slot):
                     continue
                 outcome = self._try(name, index, variant, slot)
                 if isinstance(outcome, Placement):
@@ -597,6 +597,12 @@ def _default_context(shape: ModelShape) -> Context:
 
 def _gpu_matches(wanted: int | str | None, slot: Slot) -> bool:
     return wanted is None or (len(slot.gpus) == 1 and wanted in (slot.gpus[0].index, slot.gpus[0].uuid))
+
+
+def _count_matches(variant: Variant, slot: Slot) -> bool:
+    """A number of GPUs that the user wrote is kept; else one is tried before several."""
+    wanted = variant.args.get("tensor-parallel-size", variant.args.get("tp"))
+    return wanted is None or slot.device.count == wanted
 
 
 def _native_refusal(engine: Engine, slot: Slot, facts: Facts) -> str | None:

@@ -88,7 +88,7 @@ def _engine(inventory: Inventory, p: Placement, facts: Facts, survey: Survey, se
             "homelab.wanted": p.wanted,
             "homelab.engine": p.engine,
             "homelab.image": p.image or "",
-            "homelab.placement": json.dumps(p.numbers(), sort_keys=True),
+            "homelab.placement": json.dumps(p.numbers()),  # unsorted: the order of its flags is that of the command line
         },
         uploads=uploads,
     )

@@ -36,6 +36,6 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def render_template(name: str, **values: Any) -> str:
+def render_template(name: str, /, **values: Any) -> str:
     """The text of a template of ours."""
     return _environment().get_template(name).render(version=__version__, **values)

@@ -65,8 +65,9 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     compute = _compute(shape, asked, cells, ubatch) + _copies(shape, device, asked, cells, ubatch)
     host: Literal["device", "host"] = "device" if device.vendor == "cpu" else "host"
     terms = [
-        Term(name="model", bytes=on_device[0], grade="exact"),
-        Term(name="context", bytes=on_device[1], grade="exact"),
+        # Prediction layers are in the file; newer releases load them only for speculation.
+        Term(name="model", bytes=on_device[0], grade="bounded" if shape.mtp_bytes else "exact"),
+        Term(name="context", bytes=on_device[1], grade="bounded" if shape.notes else "exact"),
         Term(name="compute", bytes=compute, grade="bounded"),
     ]
     if device.vendor != "cpu":
@@ -126,13 +127,17 @@ def _flags(shape: ModelShape, request: Request, device: Device, args: Mapping[st
     snapshot = _snapshot(shape, args, _number(args, "ubatch-size", UBATCH)) * slots
     fits = min(CHECKPOINTS, max(1, CHECKPOINT_BYTES // snapshot)) if snapshot else CHECKPOINTS
     out["ctx-checkpoints"] = fits if request.kind == "chat" else 0
-    if request.kind != "chat":
-        # An input must pass in one piece: `input is too large to process. increase the physical batch size`.
+    if request.kind == "embedding":
+        pooling = str(args.get("pooling") or (shape.pooling if shape.pooling not in (None, "none") else "last" if shape.causal else "mean"))
+        out["embeddings"] = True
+        if shape.pooling != pooling:
+            out["pooling"] = pooling
+    elif request.kind == "rerank":
+        pooling, out["reranking"] = "rank", True
+    if request.kind != "chat" and (not shape.causal or pooling != "last"):
+        # Such an input cannot be split: `input is too large to process. increase the physical batch size` (server `can_split`).
         size = max(UBATCH, request.context)
         out |= {"batch-size": size, "ubatch-size": size}
-        out["embeddings" if request.kind == "embedding" else "reranking"] = True
-        if request.kind == "embedding" and shape.kind == "chat":
-            out["pooling"] = "last" if shape.causal else "mean"
     return out
 
 
@@ -189,7 +194,9 @@ def _snapshot(shape: ModelShape, args: Mapping[str, Any], ubatch: int) -> int:
 def _placed(shape: ModelShape, device: Device, args: Mapping[str, Any], contexts: list[int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """(weights, context) on the fullest device, and in host RAM beside it."""
     if device.vendor == "cpu":
-        return (shape.weights_bytes, sum(contexts)), (0, 0)
+        # Gemma 4 makes its output from the input table before the table itself, which gives a second copy even in RAM.
+        second = shape.embedding_bytes if shape.architecture == "gemma4" and shape.tied_embeddings else 0
+        return (shape.weights_bytes + second, sum(contexts)), (0, 0)
     count = len(shape.layers)
     wanted = args["n-gpu-layers"]
     offloaded = count + 1 if wanted in ("all", "auto", -1, "-1") else min(_number(args, "n-gpu-layers"), count + 1)
@@ -221,11 +228,12 @@ def _compute(shape: ModelShape, args: Mapping[str, Any], cells: int, ubatch: int
     window = 0 if args.get("swa-full") else max((layer.window or 0 for layer in attends), default=0)
     seen = (cells if shape.causal else ubatch) if attends else 0
     tokens = seen + (_pad(min(cells, window + ubatch)) if window else 0)  # columns of both masks
-    final = ubatch * ((shape.vocab * 4 if shape.causal else 0) + 6 * shape.hidden * 4)
+    last = shape.vocab + 6 * shape.hidden + shape.lookup_width if shape.causal else 2 * shape.intermediate + shape.hidden
+    final = ubatch * last * 4
     if args.get("flash-attn") != "off":
         return final + ubatch * tokens * 2
     heads = max((layer.heads for layer in attends), default=0)
-    query = max((layer.heads * layer.key_dim for layer in attends), default=0)
+    query = max((layer.heads * layer.key_dim or shape.hidden for layer in attends), default=0)
     scores = ubatch * (seen * heads * 4 + 6 * shape.hidden * 4 + 3 * query * 4)
     return max(final, scores) + ubatch * tokens * 4
 

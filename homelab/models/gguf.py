@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from homelab.errors import InventoryError
-from homelab.models.shape import Attention, Layer, ModelShape, Purpose, Recurrent, need
+from homelab.models.shape import Attention, Layer, ModelShape, Pooling, Purpose, Recurrent, need
 
 # architecture: (one full layer in so many, whether that one comes first). llama.cpp `load_swa_pattern`; only when a window is set.
 SLIDING = {
@@ -23,6 +23,7 @@ SLIDING = {
     "gemma3n": (5, False),
     "gpt-oss": (2, False),
     "laguna": (4, True),
+    "lfm2": (0, False),
     "llama4": (4, False),
     "mellum": (4, False),
     "modern-bert": (3, True),
@@ -33,12 +34,14 @@ SLIDING = {
 }
 # These run without a cache: every token attends to every other once (llama.cpp `llama_model::create_memory`).
 CACHELESS = frozenset({"bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert", "gemma-embedding"})
-DEFAULT_WINDOW = {"gemma2": 4096, "llama4": 8192}
+DEFAULT_WINDOW = {"gemma2": 4096}
+FIXED_WINDOW = {"llama4": 8192}  # chunks; the key only turns them off
 GENERIC = frozenset(
     {"llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "qwen3next", "qwen35", "qwen35moe", "deepseek2", "glm4", "glm4moe", "phi3", "mistral3"}
     | {"granite", "granitemoe", "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1", "lfm2", "lfm2moe", "jamba", "kimi-linear"}
     | {"gemma4", "gemma", "minimax-m2", "hunyuan-moe", "seed_oss", "stablelm", "starcoder2", "olmoe", "qwen3vl", "qwen3vlmoe", "mamba", "mamba2"}
 )
+POOLING: dict[Any, Pooling] = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M"}
 FILE_TYPES |= {13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S"}
 FILE_TYPES |= {22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS"}
@@ -76,6 +79,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         else (f"architecture {architecture} is not known here: every layer is counted as full attention, an upper bound",)
     )
     output = outside.get("output.weight", ([], 0))[1]
+    lookup = outside.get("per_layer_token_embd.weight", ([0], 0))  # Gemma 3n and 4
     return ModelShape(
         format="gguf",
         architecture=architecture,
@@ -88,7 +92,8 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         weights_bytes=sum(int(t[3]) for t in tensors),
         embedding_bytes=embedding[1],
         output_bytes=output,
-        lookup_bytes=outside.get("per_layer_token_embd.weight", ([], 0))[1],  # Gemma 3n and 4
+        lookup_bytes=lookup[1],
+        lookup_width=lookup[0][0],
         mtp_bytes=sum(layer.bytes for layer in layers[count - mtp :]),
         parameters=sum(_product(t[1]) for t in tensors),
         experts=int(reader.get("expert_count") or 0),
@@ -99,6 +104,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         tied_embeddings=output == 0,
         quantization=FILE_TYPES.get(metadata.get("general.file_type", -1)) or _most(tensors),
         kind=_kind(reader),
+        pooling=POOLING.get(reader.get("pooling_type")),
         causal=architecture not in CACHELESS,
         has_chat_template="tokenizer.chat_template" in metadata,
         notes=notes,
@@ -153,7 +159,7 @@ def _layer(reader: _Reader, index: int, tensors: Mapping[str, tuple[list[int], i
         kv_heads = tensors["attn_k.weight"][0][1] // key if "attn_k.weight" in tensors and key else heads
     attention: Attention = "sliding" if window else "full"
     return Layer(
-        attention=attention,
+        attention=attention if kv_heads else "none",  # none: Kimi Linear's delta layers have keys, and no cache of them
         heads=heads,
         kv_heads=int(kv_heads),
         key_dim=key,
@@ -174,7 +180,9 @@ def _has_cache(reader: _Reader, index: int) -> bool:
 
 
 def _window(reader: _Reader, index: int) -> int | None:
-    window = reader.get("attention.sliding_window") or DEFAULT_WINDOW.get(reader.architecture)
+    window = reader.get("attention.sliding_window")
+    if window is None or (reader.architecture in FIXED_WINDOW and window != 0):
+        window = FIXED_WINDOW.get(reader.architecture, DEFAULT_WINDOW.get(reader.architecture))
     pattern = reader.get("attention.sliding_window_pattern")
     if not isinstance(window, int) or not window:
         return None

@@ -13,6 +13,7 @@ from homelab.errors import InventoryError
 Format = Literal["gguf", "safetensors"]
 Attention = Literal["full", "sliding", "mla", "none"]
 Purpose = Literal["chat", "embedding", "rerank"]
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,8 @@ class ModelShape:
     """A model's dimensions and the sizes of its tensors, in bytes.
 
     `weights_bytes` counts every tensor in the files. Parts of it: `embedding_bytes` (the input table), `output_bytes` (0 when tied),
-    `lookup_bytes` (further tables that llama.cpp keeps in RAM), `vision_bytes`, `mtp_bytes`, `kv_projection_bytes`, and
+    `lookup_bytes` (further tables that llama.cpp keeps in RAM; `lookup_width`
+    elements of them for a token), `vision_bytes`, `mtp_bytes`, `kv_projection_bytes`, and
     `replicated_bytes` (what tensor parallelism copies to every rank instead of splitting)."""
 
     format: Format
@@ -62,6 +64,7 @@ class ModelShape:
     embedding_bytes: int = 0
     output_bytes: int = 0
     lookup_bytes: int = 0
+    lookup_width: int = 0
     vision_bytes: int = 0
     mtp_bytes: int = 0
     replicated_bytes: int = 0
@@ -76,6 +79,7 @@ class ModelShape:
     dtype_bytes: int = 2
     quantization: str = "none"
     kind: Purpose = "chat"
+    pooling: Pooling | None = None
     causal: bool = True
     has_chat_template: bool = True
     notes: tuple[str, ...] = ()

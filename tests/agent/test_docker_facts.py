@@ -148,9 +148,7 @@ def test_our_container_is_a_service_and_its_port_has_its_name(run_agent: Run, en
         (EXITED | {"Status": "created", "ExitCode": 0}, "stopped", "created", 0),
     ],
 )
-def test_the_state_of_a_container(
-    run_agent: Run, engine: Engine, state: dict[str, Any], expected: str, detail: str | None, exit_code: int | None
-) -> None:
+def test_the_state_of_a_container(run_agent: Run, engine: Engine, state: dict[str, Any], expected: str, detail: str | None, exit_code: int | None) -> None:
     engine.holds(state)
     (service,) = asked(run_agent, engine).services
     assert (service.state, service.detail, service.exit_code) == (expected, detail, exit_code)

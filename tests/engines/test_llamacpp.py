@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from homelab.engines import ArgValue, Device, Footprint, Launch, Request, Unsupported, engines, llamacpp
+from homelab.models.shape import Layer, ModelShape
 from tests.models.examples import GOLDEN, gguf, safetensors
 
 MIB = 2**20
@@ -145,13 +146,42 @@ def test_no_secret_and_no_flag_twice() -> None:
     assert "--api-key" not in names
 
 
-@pytest.mark.parametrize("kind", ["embedding", "rerank"])
-def test_inputs_of_other_kinds_pass_in_one_batch(kind: str) -> None:
-    request = Request(kind=kind, context=8192, concurrency=1)  # type: ignore[arg-type]
+def test_a_reranker_reads_an_input_in_one_batch() -> None:
+    request = Request(kind="rerank", context=8192, concurrency=1)
+    footprint = llamacpp.footprint(gguf("qwen3-4b"), request, GPU)
+    assert "--reranking --batch-size 8192 --ubatch-size 8192" in " ".join(launch(request, footprint))
+    assert terms(footprint)["compute"] == pytest.approx(5276 * MIB, rel=0.02)  # as `llama-fit-params -b 8192 -ub 8192` says
+
+
+def test_an_embedder_that_pools_the_last_token_needs_no_such_batch() -> None:
+    request = Request(kind="embedding", context=8192, concurrency=1)
     footprint = llamacpp.footprint(gguf("qwen3-4b"), request, GPU)
     argv = " ".join(launch(request, footprint))
-    assert "--batch-size 8192 --ubatch-size 8192" in argv
-    assert ("--embeddings --pooling last" if kind == "embedding" else "--reranking") in argv
+    assert argv.endswith("--embeddings --pooling last --jinja --metrics")
+    assert terms(footprint)["compute"] < 400 * MIB
+
+
+@pytest.mark.parametrize(("tokens", "flash", "said_mib"), [(512, "on", 18), (2048, "on", 80), (8192, "on", 416), (512, "off", 31), (2048, "off", 328), (8192, "off", 4576)])
+def test_an_encoder_has_no_cache_and_no_logits(tokens: int, flash: str, said_mib: int) -> None:
+    """A BERT of 6 layers, 1024 wide with 16 heads and 4096 between, as `llama-fit-params` says."""
+    layers = tuple(Layer(attention="none", heads=16) for _ in range(6))
+    shape = ModelShape(
+        format="gguf",
+        architecture="bert",
+        layers=layers,
+        hidden=1024,
+        heads=16,
+        intermediate=4096,
+        vocab=32000,
+        max_context=8192,
+        weights_bytes=233_000_000,
+        kind="embedding",
+        pooling="cls",
+        causal=False,
+    )
+    found = terms(llamacpp.footprint(shape, Request(kind="embedding", context=tokens, concurrency=1, args={"flash-attn": flash}), CPU))
+    assert found["context"] == 0
+    assert said_mib <= found["compute"] / MIB <= max(said_mib * 1.03, said_mib + 12)
 
 
 def test_it_is_found_as_an_engine() -> None:

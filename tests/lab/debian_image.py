@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, cast
@@ -105,13 +107,10 @@ def write_tar(out: IO[bytes], packages: Sequence[str], added: dict[Path, str]) -
 def import_image(docker_command: Sequence[str], tag: str, packages: Sequence[str], added: dict[Path, str], changes: Sequence[str]) -> None:
     """`docker_command` is a docker client that reads standard input: on this box, or inside a node."""
     options = [word for change in ("ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *changes) for word in ("-c", change)]
-    client = subprocess.Popen([*docker_command, "import", *options, "-", tag], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    pipe = cast("IO[bytes]", client.stdin)
-    try:
-        write_tar(pipe, packages, added)
-        pipe.close()
-    except BrokenPipeError:
-        pass
-    errors = cast("IO[bytes]", client.stderr).read().decode()
-    if client.wait():
-        raise LabError(f"docker import {tag} failed: {errors.strip()}")
+    command = [*docker_command, "import", *options, "-", tag]
+    with tempfile.TemporaryFile() as errors, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors) as client:
+        with contextlib.suppress(BrokenPipeError), cast("IO[bytes]", client.stdin) as pipe:
+            write_tar(pipe, packages, added)
+        if client.wait():
+            errors.seek(0)
+            raise LabError(f"docker import {tag} failed: {errors.read().decode().strip()}")

@@ -104,7 +104,8 @@ def _start_engine() -> None:
         subprocess.run(["systemctl", "start", "docker"], check=False)
     else:
         with (STATE / "dockerd.log").open("ab") as log:
-            subprocess.Popen(["dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            started = subprocess.Popen(["dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        started.returncode = 0  # it is to outlive us: do not warn that it runs
     until = time.monotonic() + 30
     while not _answers():
         if time.monotonic() > until:

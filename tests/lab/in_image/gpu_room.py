@@ -73,7 +73,8 @@ def _memory():
             uuid = record.get("uuid", f"GPU-00000000-0000-0000-0000-{position:012d}")
             position += kind == "gpu"
             total = int(record.get("total", record.get("room", 1 << 20)))
-            found[uuid] = (total * MIB, (total - int(record.get("used", 0)) - int(record.get("reserved", 0))) * MIB)
+            total -= int(record.get("reserved", 0))  # CUDA does not count what the driver keeps
+            found[uuid] = (total * MIB, (total - int(record.get("used", 0))) * MIB)
     return found
 
 
