@@ -61,7 +61,7 @@ def collect(problems: list[dict[str, str]]) -> dict[str, Any]:
         engine["error"] = f"{DENIED % path}: {e.strerror}"
     except (FileNotFoundError, ConnectionRefusedError):
         engine["error"] = DOWN % path
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:  # whatever answers there may not be Docker
         engine["error"] = f"{path}: {e}"
     engine["compose_version"] = compose.result(TIMEOUT_S)
     return {"docker": engine, "services": services, "ports": ports}

@@ -75,7 +75,7 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     document["docker"] = found["docker"]
     disks = Question("disks", lambda _: host.disks(found["docker"]), [])
     document["services"] = found["services"] + native.answer(problems)
-    services.attribute(document["services"], document["gpus"])
+    Question("services", lambda _: services.attribute(document["services"], document["gpus"]), None).answer(problems)
     document["ports"] = ports.merge(listening.answer(problems), found["ports"])
     document["disks"] = disks.answer(problems)
     document["weights"] = files.answer(problems) if files else []

@@ -33,7 +33,10 @@ async def ask(url: str, key: str, model: str, kind: Kind, prompt: str = QUESTION
     body: dict[str, Any]
     match kind:
         case "chat":
-            path, body = "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens}
+            path, body = (
+                "/v1/chat/completions",
+                {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens},
+            )
         case "embedding":
             path, body = "/v1/embeddings", {"model": model, "input": prompt}
         case "rerank":
@@ -45,7 +48,11 @@ async def ask(url: str, key: str, model: str, kind: Kind, prompt: str = QUESTION
     except httpx.HTTPError as e:
         raise DeployError(f"The gateway at {url} does not answer", cause=str(e) or type(e).__name__, hint="homelab status") from e
     if response.status_code != 200:
-        raise DeployError(f"`{model}` did not answer through the gateway", cause=f"HTTP {response.status_code}: {_message(response)}", hint=f"homelab logs {model}; homelab logs gateway")
+        raise DeployError(
+            f"`{model}` did not answer through the gateway",
+            cause=f"HTTP {response.status_code}: {_message(response)}",
+            hint=f"homelab logs {model}; homelab logs gateway",
+        )
     try:
         text = _text(kind, response.json())
     except (ValueError, KeyError, IndexError, TypeError) as e:

@@ -25,7 +25,12 @@ Exit codes: 0 ok · 1 deploy failed or cancelled · 2 usage or inventory · 3 do
 
 app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True, rich_markup_mode=None)
 
-InventoryOption = Annotated[Path | None, typer.Option("--inventory", "-i", help="The inventory file; `-` reads standard input.", envvar="HOMELAB_INVENTORY", show_default="inventory.yml")]
+InventoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--inventory", "-i", help="The inventory file; `-` reads standard input.", envvar="HOMELAB_INVENTORY", show_default="inventory.yml"
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout (docs/json.md).")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -34,7 +39,9 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 def options(
     ctx: typer.Context,
     inventory: InventoryOption = None,
-    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Show what is run on the nodes; twice: with what it says.")] = 0,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Show what is run on the nodes; twice: with what it says.")
+    ] = 0,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR=1).")] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
@@ -60,7 +67,9 @@ def discover(
     ctx: typer.Context,
     inventory: InventoryOption = None,
     json: JsonOption = False,
-    save: Annotated[Path | None, typer.Option("--save", help="Write all that planning needs to this file: homelab plan --facts FILE.")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Write all that planning needs to this file: homelab plan --facts FILE.")
+    ] = None,
 ) -> None:
     """Ask every node what it has: GPUs, memory, Docker, what runs. Changes nothing."""
     import time
@@ -147,7 +156,9 @@ def deploy(ctx: typer.Context, inventory: InventoryOption = None, yes: YesOption
         _refuse_unplaced(found)
         if found.todo:
             if not yes and not ui.is_terminal():
-                raise DeployError("Cannot ask to confirm the plan without a terminal", hint="Look at it (homelab plan), then: homelab deploy --yes")
+                raise DeployError(
+                    "Cannot ask to confirm the plan without a terminal", hint="Look at it (homelab plan), then: homelab deploy --yes"
+                )
             if not yes and not ui.confirm("Carry out this plan?", default=True):
                 raise DeployError("Cancelled. Nothing was changed")
             _carry_out(household, found, secrets)
@@ -225,7 +236,9 @@ def logs(
     if not found:
         _unreachable(household, errors)
         known = [*household.inventory.models, "gateway"]
-        raise DeployError(f"No `{model}` is deployed{did_you_mean(model, [k for k in known if k != model])}", hint=f"homelab status{_again(household)}")
+        raise DeployError(
+            f"No `{model}` is deployed{did_you_mean(model, [k for k in known if k != model])}", hint=f"homelab status{_again(household)}"
+        )
     asyncio.run(reading.show(household.inventory, found, ui.tell, follow=follow, tail=tail))
 
 
@@ -340,11 +353,12 @@ def _plan(household: Household, facts: Path | None) -> tuple[Plan, dict[str, Nod
 def _carry_out(household: Household, found: Plan, secrets: Secrets) -> None:
     """Deploy, then ask every model that should answer one question of its kind."""
     from homelab import ask as asking
-    from homelab import ui
+    from homelab import pipeline, ui
     from homelab.deploy.apply import deploy as carry_out
 
     progress = ui.Progress()
     outcome = asyncio.run(carry_out(household.inventory, found, secrets, progress))
+    asyncio.run(pipeline.survey_nodes(household))  # look again: what is remembered of a node that sleeps later
     failures = list(outcome.failed)
     url, key = _address(household, found), secrets.gateway_key.get_secret_value()
     if any(s.model is None for s in found.services) and not any(isinstance(e, NodeError) for e in failures):
@@ -357,8 +371,14 @@ def _carry_out(household: Household, found: Plan, secrets: Secrets) -> None:
                     failures.append(e)
                     ui.error(e)
     if failures:
-        ui.tell(f"{len(outcome.done)} of {len(found.todo)} changes are done, {len(failures)} failed. Mend what is said above, then run it again")
-        raise typer.Exit(max((e.exit_code for e in failures if isinstance(e, NodeError)), default=1) if all(isinstance(e, NodeError) for e in failures) else 1)
+        ui.tell(
+            f"{len(outcome.done)} of {len(found.todo)} changes are done, {len(failures)} failed. Mend what is said above, then run it again"
+        )
+        raise typer.Exit(
+            max((e.exit_code for e in failures if isinstance(e, NodeError)), default=1)
+            if all(isinstance(e, NodeError) for e in failures)
+            else 1
+        )
 
 
 def _address(household: Household, found: Plan) -> str:
@@ -382,7 +402,11 @@ def _refuse_unplaced(found: Plan) -> None:
     if short:
         names = ", ".join(dict.fromkeys(u.model for u in short))
         cause = "\n".join(dict.fromkeys(f"{u.model}: {d}" for u in short for d in (u.details or (u.reason,))))
-        raise DoesNotFit(f"No place for {names}", cause=cause, hint="Give it less `context` or `concurrency`, a smaller variant, or free the memory that is named above")
+        raise DoesNotFit(
+            f"No place for {names}",
+            cause=cause,
+            hint="Give it less `context` or `concurrency`, a smaller variant, or free the memory that is named above",
+        )
 
 
 def _unreachable(household: Household, errors: dict[str, NodeError]) -> None:
@@ -407,5 +431,3 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
     except OSError as e:
         raise HomelabError(f"Cannot write `{path}`", cause=str(e)) from e
-
-

@@ -26,7 +26,9 @@ class Discovery:
     errors: Mapping[str, NodeError]
 
 
-async def discover(inventory: Inventory, *, limit: Collection[str] | None = None, arrived: Callable[[str, NodeReport], None] | None = None) -> Discovery:
+async def discover(
+    inventory: Inventory, *, limit: Collection[str] | None = None, arrived: Callable[[str, NodeReport], None] | None = None
+) -> Discovery:
     """Ask every node (or those in `limit`) at once. A node that does not answer is a report with its error, never an exception."""
     sources = sorted({v.source for m in inventory.models.values() for v in m.variants if v.parsed.where != "controller"})
     request = json.dumps({"cluster": inventory.cluster, "sources": sources})
@@ -37,7 +39,11 @@ async def discover(inventory: Inventory, *, limit: Collection[str] | None = None
             async with asyncio.timeout(ANSWER_SECONDS), connect(name, inventory.nodes[name]) as session:
                 report = await ask(session, request, inventory.nodes[name].python)
         except TimeoutError:
-            error = NodeError(f"Node `{name}` did not answer in {ANSWER_SECONDS:.0f} s", hint="Is it busy or its disk hanging? Try: homelab discover -v", kind="timeout")
+            error = NodeError(
+                f"Node `{name}` did not answer in {ANSWER_SECONDS:.0f} s",
+                hint="Is it busy or its disk hanging? Try: homelab discover -v",
+                kind="timeout",
+            )
             errors[name], report = error, NodeReport(reachable=False, error=_failure(error))
         except NodeError as error:
             errors[name], report = error, NodeReport(reachable=False, error=_failure(error))
@@ -68,11 +74,26 @@ async def ask(session: Session, request: str, python: str | None) -> NodeReport:
             )
         result = await session.run(bundle.launch_command(fingerprint, request, python=python))
     if result.exit_status == bundle.NO_PYTHON:
-        raise NodeError(f"Node `{session.node}` has no python3", cause=result.cause, hint="Install it there (Debian: sudo apt install python3), or name it: `python: /path` under the node", kind="python")
+        raise NodeError(
+            f"Node `{session.node}` has no python3",
+            cause=result.cause,
+            hint="Install it there (Debian: sudo apt install python3), or name it: `python: /path` under the node",
+            kind="python",
+        )
     if result.exit_status == bundle.OLD_PYTHON:
-        raise NodeError(f"The python3 of node `{session.node}` is too old", cause=result.cause, hint="Name a newer one: `python: /path/to/python3.8` under the node", kind="python")
+        raise NodeError(
+            f"The python3 of node `{session.node}` is too old",
+            cause=result.cause,
+            hint="Name a newer one: `python: /path/to/python3.8` under the node",
+            kind="python",
+        )
     if result.exit_status != 0:
-        raise NodeError(f"The agent failed on node `{session.node}`", cause=result.cause, hint="Run it by hand to see more: homelab discover -v", kind="agent")
+        raise NodeError(
+            f"The agent failed on node `{session.node}`",
+            cause=result.cause,
+            hint="Run it by hand to see more: homelab discover -v",
+            kind="agent",
+        )
     return NodeReport(reachable=True, facts=parse_facts(result.stdout))
 
 

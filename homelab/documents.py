@@ -51,7 +51,10 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             for p in plan.layout
         ],
         "unplaced": [{"model": u.model, "reason": u.reason, "details": list(u.details)} for u in plan.layout.unplaced],
-        "changes": [{"action": c.action, "node": c.node, "service": c.service, "reason": c.reason, **({"blocked": c.blocked} if c.blocked else {})} for c in plan.changes],
+        "changes": [
+            {"action": c.action, "node": c.node, "service": c.service, "reason": c.reason, **({"blocked": c.blocked} if c.blocked else {})}
+            for c in plan.changes
+        ],
     }
 
 
@@ -60,7 +63,13 @@ def status_document(inventory: Inventory, status: Status, key_file: str) -> dict
     return {
         "schema_version": SCHEMA_VERSION,
         "cluster": inventory.cluster,
-        "gateway": {"node": status.gateway.node, "url": status.gateway.url, "state": status.gateway.state, "healthy": status.gateway.healthy, "key_file": key_file},
+        "gateway": {
+            "node": status.gateway.node,
+            "url": status.gateway.url,
+            "state": status.gateway.state,
+            "healthy": status.gateway.healthy,
+            "key_file": key_file,
+        },
         "models": [
             {
                 "name": m.name,
@@ -91,7 +100,12 @@ def status_document(inventory: Inventory, status: Status, key_file: str) -> dict
                 "away": inventory.nodes[name].away,
                 "error": report.error.model_dump() if report.error else None,
                 "memory_available_bytes": report.facts.memory_available_bytes if report.facts else None,
-                "gpus": [g.model_dump(mode="json", include={"uuid", "name", "memory_total_bytes", "memory_free_bytes"}) for g in report.facts.gpus] if report.facts else [],
+                "gpus": [
+                    g.model_dump(mode="json", include={"uuid", "name", "memory_total_bytes", "memory_free_bytes"})
+                    for g in report.facts.gpus
+                ]
+                if report.facts
+                else [],
                 "problems": [p.model_dump() for p in report.facts.problems] if report.facts else [],
             }
             for name, report in sorted(status.nodes.items())

@@ -224,5 +224,7 @@ def load_survey(text: str, path: str) -> Survey:
         return Survey.model_validate(document)
     except (json.JSONDecodeError, ValidationError) as e:
         raise InventoryError(
-            f"`{path}` is not a file that `homelab discover --save` wrote", cause=str(e).splitlines()[0], hint="homelab discover --save facts.json"
+            f"`{path}` is not a file that `homelab discover --save` wrote",
+            cause=str(e).splitlines()[0],
+            hint="homelab discover --save facts.json",
         ) from e

@@ -59,7 +59,11 @@ def configuration(inventory: Inventory, placements: Sequence[Placement]) -> dict
             params["api_base"] = cloud.api_base
         models.append({"model_name": name, "litellm_params": params, "model_info": {"id": f"cloud/{name}"}})
     served = {m["model_name"] for m in models}
-    fallbacks = [{name: kept} for name, targets in sorted(inventory.fallbacks.items()) if name in served and (kept := [t for t in targets if t in served])]
+    fallbacks = [
+        {name: kept}
+        for name, targets in sorted(inventory.fallbacks.items())
+        if name in served and (kept := [t for t in targets if t in served])
+    ]
     return {
         "model_list": models,
         "litellm_settings": {"drop_params": True, "anthropic_messages_estimate_initial_input_tokens": True},

@@ -8,7 +8,17 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from homelab.engines import ArgValue, Kind, engines
 from homelab.errors import InventoryError
@@ -236,7 +246,9 @@ def slug(model: str) -> str:
 
 def _refused(path: str, mistakes: list[str]) -> InventoryError:
     count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "A mistake"
-    return InventoryError(f"{count} in `{path}`", mistakes=mistakes, hint="inventory.example.yml shows every key: docs/inventory.md explains them")
+    return InventoryError(
+        f"{count} in `{path}`", mistakes=mistakes, hint="inventory.example.yml shows every key: docs/inventory.md explains them"
+    )
 
 
 def _walk(node: yaml.Node, where: Path) -> Iterator[tuple[Path, int, bool]]:
@@ -272,7 +284,9 @@ def _mistake(loc: Path, error: Any, lines: Mapping[Path, int]) -> tuple[int, str
     known = _fields_at(where[:-1])
     kind, what = error["type"], error["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        what = f"unknown key{did_you_mean(where[-1], known)}" + (f" (known: {', '.join(known)})" if not difflib.get_close_matches(str(where[-1]), known, 1, 0.5) else "")
+        what = f"unknown key{did_you_mean(where[-1], known)}" + (
+            f" (known: {', '.join(known)})" if not difflib.get_close_matches(str(where[-1]), known, 1, 0.5) else ""
+        )
     elif kind == "missing":
         what = "missing"
     elif kind == "string_pattern_mismatch":

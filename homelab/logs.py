@@ -25,7 +25,9 @@ def instances(inventory: Inventory, survey: Survey, model: str, node: str | None
     ]
 
 
-async def show(inventory: Inventory, found: Sequence[tuple[str, f.Service]], line: Callable[[str], None], *, follow: bool, tail: int) -> None:
+async def show(
+    inventory: Inventory, found: Sequence[tuple[str, f.Service]], line: Callable[[str], None], *, follow: bool, tail: int
+) -> None:
     """Hand every line to `line`, with its node before it where there are several."""
 
     async def one(node: str, service: f.Service) -> None:

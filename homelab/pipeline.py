@@ -40,7 +40,10 @@ def read_inventory(path: Path) -> Household:
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text()
     except FileNotFoundError as e:
-        raise InventoryError(f"There is no `{path}`", hint="Start from the example: cp inventory.example.yml inventory.yml, or say which file: homelab -i FILE …") from e
+        raise InventoryError(
+            f"There is no `{path}`",
+            hint="Start from the example: cp inventory.example.yml inventory.yml, or say which file: homelab -i FILE …",
+        ) from e
     except (OSError, UnicodeDecodeError) as e:
         raise InventoryError(f"`{path}` cannot be read", cause=str(e)) from e
     return Household(inventory=load(text, str(path)), path=path, environ=dict(os.environ))
@@ -82,10 +85,16 @@ def read_facts(path: Path) -> Survey:
 
 def check_variables(household: Household) -> None:
     """Raises InventoryError naming every environment variable that the inventory needs and that is not set."""
-    missing = [f"{household.path}: {where}: environment variable {name} is not set" for name, where in household.inventory.variables().items() if not household.environ.get(name)]
+    missing = [
+        f"{household.path}: {where}: environment variable {name} is not set"
+        for name, where in household.inventory.variables().items()
+        if not household.environ.get(name)
+    ]
     if missing:
         names = " ".join(sorted(n for n in household.inventory.variables() if not household.environ.get(n)))
-        raise InventoryError("Environment variables are missing", mistakes=missing, hint=f"Set them in this shell first: export {names.split()[0]}=…")
+        raise InventoryError(
+            "Environment variables are missing", mistakes=missing, hint=f"Set them in this shell first: export {names.split()[0]}=…"
+        )
 
 
 def make_plan(household: Household, survey: Survey, secrets: Secrets) -> Plan:
@@ -131,6 +140,10 @@ async def secrets_of(household: Household, survey: Survey | None = None) -> Secr
     try:
         secrets = Secrets.from_json(found.text)
     except ValueError as e:
-        raise HomelabError(f"The keys on node `{node}` cannot be read", cause=str(e), hint=f"Remove ~/{cluster_directory(inventory.cluster)}/secrets.json there and deploy again: clients then need the new key") from e
+        raise HomelabError(
+            f"The keys on node `{node}` cannot be read",
+            cause=str(e),
+            hint=f"Remove ~/{cluster_directory(inventory.cluster)}/secrets.json there and deploy again: clients then need the new key",
+        ) from e
     state.save_secrets(inventory.cluster, secrets)
     return secrets

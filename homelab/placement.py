@@ -177,7 +177,10 @@ def runtime_for(node: Node, facts: Facts, *, gpu: bool) -> tuple[str | None, str
             return None, "no Docker on this node: install it (https://docs.docker.com/engine/install), or `runtime: native`"
         return "native", ""
     if not docker.reachable:
-        return None, f"Docker cannot be used: {docker.error or 'no answer'}; `sudo usermod -aG docker {facts.user or '$USER'}` and log in again, or `runtime: native`"
+        return (
+            None,
+            f"Docker cannot be used: {docker.error or 'no answer'}; `sudo usermod -aG docker {facts.user or '$USER'}` and log in again, or `runtime: native`",
+        )
     if not docker.compose_version:
         return None, "no Compose plugin: `sudo apt install docker-compose-plugin` (Debian: docker-compose-v2), or `runtime: native`"
     if gpu and not docker.nvidia_runtime:
@@ -274,7 +277,7 @@ class _Desk:
             )
             slot = next(s for s in slots if s.node == node and tuple(g.uuid for g in s.gpus) == tuple(n["gpus"]))
             runtime, _ = runtime_for(self.inventory.nodes[node], facts, gpu=bool(slot.gpus))
-            if runtime != n["runtime"]:
+            if runtime is None or runtime != n["runtime"]:
                 return None
             return Placement(
                 model=name,
@@ -330,7 +333,14 @@ class _Desk:
         which = f"replica {self.count(name) + 1} of {model.replicas}" if model.replicas > 1 else "nowhere to put it"
         if not rejected:
             rejected = ["no device matches" + (f" gpu: {model.gpu}" if model.gpu is not None else "")]
-        self.unplaced.append(Unplaced(model=name, reason=f"{which}: {rejected[0]}" if len(rejected) == 1 else which, details=tuple(dict.fromkeys(rejected)), unreachable=down))
+        self.unplaced.append(
+            Unplaced(
+                model=name,
+                reason=f"{which}: {rejected[0]}" if len(rejected) == 1 else which,
+                details=tuple(dict.fromkeys(rejected)),
+                unreachable=down,
+            )
+        )
 
     def _down(self, node: str) -> str:
         error = self.survey.nodes[node].error
@@ -357,7 +367,11 @@ class _Desk:
                     best, low = larger, middle
                 else:
                     high = middle
-            grown = "the largest context asked for" if low == model.context.max else f"the largest context that fits (asked: up to {model.context.max})"
+            grown = (
+                "the largest context asked for"
+                if low == model.context.max
+                else f"the largest context that fits (asked: up to {model.context.max})"
+            )
             self.placements[i] = replace(best, reason=f"{p.reason}; {grown}")
             self._occupy(self.placements[i])
 
@@ -444,16 +458,29 @@ class _Desk:
 
     def _port(self, model: Model, name: str, node: str, engine: Engine) -> int | str:
         facts = self.facts[node]
-        ours = {int(s.labels["homelab.port"]) for s in facts.services if s.labels.get("homelab.port", "").isdigit() and s.cluster == self.inventory.cluster}
+        ours = {
+            int(s.labels["homelab.port"])
+            for s in facts.services
+            if s.labels.get("homelab.port", "").isdigit() and s.cluster == self.inventory.cluster
+        }
         strangers = {p.port: p.process for p in facts.ports if p.port not in ours}
-        taken = {p.port for p in self.placements if p.node == node} | {m.port for n, m in self.inventory.models.items() if m.port and n != name}
+        taken = {p.port for p in self.placements if p.node == node} | {
+            m.port for n, m in self.inventory.models.items() if m.port and n != name
+        }
         if node == self.inventory.gateway.node:
             taken.add(self.inventory.gateway.port)
         if model.port is not None:
             if model.port in strangers:
                 return f"port {model.port} is in use by {strangers[model.port] or 'another process'}: choose another `port`"
             return model.port
-        before = next((s.labels.get("homelab.port") for s in facts.services if s.cluster == self.inventory.cluster and s.name == self._service(name, node)), None)
+        before = next(
+            (
+                s.labels.get("homelab.port")
+                for s in facts.services
+                if s.cluster == self.inventory.cluster and s.name == self._service(name, node)
+            ),
+            None,
+        )
         for port in [int(before)] if before and before.isdigit() else []:
             if port not in taken:
                 return port
@@ -515,7 +542,9 @@ def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
     groups = []
     for size in (2, 4, 8):
         for alike in {g.gpus[0].name for g in single}:
-            pool = sorted((s for s in single if s.gpus[0].name == alike and s.device.memory_kind == "dedicated"), key=lambda s: -s.free_bytes)
+            pool = sorted(
+                (s for s in single if s.gpus[0].name == alike and s.device.memory_kind == "dedicated"), key=lambda s: -s.free_bytes
+            )
             if len(pool) >= size:
                 chosen = sorted(pool[:size], key=lambda s: s.gpus[0].index)
                 groups.append(
@@ -534,14 +563,28 @@ def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
     reserve = RAM_RESERVE_BYTES if node.reserve is None else int(node.reserve)
     free = facts.memory_available_bytes + held - reserve
     device = Device(vendor="cpu", name=facts.cpu.model or "CPU", total_bytes=facts.memory_total_bytes, memory_kind="ram", wsl=facts.wsl)
-    return [Slot(node=name, gpus=(), device=device, free_bytes=free, explained=f" of {gib(facts.memory_total_bytes)} RAM after a reserve of {gib(reserve)}")]
+    return [
+        Slot(
+            node=name,
+            gpus=(),
+            device=device,
+            free_bytes=free,
+            explained=f" of {gib(facts.memory_total_bytes)} RAM after a reserve of {gib(reserve)}",
+        )
+    ]
 
 
 def _gpu_slots(name: str, node: Node, facts: Facts, gpu: GPU, ours: Sequence[Service]) -> Iterator[Slot]:
     if gpu.mig:
         for slice_ in gpu.mig_devices:
             part = gpu.model_copy(update={"uuid": slice_.uuid, "name": slice_.name})
-            device = Device(vendor=gpu.vendor, name=slice_.name, total_bytes=slice_.memory_total_bytes, compute_capability=gpu.compute_capability, wsl=facts.wsl)
+            device = Device(
+                vendor=gpu.vendor,
+                name=slice_.name,
+                total_bytes=slice_.memory_total_bytes,
+                compute_capability=gpu.compute_capability,
+                wsl=facts.wsl,
+            )
             yield Slot(node=name, gpus=(part,), device=device, free_bytes=slice_.memory_free_bytes, explained=" in this MIG slice")
         return
     if gpu.memory_total_bytes is None or gpu.memory_free_bytes is None:
@@ -549,7 +592,13 @@ def _gpu_slots(name: str, node: Node, facts: Facts, gpu: GPU, ours: Sequence[Ser
     labels = {p.service for p in gpu.processes if p.service}
     held = sum(p.memory_bytes or 0 for p in gpu.processes if p.service)
     # A service of ours that NVML shows no process for (another pid namespace): what was planned for it, as far as it is in use.
-    hidden = sum(_planned(s) for s in ours if s.state in ("running", "starting", "unhealthy") and s.name not in labels and gpu.uuid in s.labels.get("homelab.gpus", "").split(","))
+    hidden = sum(
+        _planned(s)
+        for s in ours
+        if s.state in ("running", "starting", "unhealthy")
+        and s.name not in labels
+        and gpu.uuid in s.labels.get("homelab.gpus", "").split(",")
+    )
     held += min(hidden, max(0, (gpu.memory_total_bytes - gpu.memory_free_bytes) - held))
     if node.reserve is not None:
         reserve = int(node.reserve)
@@ -570,7 +619,13 @@ def _gpu_slots(name: str, node: Node, facts: Facts, gpu: GPU, ours: Sequence[Ser
         wsl=facts.wsl,
     )
     free = gpu.memory_free_bytes + held - reserve
-    yield Slot(node=name, gpus=(gpu,), device=device, free_bytes=free, explained=f" of {gib(gpu.memory_total_bytes)}" + (f" ({', '.join(told)})" if told else ""))
+    yield Slot(
+        node=name,
+        gpus=(gpu,),
+        device=device,
+        free_bytes=free,
+        explained=f" of {gib(gpu.memory_total_bytes)}" + (f" ({', '.join(told)})" if told else ""),
+    )
 
 
 def wanted_hash(model: Model, address: str) -> str:
@@ -616,5 +671,3 @@ def _native_refusal(engine: Engine, slot: Slot, facts: Facts) -> str | None:
 def _is_ip(text: str) -> bool:
     parts = text.split(".")
     return ":" in text or (len(parts) == 4 and all(p.isdigit() for p in parts))
-
-

@@ -50,18 +50,30 @@ def diff(inventory: Inventory, layout: Layout, services: Sequence[Service], surv
             if service.cluster == inventory.cluster:
                 actual.setdefault((node, service.name), []).append(service)
     wanted = {(s.node, s.name): s for s in services}
-    moved = {s.model: node for (node, name), found in actual.items() if (node, name) not in wanted for s in found if s.model}
+    moved: dict[str | None, str] = {
+        s.model: node for (node, name), found in actual.items() if (node, name) not in wanted for s in found if s.model
+    }
     changes = [_change(inventory, survey, wanted[k], tuple(actual.get(k, ())), moved) for k in wanted]
     stays = {s.model for s in services}
     for (node, name), found in actual.items():
         if (node, name) not in wanted:
             model = found[0].model
-            reason = f"`{model}` goes elsewhere" if model in stays else "not in the inventory any more" if model or name != "gateway" else "the gateway goes elsewhere"
+            reason = (
+                f"`{model}` goes elsewhere"
+                if model in stays
+                else "not in the inventory any more"
+                if model or name != "gateway"
+                else "the gateway goes elsewhere"
+            )
             changes.append(Change(action="remove", node=node, service=name, reason=reason, actual=tuple(found)))
-    return Plan(layout=layout, services=tuple(services), changes=tuple(sorted(changes, key=lambda c: (c.node, c.action == "remove", c.service))))
+    return Plan(
+        layout=layout, services=tuple(services), changes=tuple(sorted(changes, key=lambda c: (c.node, c.action == "remove", c.service)))
+    )
 
 
-def _change(inventory: Inventory, survey: Survey, service: Service, found: tuple[f.Service, ...], moved: Mapping[str | None, str]) -> Change:
+def _change(
+    inventory: Inventory, survey: Survey, service: Service, found: tuple[f.Service, ...], moved: Mapping[str | None, str]
+) -> Change:
     same = next((s for s in found if s.spec == service.spec), None)
     current = next((s for s in found if s.state in ("running", "starting", "unhealthy")), found[0] if found else None)
     if same is not None and (same.state in ("running", "starting")):
@@ -72,9 +84,13 @@ def _change(inventory: Inventory, survey: Survey, service: Service, found: tuple
     blocked = _blocked(inventory, survey, service, found)
     if current is not None:
         reason = "; ".join(_differences(current, service)) or "its definition changed"
-        return Change(action="replace", node=service.node, service=service.name, reason=reason, wanted=service, actual=found, blocked=blocked)
+        return Change(
+            action="replace", node=service.node, service=service.name, reason=reason, wanted=service, actual=found, blocked=blocked
+        )
     if service.model is not None and service.model in moved:
-        return Change(action="move", node=service.node, service=service.name, reason=f"from {moved[service.model]}", wanted=service, blocked=blocked)
+        return Change(
+            action="move", node=service.node, service=service.name, reason=f"from {moved[service.model]}", wanted=service, blocked=blocked
+        )
     return Change(action="create", node=service.node, service=service.name, reason="not there yet", wanted=service, blocked=blocked)
 
 

@@ -36,4 +36,3 @@ class Secrets:
         if not isinstance(gateway_key, str) or not isinstance(engine_secret, str):
             raise ValueError("gateway_key and engine_secret are strings")
         return cls(gateway_key=SecretStr(gateway_key), engine_secret=SecretStr(engine_secret))
-

@@ -145,5 +145,3 @@ def identified(unit: Unit, definition: Any) -> tuple[Unit, str, str]:
         **unit.labels,
     }
     return replace(unit, labels=dict(sorted(labels.items()))), spec, f"{cluster_directory(unit.cluster)}/{unit.name}/{spec}"
-
-

@@ -43,7 +43,11 @@ def load_secrets(cluster: str) -> Secrets | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as e:
-        raise HomelabError(f"The keys in `{path}` cannot be read", cause=str(e), hint=f"Take them back from the gateway's node by removing the file: rm {path}") from e
+        raise HomelabError(
+            f"The keys in `{path}` cannot be read",
+            cause=str(e),
+            hint=f"Take them back from the gateway's node by removing the file: rm {path}",
+        ) from e
 
 
 def save_secrets(cluster: str, secrets: Secrets) -> None:
@@ -84,7 +88,11 @@ def lock(cluster: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             file.seek(0)
-            raise DeployError(f"Another homelab is changing cluster `{cluster}`", cause=f"process {file.read().strip() or 'unknown'}", hint="Wait for it to end, then run this again") from e
+            raise DeployError(
+                f"Another homelab is changing cluster `{cluster}`",
+                cause=f"process {file.read().strip() or 'unknown'}",
+                hint="Wait for it to end, then run this again",
+            ) from e
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -67,7 +67,13 @@ class Status:
 
 async def status(inventory: Inventory, survey: Survey, secrets: Secrets | None) -> Status:
     """What the survey shows of our services, completed by what gateway and engines answer."""
-    running = [(node, s, "") for node, report in survey.nodes.items() if report.facts for s in report.facts.services if s.cluster == inventory.cluster]
+    running = [
+        (node, s, "")
+        for node, report in survey.nodes.items()
+        if report.facts
+        for s in report.facts.services
+        if s.cluster == inventory.cluster
+    ]
     away = [(node, s, "away") for node, facts in survey.remembered.items() for s in facts.services if s.cluster == inventory.cluster]
     models = []
     for name, model in sorted(inventory.models.items()):

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
 GIB = 1024**3
 BAR_WIDTH = 60
-MARKS = {"create": ("+", "green"), "replace": ("~", "yellow"), "restart": ("~", "yellow"), "move": ("~", "yellow"), "remove": ("-", "red"), "keep": ("=", "dim")}
+MARKS = {
+    "create": ("+", "green"),
+    "replace": ("~", "yellow"),
+    "restart": ("~", "yellow"),
+    "move": ("~", "yellow"),
+    "remove": ("-", "red"),
+    "keep": ("=", "dim"),
+}
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -110,11 +117,27 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
         facts, runs_with = report.facts, _runs_with(report)
         if not facts.gpus:
             free += facts.memory_available_bytes
-            found.add_row(name, "-  " + escape(facts.cpu.model or facts.arch), gib(facts.memory_available_bytes), f"{gib(facts.memory_total_bytes)} RAM", "-", "-", runs_with)
+            found.add_row(
+                name,
+                "-  " + escape(facts.cpu.model or facts.arch),
+                gib(facts.memory_available_bytes),
+                f"{gib(facts.memory_total_bytes)} RAM",
+                "-",
+                "-",
+                runs_with,
+            )
         for i, gpu in enumerate(facts.gpus):
             free += gpu.memory_free_bytes or 0
             total = gib(gpu.memory_total_bytes) + (" *" if gpu.memory_kind == "unified" else "")
-            found.add_row(name if i == 0 else "", escape(f"{gpu.index}  {gpu.name.removeprefix('NVIDIA ').removeprefix('GeForce ')}"), gib(gpu.memory_free_bytes), total, escape(_used_by(gpu)), gpu.driver or "-", runs_with if i == 0 else "")
+            found.add_row(
+                name if i == 0 else "",
+                escape(f"{gpu.index}  {gpu.name.removeprefix('NVIDIA ').removeprefix('GeForce ')}"),
+                gib(gpu.memory_free_bytes),
+                total,
+                escape(_used_by(gpu)),
+                gpu.driver or "-",
+                runs_with if i == 0 else "",
+            )
             for part in gpu.mig_devices:
                 found.add_row("", escape(f"   {part.name}"), gib(part.memory_free_bytes), gib(part.memory_total_bytes), "", "", "")
     print_table(found)
@@ -125,7 +148,10 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
             out.print(f"[yellow]{escape(name)}[/]: {escape(report.error.hint)}")
     unified = any(g.memory_kind == "unified" for r in survey.nodes.values() if r.facts for g in r.facts.gpus)
     count = len(survey.nodes)
-    tell(f"{count} node{'s' if count != 1 else ''}, {reachable} reachable, {gib(free)} GiB free, {seconds:.1f} s" + ("  * unified memory, shared with the system" if unified else ""))
+    tell(
+        f"{count} node{'s' if count != 1 else ''}, {reachable} reachable, {gib(free)} GiB free, {seconds:.1f} s"
+        + ("  * unified memory, shared with the system" if unified else "")
+    )
 
 
 def _silent(report: NodeReport, *, away: bool) -> list[str]:
@@ -168,7 +194,9 @@ def planned(plan: Plan) -> None:
     for slot in slots:
         here = [p for p in plan.layout if p.node == slot.node and (set(p.gpus) & {g.uuid for g in slot.gpus} if slot.gpus else not p.gpus)]
         if here:
-            out.print(f"[bold]{escape(slot.node)} {escape(slot.label)}[/]  {escape(_bar(slot, here))}  {gib(slot.device.total_bytes)} GiB {escape(slot.device.name)}")
+            out.print(
+                f"[bold]{escape(slot.node)} {escape(slot.label)}[/]  {escape(_bar(slot, here))}  {gib(slot.device.total_bytes)} GiB {escape(slot.device.name)}"
+            )
         for p in here:
             change = next((c for c in plan.changes if (c.node, c.service) == (p.node, p.service)), None)
             if change is not None and (p.node, p.service) not in shown:
@@ -189,7 +217,8 @@ def summary(plan: Plan, inventory: Inventory) -> str:
     counts = {a: sum(c.action == a for c in plan.todo) for a in ("create", "replace", "restart", "move", "remove")}
     parts = [f"{n} {a}" for a, n in counts.items() if n]
     nodes = len({c.node for c in plan.todo})
-    what = " · ".join(parts) + f" on {nodes} node{'s' if nodes != 1 else ''}" if parts else "Everything is up to date"
+    nothing = "Nothing can be changed" if plan.layout.unplaced else "Everything is up to date"
+    what = " · ".join(parts) + f" on {nodes} node{'s' if nodes != 1 else ''}" if parts else nothing
     unplaced = f" · {len(plan.layout.unplaced)} without a place" if plan.layout.unplaced else ""
     cloud = f"prompts to {', '.join(sorted(inventory.cloud))} leave the house" if inventory.cloud else "no prompt can leave the house"
     return f"{what}{unplaced} · {cloud}"
@@ -205,7 +234,14 @@ def _change(change: Any, p: Placement | None) -> None:
         out.print(f"{head} {p.engine}  {p.request.context} ctx × {p.request.concurrency}  {gib(p.bytes)} GiB{flags}  {escape(p.source)}")
         why = p.reason if change.action in ("create", "keep", "move") else f"{change.reason}; {p.reason}"
         tell(f"      {why}")
-        tell("      " + " + ".join(f"{t.name} {t.bytes / GIB:.2f}{'' if t.grade == 'exact' else '~' if t.grade == 'bounded' else '?'}" for t in p.footprint.terms if t.bytes))
+        tell(
+            "      "
+            + " + ".join(
+                f"{t.name} {t.bytes / GIB:.2f}{'' if t.grade == 'exact' else '~' if t.grade == 'bounded' else '?'}"
+                for t in p.footprint.terms
+                if t.bytes
+            )
+        )
     if change.blocked:
         out.print(f"      [bold red]blocked:[/] {escape(change.blocked)}")
 
@@ -259,7 +295,9 @@ def shown_status(status: Status) -> None:
         if not model.instances:
             found.add_row(model.name, "-", "-", "[red]missing[/]", "-", "-", "-")
         for i, x in enumerate(model.instances):
-            state = f"[green]{x.state}[/]" if x.state == "running" else f"[yellow]{x.state}[/]" + (f" {escape(x.detail)}" if x.detail else "")
+            state = (
+                f"[green]{x.state}[/]" if x.state == "running" else f"[yellow]{x.state}[/]" + (f" {escape(x.detail)}" if x.detail else "")
+            )
             context = str(x.context) if x.context is not None else f"({x.planned_context})" if x.planned_context else "-"
             found.add_row(model.name if i == 0 else "", x.node, x.engine, state, context, gib(x.planned_bytes), gib(x.used_bytes))
     print_table(found)
@@ -269,7 +307,10 @@ def shown_status(status: Status) -> None:
         if report.facts is None:
             nodes.add_row(name, "[red]not reached[/]", "-", escape(report.error.message if report.error else ""))
         else:
-            gpus = ", ".join(f"{g.name.removeprefix('NVIDIA ')} {gib(g.memory_free_bytes)} of {gib(g.memory_total_bytes)} free" for g in report.facts.gpus)
+            gpus = ", ".join(
+                f"{g.name.removeprefix('NVIDIA ')} {gib(g.memory_free_bytes)} of {gib(g.memory_total_bytes)} free"
+                for g in report.facts.gpus
+            )
             ram = f"RAM {gib(report.facts.memory_available_bytes)} of {gib(report.facts.memory_total_bytes)} free"
             nodes.add_row(name, "[green]up[/]", escape(gpus or ram), escape("; ".join(p.message for p in report.facts.problems)) or "-")
     print_table(nodes)

@@ -20,6 +20,7 @@ lock() { # lock INPUT OUTPUT PYTHON DISK_MB [uv options]
 }
 
 for name in "${@:-all}"; do
+  case $name in all | build) lock build.in build.lock 3.11 50 ;; esac
   case $name in all | homelab) lock homelab.in homelab.lock 3.11 100 ;; esac
   case $name in all | dev) lock dev.in dev.lock 3.11 250 --constraint homelab.lock ;; esac
   case $name in all | llamacpp) lock llamacpp.in "$native/llamacpp.lock" 3.10 300 ;; esac

@@ -62,7 +62,7 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
         status = _parse(status_text)
         if code.strip() == "200" and status.get("status") == "running":
             return
-        dead = status.get("status") in ("failed", "stopped") or int(status.get("restarts") or 0) > 0
+        dead = status.get("status") in ("failed", "stopped") or status.get("restarts", 0) != 0
         if dead or time.monotonic() - begun > limit:
             what = f"died at start (exit code {status.get('exit_code')})" if dead else f"is not healthy after {limit:.0f} s"
             lines = (await session.run(f"tail -n {LAST_LINES} {shlex.quote(service.directory)}/log")).text.strip()

@@ -76,8 +76,10 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     if tp > 1:
         ours["tensor-parallel-size"] = tp
     ours |= _kind_flags(shape, request, args)
+    weights = _weights(shape, args, tp)
+    offloaded = min(weights, int(_fraction(args, "cpu-offload-gb") * GiB))
     terms = (
-        Term(name="weights", bytes=_weights(shape, args, tp), grade="exact" if tp == 1 else "bounded"),
+        Term(name="weights", bytes=weights - offloaded, grade="exact" if tp == 1 else "bounded"),
         Term(name="kv_cache", bytes=cache, grade=_cache_grade(shape, args)),
         Term(name="activation", bytes=_activation(shape, request, seqs, batched, tp), grade="bounded"),
         Term(name="vision", bytes=VISION_PROFILE if _sees(shape, args) else 0, grade="empirical"),
@@ -90,9 +92,10 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
             grade="empirical",
             where="context",
         ),
+        Term(name="weights_host", bytes=offloaded * tp, grade="bounded", where="host"),
     )
     return Footprint(
-        terms=tuple(t for t in terms if t.name != "vision" or t.bytes),
+        terms=tuple(t for t in terms if t.bytes or t.name not in ("vision", "weights_host")),
         kv_cache_bytes=cache,
         kv_cache_tokens=context * seqs if cache else 0,
         flags={name: value for name, value in ours.items() if name not in args},
@@ -241,6 +244,13 @@ def _canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     """The user's arguments under vLLM's long names; its parser takes underscores for dashes."""
     names = {name.lstrip("-").replace("_", "-"): value for name, value in args.items()}
     return {ALIASES.get(name, name): value for name, value in names.items()}
+
+
+def _fraction(args: Mapping[str, Any], name: str) -> float:
+    try:
+        return float(args.get(name) or 0)
+    except (TypeError, ValueError):
+        raise Unsupported(f"vLLM's `{name}` is a number, not {args[name]!r}") from None
 
 
 def _number(args: Mapping[str, Any], name: str, default: int) -> int:

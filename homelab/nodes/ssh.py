@@ -119,7 +119,8 @@ def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
         return NodeError(f"Cannot find node `{name}`", cause=f"{node.host}: {e.strerror}", hint=f"Check `host` under nodes.{name}: a name needs DNS or mDNS, an address always works", kind="name")
     if isinstance(e, FileNotFoundError | asyncssh.KeyImportError | PermissionError) and node.identity:
         return NodeError(f"The identity file of node `{name}` cannot be used", cause=f"{node.identity}: {e}", hint=f"Check `identity` under nodes.{name}; a key with a passphrase must be in ssh-agent", kind="identity")
-    return NodeError(f"Cannot reach node `{name}`", cause=f"{where}: {getattr(e, 'strerror', None) or e}", hint=f"Try by hand: {login}", kind="unreachable")
+    said = os.strerror(e.errno) if isinstance(e, OSError) and e.errno and e.errno > 0 else str(e)
+    return NodeError(f"Cannot reach node `{name}`", cause=f"{where}: {said}", hint=f"Try by hand: {login}", kind="unreachable")
 
 
 def _known(host: str, port: int) -> bool:

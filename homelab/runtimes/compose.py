@@ -67,11 +67,15 @@ def environment_file(unit: Unit) -> str:
     for name, secret in sorted(unit.secrets.items()):
         value = secret.get_secret_value()
         if any(c in value for c in "'\n\r\x00"):
-            raise InventoryError(f"The secret for `{name}` has a quote or a line break in it", hint="Check the environment variable that it comes from")
+            raise InventoryError(
+                f"The secret for `{name}` has a quote or a line break in it", hint="Check the environment variable that it comes from"
+            )
         lines.append(f"{name}='{value}'\n")
     return "".join(lines)
 
 
 def compose_command(project: str, directory: str, *arguments: str) -> str:
     """A `docker compose` command line for a revision's project, run from the home on the node."""
-    return shlex.join(["docker", "compose", "--project-name", project, "--project-directory", directory, "-f", f"{directory}/compose.yml", *arguments])
+    return shlex.join(
+        ["docker", "compose", "--project-name", project, "--project-directory", directory, "-f", f"{directory}/compose.yml", *arguments]
+    )

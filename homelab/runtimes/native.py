@@ -27,7 +27,9 @@ def render(unit: Unit) -> Service:
     else:
         provision = _provision("llamacpp")
         program = [f"~/{provision.directory}/bin/python", f"~/{tools}/llama-server"]
-    unit, spec, directory = identified(unit, [program, list(unit.arguments), dict(sorted(unit.environment.items())), dict(unit.files), tools])
+    unit, spec, directory = identified(
+        unit, [program, list(unit.arguments), dict(sorted(unit.environment.items())), dict(unit.files), tools]
+    )
     document = {
         "argv": [*program, *unit.arguments],
         "environment_file": "service.env",
@@ -71,7 +73,9 @@ def supervise(verb: str, directory: str) -> str:
 def provision_command(provision: Provision) -> str:
     """A command line that makes the environment and ends with one line of JSON, which names its folder."""
     tools = tools_directory()
-    return shlex.join(["python3", f"{tools}/provision.py", "--lock", f"{tools}/{provision.lock}", "--name", provision.name, "--into", CACHE])
+    return shlex.join(
+        ["python3", f"{tools}/provision.py", "--lock", f"{tools}/{provision.lock}", "--name", provision.name, "--into", CACHE]
+    )
 
 
 def link_command(provision: Provision, target: str) -> str:

@@ -206,3 +206,7 @@ def test_an_engine_that_answers_nonsense_is_an_error_of_docker(run_agent: Run, e
     del engine.answers["/containers/json?all=1"]
     docker = asked(run_agent, engine).docker
     assert "page not found" in docker.error
+    engine.answers["/containers/json?all=1"] = {"not": "a list"}
+    docker = asked(run_agent, engine).docker
+    assert docker.reachable
+    assert docker.error

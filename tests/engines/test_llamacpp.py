@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from homelab.engines import ArgValue, Device, Footprint, Launch, Request, Unsupported, engines, llamacpp
-from homelab.models.shape import Layer, ModelShape
-from tests.models.examples import GOLDEN, gguf, safetensors
+from homelab.models.shape import Layer, ModelShape, from_header
+from tests.models.examples import ARCHITECTURES, GOLDEN, gguf, safetensors
 
 MIB = 2**20
 CPU = Device(vendor="cpu", name="Ryzen", total_bytes=64 * 2**30, memory_kind="ram")
@@ -36,6 +36,20 @@ def test_figures_are_those_of_llama_fit_params(model: str, args: str, model_mib:
     assert abs(found["model"] / MIB - model_mib) <= 1
     assert abs(found["context"] / MIB - context_mib) <= 1
     assert compute_mib - 1 <= found["compute"] / MIB <= compute_mib * 1.031  # an upper bound
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_other_architectures(name: str) -> None:
+    """Windows, chunks, latent caches, states beside attention, shared caches, prediction layers."""
+    shape = from_header(ARCHITECTURES[name]["header"])
+    assert not shape.notes
+    for tokens, slots, model_mib, context_mib, compute_mib in ARCHITECTURES[name]["said_mib"]:
+        request = Request(kind="chat", context=tokens // slots, concurrency=slots, args={"flash-attn": "on"})
+        found = terms(llamacpp.footprint(shape, request, CPU))
+        # llama.cpp left the prediction layers out; another release loads them.
+        assert model_mib <= found["model"] / MIB <= model_mib + shape.mtp_bytes / MIB + 1
+        assert abs(found["context"] / MIB - context_mib) <= 1
+        assert compute_mib - 1 <= found["compute"] / MIB <= compute_mib + 4  # small models: the share of logits is small
 
 
 def test_on_a_gpu_the_input_table_stays_in_ram() -> None:
@@ -181,7 +195,7 @@ def test_an_encoder_has_no_cache_and_no_logits(tokens: int, flash: str, said_mib
     )
     found = terms(llamacpp.footprint(shape, Request(kind="embedding", context=tokens, concurrency=1, args={"flash-attn": flash}), CPU))
     assert found["context"] == 0
-    assert said_mib <= found["compute"] / MIB <= max(said_mib * 1.03, said_mib + 12)
+    assert said_mib <= found["compute"] / MIB <= max(said_mib * 1.05, said_mib + 5)
 
 
 def test_it_is_found_as_an_engine() -> None:

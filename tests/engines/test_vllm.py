@@ -89,6 +89,21 @@ def test_weights_are_split_and_copied_over_ranks() -> None:
     assert vllm.footprint(shape, ask(), PAIR).flags["tensor-parallel-size"] == 2
 
 
+def test_weights_are_those_that_vllm_logged() -> None:
+    """Llama-3.1-8B on one GPU 14.9888 GiB (vllm#10517), Qwen3-30B-A3B on four 14.2474 each (vllm#17327)."""
+    one = vllm.footprint(safetensors("llama-3.1-8b", tensor_bytes=16_060_522_496), ask(), ADA)
+    assert terms(one)["weights"] / GIB == pytest.approx(14.9888, abs=0.0001)
+    four = Device(vendor="nvidia", name="x", total_bytes=1, count=4)
+    groups = {"model.layers.*.mlp.gate.weight": [48, 48 * 2048 * 128 * 2, "BF16"]}
+    shape = safetensors("qwen3-30b-a3b", tensor_bytes=61_064_245_248, groups=groups)
+    assert terms(vllm.footprint(shape, ask(), four))["weights"] / GIB == pytest.approx(14.2474, rel=0.0005)
+
+
+def test_weights_in_ram_are_counted_there() -> None:
+    plain, offloaded = (vllm.footprint(safetensors("qwen3-4b"), request, ADA) for request in (ask(), ask(cpu_offload_gb=2)))
+    assert plain.device_bytes - offloaded.device_bytes == 2 * GIB == offloaded.host_bytes
+
+
 def test_prediction_layers_are_loaded_only_for_speculation() -> None:
     shape = safetensors("qwen3.6-27b", groups={"mtp.layers.*.mlp.up_proj.weight": [1, 10**9, "BF16"]})
     plain, fast = (terms(vllm.footprint(shape, request, ADA)) for request in (ask(), ask(speculative_config='{"method":"mtp","num_speculative_tokens":2}')))

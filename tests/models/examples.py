@@ -17,6 +17,8 @@ LINES = (DATA / "llamacpp.jsonl").read_text().splitlines()
 FILE_BYTES: dict[str, int] = json.loads(LINES[0])["file_bytes"]
 # model, arguments, and what llama.cpp's `llama-fit-params --fit-print on` said in MiB: model, context, compute
 GOLDEN: list[tuple[str, str, int, int, int]] = [tuple(json.loads(line)) for line in LINES[1:]]
+# Small models of other architectures: their header, and what the same tool said of llama.cpp b11549: [context, slots, model, context, compute]
+ARCHITECTURES: dict[str, dict[str, Any]] = {a["name"]: a for a in map(json.loads, (DATA / "architectures.jsonl").read_text().splitlines())}
 
 QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151936, "max_position_embeddings": 40960, "head_dim": 128}
 SAFETENSORS: dict[str, dict[str, Any]] = {
@@ -68,12 +70,15 @@ SAFETENSORS: dict[str, dict[str, Any]] = {
     | {"max_position_embeddings": 202752, "num_hidden_layers": 47, "hidden_size": 2048, "intermediate_size": 10240}
     | {"num_attention_heads": 20, "num_key_value_heads": 20, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "n_routed_experts": 64}
     | {"num_experts_per_tok": 4, "moe_intermediate_size": 1536},
+    "minimax-m2.7": {"model_type": "minimax_m2", "architectures": ["MiniMaxM2ForCausalLM"], "vocab_size": 200064, "head_dim": 128}
+    | {"max_position_embeddings": 196608, "num_hidden_layers": 62, "hidden_size": 3072, "intermediate_size": 1536}
+    | {"num_attention_heads": 48, "num_key_value_heads": 8, "num_local_experts": 256, "num_experts_per_tok": 8},
     "bge-reranker": {"model_type": "xlm-roberta", "architectures": ["XLMRobertaForSequenceClassification"], "vocab_size": 250002}
     | {"max_position_embeddings": 514, "num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16},
 }
 GIB = 2**30
 WEIGHTS_GIB = {"qwen3-4b": 7.49, "qwen3-8b": 15.26, "qwen3-30b-a3b": 56.87, "llama-3.1-8b": 14.96, "gpt-oss-120b": 60.8, "gemma-4-31b": 57.18}
-WEIGHTS_GIB |= {"qwen3.6-27b": 50.1, "qwen3.6-35b-a3b": 64.56, "glm-4.7-flash": 55.77, "bge-reranker": 2.1}
+WEIGHTS_GIB |= {"qwen3.6-27b": 50.1, "qwen3.6-35b-a3b": 64.56, "glm-4.7-flash": 55.77, "bge-reranker": 2.1, "minimax-m2.7": 120}
 
 
 def safetensors_document(name: str, **more: Any) -> dict[str, Any]:

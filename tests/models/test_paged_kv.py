@@ -1,7 +1,7 @@
 """The pool's arithmetic against what vLLM printed on people's machines: memory available for the cache in, tokens out.
 
 Qwen3-8B LMCache#3430 · Llama vllm#10517 · 30B-A3B fp8 vllm#25350 · 27B TP2 club-3090#104 · 35B-A3B club-3090#612 ·
-gpt-oss vllm#27508 · Gemma 4 vllm-metal#505."""
+gpt-oss vllm#27508 · Gemma 4 vllm-metal#505 · MiniMax-M2.7 spark-vllm-docker#396."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def test_tokens_are_those_that_vllm_logged(model: str, context: int, available_g
     [
         ("gpt-oss-120b", 131072, Paging(in_flight=1024), 4.54),
         ("gemma-4-31b", 262144, Paging(hybrid_manager=False), 220.0),
+        ("minimax-m2.7", 196608, Paging(tensor_parallel=2), 23.25),
     ],
 )
 def test_bytes_of_one_request_are_those_that_vllm_asked_for(model: str, context: int, paging: Paging, logged_gib: float) -> None:
