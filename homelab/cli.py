@@ -388,8 +388,8 @@ def _address(household: Household, found: Plan) -> str:
 
 def _remembered_address(household: Household) -> str:
     from homelab import state
-    from homelab.render import gateway_address
     from homelab.facts import Survey
+    from homelab.render import gateway_address
     from homelab.service import host_in_url
 
     survey = state.load_survey(household.inventory.cluster) or Survey()

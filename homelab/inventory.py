@@ -123,7 +123,7 @@ class Variant(Strict):
 class Model(Strict):
     """A model asked for: its variants in order of preference, and how much of it."""
 
-    variants: tuple[Variant, ...] = Field(min_length=1)
+    variants: tuple[Variant, ...]
     kind: Kind = "chat"
     context: Annotated[Context, BeforeValidator(_context)] | None = None
     concurrency: Count = 2
@@ -141,6 +141,8 @@ class Model(Strict):
             return data
         own = {k: data[k] for k in ("engine", "source", "args") if k in data}
         if "variants" in data:
+            if data["variants"] in ([], None):
+                raise ValueError("`variants` is empty")
             if own:
                 raise ValueError(f"`{next(iter(own))}` beside `variants`: write it into the variants")
             return data
@@ -183,7 +185,7 @@ class Inventory(Strict):
     gateway: Gateway
     images: Mapping[str, Plain] = Field(default_factory=dict)
     hub: Hub = Hub()
-    nodes: Mapping[Name, Node] = Field(min_length=1)
+    nodes: Mapping[Name, Node]
     models: Mapping[Name, Model] = Field(default_factory=dict)
     cloud: Mapping[Name, Cloud] = Field(default_factory=dict)
     fallbacks: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -330,7 +332,9 @@ def _inconsistencies(inventory: Inventory) -> Iterator[tuple[Path, str]]:
     """What is wrong between entries that are right by themselves."""
     nodes, models = inventory.nodes, inventory.models
     names = [*models, *inventory.cloud]
-    if inventory.gateway.node not in nodes:
+    if not nodes:
+        yield ("nodes",), "no node in it"
+    elif inventory.gateway.node not in nodes:
         yield ("gateway", "node"), f"no node `{inventory.gateway.node}`{did_you_mean(inventory.gateway.node, nodes)}"
     services: dict[str, str] = {"gateway": "the gateway"}
     ports: dict[tuple[str, int], str] = {(inventory.gateway.node, inventory.gateway.port): "the gateway"}

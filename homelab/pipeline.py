@@ -117,7 +117,7 @@ def make_secrets(household: Household, survey: Survey) -> Secrets:
     if not survey.nodes[node].reachable:
         raise NodeError(
             f"The gateway's node `{node}` cannot be asked for the cluster's keys, and this controller has none",
-            cause=(e := survey.nodes[node].error) and e.message or "",
+            cause=((e := survey.nodes[node].error) and e.message) or "",
             hint="Bring that node up first",
         )
     secrets = state.new_secrets()

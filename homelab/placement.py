@@ -5,42 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from homelab.devices import GIB, RAM_RESERVE_BYTES, Slot, bind_address, gib, image_for, runtime_for, slots_of
 from homelab.engines import Device, Engine, Footprint, Launch, Request, Term, Unsupported, engines
 from homelab.errors import HomelabError
 from homelab.facts import GPU, Facts, Service, Survey, Weights
-from homelab.images import IMAGES
-from homelab.inventory import Context, Inventory, Model, Node, Variant, slug
+from homelab.inventory import Context, Inventory, Model, Variant, slug
 from homelab.models import shape as shapes
 from homelab.models.shape import ModelShape
 
-GIB = 1024**3
 DEFAULT_CONTEXT = 8192
 CONTEXT_STEP = 256
-# What a desktop may still grow by, where the inventory gives no `reserve`: a browser tab with video is 100-300 MiB.
-DISPLAY_RESERVE_BYTES = GIB // 2
-# What the operating system keeps of a pool that models share with it.
-RAM_RESERVE_BYTES = GIB
 # Disk that stays free beside the weights.
 DISK_MARGIN_BYTES = GIB
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slot:
-    """A device of a node and what is left of it. `gpus` is empty for the machine's RAM."""
-
-    node: str
-    gpus: tuple[GPU, ...]
-    device: Device
-    free_bytes: int
-    explained: str
-
-    @property
-    def label(self) -> str:
-        return " + ".join(f"GPU {g.index}" for g in self.gpus) if self.gpus else "RAM"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +123,8 @@ def place(inventory: Inventory, survey: Survey) -> Layout:
     for name in order:
         desk.grow(name)
     placed = sorted(desk.placements, key=lambda p: (p.model, p.node, p.service))
-    return Layout(placements=tuple(placed), unplaced=tuple(desk.unplaced), slots=tuple(desk.slots))
+    left = tuple(replace(slot, free_bytes=desk.free(slot)) for slot in desk.slots)
+    return Layout(placements=tuple(placed), unplaced=tuple(desk.unplaced), slots=left)
 
 
 def unsettled(inventory: Inventory, survey: Survey) -> frozenset[str]:
@@ -152,47 +133,6 @@ def unsettled(inventory: Inventory, survey: Survey) -> frozenset[str]:
     for name in inventory.models:
         desk.keep(name)
     return frozenset(n for n, m in inventory.models.items() if desk.count(n) < m.replicas)
-
-
-def bind_address(inventory: Inventory, node: str, facts: Facts | None) -> str:
-    """The address of its own that a node's services listen on and are reached at: never all interfaces."""
-    if inventory.is_local:
-        return "127.0.0.1"
-    spec = inventory.nodes[node]
-    for candidate in (spec.address, spec.host):
-        if candidate and _is_ip(candidate):
-            return candidate
-    if facts is not None and facts.server_address:
-        return facts.server_address
-    return spec.address or spec.host
-
-
-def runtime_for(node: Node, facts: Facts, *, gpu: bool) -> tuple[str | None, str]:
-    """How services run on a node: `docker` or `native`, or None and why neither."""
-    if node.runtime == "native":
-        return "native", ""
-    docker = facts.docker
-    if docker is None:
-        if node.runtime == "docker":
-            return None, "no Docker on this node: install it (https://docs.docker.com/engine/install), or `runtime: native`"
-        return "native", ""
-    if not docker.reachable:
-        return (
-            None,
-            f"Docker cannot be used: {docker.error or 'no answer'}; `sudo usermod -aG docker {facts.user or '$USER'}` and log in again, or `runtime: native`",
-        )
-    if not docker.compose_version:
-        return None, "no Compose plugin: `sudo apt install docker-compose-plugin` (Debian: docker-compose-v2), or `runtime: native`"
-    if gpu and not docker.nvidia_runtime:
-        return None, "Docker cannot reach the GPU: install the NVIDIA Container Toolkit and restart Docker"
-    return "docker", ""
-
-
-def image_for(inventory: Inventory, node: str, engine: str, vendor: str) -> str:
-    """The pinned image of an engine on a node, or what the inventory puts in its place."""
-    override = inventory.nodes[node].images.get(engine) or inventory.images.get(engine)
-    pinned = IMAGES.get(engine, {})
-    return override or pinned.get(vendor) or next(iter(pinned.values()))
 
 
 class _Desk:
@@ -205,6 +145,7 @@ class _Desk:
         self.unplaced: list[Unplaced] = []
         self.facts = {n: r.facts for n, r in sorted(survey.nodes.items()) if n in inventory.nodes and r.facts is not None}
         self.slots = [slot for name, facts in self.facts.items() for slot in slots_of(inventory, name, facts)]
+        self._free = {(s.node, device): s.free_bytes for s in self.slots if len(s.gpus) <= 1 for device in _devices(s.gpus)}
         self.remembered = {n: f for n, f in sorted(survey.remembered.items()) if n in inventory.nodes and n not in self.facts}
         self._shapes: dict[tuple[str, str], ModelShape | str] = {}
 
@@ -258,7 +199,7 @@ class _Desk:
             for service in sorted(facts.services, key=lambda s: s.name):
                 if service.cluster == self.inventory.cluster and service.model == name and self.count(name) < model.replicas:
                     kept = self._revive(name, node, facts, service, slots)
-                    if kept is not None:
+                    if kept is not None and (service.state in ("running", "starting") or node in self.remembered or self._still_fits(kept)):
                         self._take(kept)
 
     def _revive(self, name: str, node: str, facts: Facts, service: Service, slots: Sequence[Slot]) -> Placement | None:
@@ -301,6 +242,10 @@ class _Desk:
             )
         except (KeyError, IndexError, TypeError, ValueError, StopIteration):
             return None  # labels of another version: plan it anew
+
+    def _still_fits(self, p: Placement) -> bool:
+        """Whether what a stopped service gave up is still free."""
+        return all(p.bytes <= self._free[p.node, device] for device in _devices(p.gpus))
 
     def add(self, name: str) -> None:
         """Place one more instance, at the smallest context asked for."""
@@ -354,7 +299,7 @@ class _Desk:
         for i, p in enumerate(self.placements):
             if p.model != name or p.kept:
                 continue
-            slot = next(self.slots_for(p.node, p.gpus))
+            slot = next(s for s in self.slots if s.node == p.node and tuple(g.uuid for g in s.gpus) == p.gpus)
             self._give_back(p)
             best, low, high = p, p.request.context, model.context.max
             if isinstance(full := self._fit(p, high, slot), Placement):
@@ -434,9 +379,9 @@ class _Desk:
             # Rounded up to 0.001: to 0.01 would waste up to 0.24 GiB of a 24 GB card.
             utilization = math.ceil(footprint.budget_bytes / slot.device.total_bytes * 1000) / 1000
         fitted = replace(draft, request=request, footprint=footprint, gpu_memory_utilization=utilization)
-        if (utilization or 0) > 1 or fitted.bytes > slot.free_bytes:
+        if (utilization or 0) > 1 or fitted.bytes > self.free(slot):
             terms = " + ".join(f"{t.name} {gib(t.bytes)}" for t in footprint.terms if t.where != "host" and t.bytes)
-            return f"needs {gib(fitted.bytes)} GiB: {terms}; free {gib(slot.free_bytes)} GiB{slot.explained}"
+            return f"needs {gib(fitted.bytes)} GiB: {terms}; free {gib(self.free(slot))} GiB{slot.explained}"
         if footprint.host_bytes and slot.gpus and footprint.host_bytes > self._ram(slot.node):
             return f"needs {gib(footprint.host_bytes)} GiB of RAM beside the GPU, free {gib(self._ram(slot.node))} GiB"
         return fitted
@@ -497,7 +442,7 @@ class _Desk:
         mates = sum(q.node == slot.node for q in self.placements if q.model == name)
         runs_here = any(s.model == name and s.cluster == self.inventory.cluster for s in facts.services)
         there = any(w.source == p.source and w.present for w in facts.weights)
-        return (not slot.gpus, len(slot.gpus), mates, not runs_here, not there, slot.free_bytes - p.bytes, slot.node, slot.label)
+        return (not slot.gpus, len(slot.gpus), mates, not runs_here, not there, self.free(slot) - p.bytes, slot.node, slot.label)
 
     def _why(self, name: str, p: Placement, index: int, variants: int, others: int) -> str:
         parts = []
@@ -516,116 +461,21 @@ class _Desk:
 
     # -- the books
 
-    def slots_for(self, node: str, gpus: tuple[str, ...]) -> Iterator[Slot]:
-        return (s for s in self.slots if s.node == node and tuple(g.uuid for g in s.gpus) == gpus)
+    def free(self, slot: Slot) -> int:
+        """What is left of a slot: of several GPUs, what the fullest of them has left."""
+        return min(self._free[slot.node, device] for device in _devices(slot.gpus))
 
     def _take(self, p: Placement) -> None:
         self.placements.append(p)
         self._occupy(p)
 
     def _occupy(self, p: Placement, sign: int = 1) -> None:
-        wanted = set(p.gpus)
-        for i, s in enumerate(self.slots):
-            held = {g.uuid for g in s.gpus}
-            if s.node == p.node and (held & wanted or (not held and not wanted)):
-                self.slots[i] = replace(s, free_bytes=s.free_bytes - sign * p.bytes)
+        for device in _devices(p.gpus):
+            if (p.node, device) in self._free:
+                self._free[p.node, device] -= sign * p.bytes
 
     def _give_back(self, p: Placement) -> None:
         self._occupy(p, -1)
-
-
-def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
-    """The devices of a node: each GPU (MIG slices by themselves), groups of like GPUs, and the RAM where there is no GPU that can be planned."""
-    node = inventory.nodes[name]
-    ours = [s for s in facts.services if s.cluster == inventory.cluster]
-    single = [s for gpu in facts.gpus for s in _gpu_slots(name, node, facts, gpu, ours)]
-    groups = []
-    for size in (2, 4, 8):
-        for alike in {g.gpus[0].name for g in single}:
-            pool = sorted(
-                (s for s in single if s.gpus[0].name == alike and s.device.memory_kind == "dedicated"), key=lambda s: -s.free_bytes
-            )
-            if len(pool) >= size:
-                chosen = sorted(pool[:size], key=lambda s: s.gpus[0].index)
-                groups.append(
-                    Slot(
-                        node=name,
-                        gpus=tuple(s.gpus[0] for s in chosen),
-                        device=replace(chosen[0].device, total_bytes=min(s.device.total_bytes for s in chosen), count=size),
-                        free_bytes=min(s.free_bytes for s in chosen),
-                        explained=" on the fullest of them",
-                    )
-                )
-    if single:
-        return single + sorted(groups, key=lambda s: (len(s.gpus), s.label))
-    held = sum(_planned(s) for s in ours if s.state in ("running", "starting") and s.memory_bytes is None and s.model)
-    held += sum(s.memory_bytes or 0 for s in ours if s.model)
-    reserve = RAM_RESERVE_BYTES if node.reserve is None else int(node.reserve)
-    free = facts.memory_available_bytes + held - reserve
-    device = Device(vendor="cpu", name=facts.cpu.model or "CPU", total_bytes=facts.memory_total_bytes, memory_kind="ram", wsl=facts.wsl)
-    return [
-        Slot(
-            node=name,
-            gpus=(),
-            device=device,
-            free_bytes=free,
-            explained=f" of {gib(facts.memory_total_bytes)} RAM after a reserve of {gib(reserve)}",
-        )
-    ]
-
-
-def _gpu_slots(name: str, node: Node, facts: Facts, gpu: GPU, ours: Sequence[Service]) -> Iterator[Slot]:
-    if gpu.mig:
-        for slice_ in gpu.mig_devices:
-            part = gpu.model_copy(update={"uuid": slice_.uuid, "name": slice_.name})
-            device = Device(
-                vendor=gpu.vendor,
-                name=slice_.name,
-                total_bytes=slice_.memory_total_bytes,
-                compute_capability=gpu.compute_capability,
-                wsl=facts.wsl,
-            )
-            yield Slot(node=name, gpus=(part,), device=device, free_bytes=slice_.memory_free_bytes, explained=" in this MIG slice")
-        return
-    if gpu.memory_total_bytes is None or gpu.memory_free_bytes is None:
-        return
-    labels = {p.service for p in gpu.processes if p.service}
-    held = sum(p.memory_bytes or 0 for p in gpu.processes if p.service)
-    # A service of ours that NVML shows no process for (another pid namespace): what was planned for it, as far as it is in use.
-    hidden = sum(
-        _planned(s)
-        for s in ours
-        if s.state in ("running", "starting", "unhealthy")
-        and s.name not in labels
-        and gpu.uuid in s.labels.get("homelab.gpus", "").split(",")
-    )
-    held += min(hidden, max(0, (gpu.memory_total_bytes - gpu.memory_free_bytes) - held))
-    if node.reserve is not None:
-        reserve = int(node.reserve)
-    elif gpu.memory_kind == "unified":
-        reserve = RAM_RESERVE_BYTES
-    else:
-        reserve = DISPLAY_RESERVE_BYTES if gpu.display else 0
-    strangers = [p for p in gpu.processes if not p.service and p.memory_bytes]
-    told = [f"`{p.name}` holds {gib(p.memory_bytes or 0)}" for p in sorted(strangers, key=lambda p: -(p.memory_bytes or 0))[:3]]
-    if reserve:
-        told.append(f"{gib(reserve)} reserved for the desktop")
-    device = Device(
-        vendor=gpu.vendor,
-        name=gpu.name,
-        total_bytes=gpu.memory_total_bytes,
-        memory_kind=gpu.memory_kind,
-        compute_capability=gpu.compute_capability,
-        wsl=facts.wsl,
-    )
-    free = gpu.memory_free_bytes + held - reserve
-    yield Slot(
-        node=name,
-        gpus=(gpu,),
-        device=device,
-        free_bytes=free,
-        explained=f" of {gib(gpu.memory_total_bytes)}" + (f" ({', '.join(told)})" if told else ""),
-    )
 
 
 def wanted_hash(model: Model, address: str) -> str:
@@ -634,15 +484,9 @@ def wanted_hash(model: Model, address: str) -> str:
     return hashlib.sha256(json.dumps([asked, address], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def gib(size: int) -> str:
-    return f"{size / GIB:.2f}" if abs(size) < 10 * GIB else f"{size / GIB:.1f}"
-
-
-def _planned(service: Service) -> int:
-    try:
-        return int(json.loads(service.labels.get("homelab.placement", "{}")).get("bytes", 0))
-    except (ValueError, AttributeError):
-        return 0
+def _devices(gpus: Sequence[GPU | str]) -> list[str]:
+    """The names of a slot's devices in the books."""
+    return [g if isinstance(g, str) else g.uuid for g in gpus] or ["ram"]
 
 
 def _default_context(shape: ModelShape) -> Context:
@@ -666,8 +510,3 @@ def _native_refusal(engine: Engine, slot: Slot, facts: Facts) -> str | None:
     if slot.gpus and not facts.llama_server:
         return "without Docker the GPU needs a `llama-server` in PATH: homelab's own is built for the CPU"
     return None
-
-
-def _is_ip(text: str) -> bool:
-    parts = text.split(".")
-    return ":" in text or (len(parts) == 4 and all(p.isdigit() for p in parts))

@@ -16,9 +16,10 @@ from homelab.errors import HomelabError, InventoryError
 
 if TYPE_CHECKING:
     from homelab.deploy.events import Event
+    from homelab.devices import Slot
     from homelab.facts import GPU, NodeReport, Survey
     from homelab.inventory import Inventory
-    from homelab.placement import Placement, Slot
+    from homelab.placement import Placement
     from homelab.plan import Plan
     from homelab.status import Status
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -28,7 +29,13 @@ RTX4090 = "GPU-4090aaaa-0000-4000-8000-000000000001"
 
 
 def compose(name: str, image: str, command: list[str], port: int, gpu: str | None = None, **more: Any) -> str:
-    service: dict[str, Any] = {"image": image, "command": command, "ports": [f"{port}:{port}"], "volumes": ["/models:/models:ro", "/root/lab:/conf:ro"], **more}
+    service: dict[str, Any] = {
+        "image": image,
+        "command": command,
+        "ports": [f"{port}:{port}"],
+        "volumes": ["/models:/models:ro", "/root/lab:/conf:ro"],
+        **more,
+    }
     if gpu:
         device = {"driver": "nvidia", "device_ids": [gpu], "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
@@ -63,9 +70,14 @@ def home(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Househo
     made = start({"workstation": "rtx4090", "server": "2x3090"}, tmp_path_factory.mktemp("home"))
     # The gateway takes a while to start: it does so beside the first tests.
     front, worker = made["server"], made["workstation"]
-    model = {"model_name": "smol", "litellm_params": {"model": "openai/smol", "api_base": f"http://{worker.address}:8083/v1", "api_key": "sk-lab"}}
+    model = {
+        "model_name": "smol",
+        "litellm_params": {"model": "openai/smol", "api_base": f"http://{worker.address}:8083/v1", "api_key": "sk-lab"},
+    }
     front.put("/root/lab/config.yaml", json.dumps({"model_list": [model], "general_settings": {"master_key": "sk-master"}}))
-    front.put("/root/c/compose.yml", compose("gateway", IMAGES["litellm"]["cpu"], ["--config", "/conf/config.yaml", "--port", "4000"], 4000))
+    front.put(
+        "/root/c/compose.yml", compose("gateway", IMAGES["litellm"]["cpu"], ["--config", "/conf/config.yaml", "--port", "4000"], 4000)
+    )
     front.run("cd c && docker compose up -d")
     yield made
     made.remove()
@@ -102,14 +114,15 @@ print(json.dumps(out))
 
 def probe(node: Node) -> dict[str, Any]:
     """pynvml in the node, over the node's own library."""
-    node.put("/root/nv/pynvml.py", Path(pynvml.__file__).read_text())
-    node.put("/root/nv/probe.py", PROBE)
-    return json.loads(node.run("python3 /root/nv/probe.py").stdout)
+    seen: dict[str, Any] = json.loads(node.run("python3 /root/nv/probe.py").stdout)
+    return seen
 
 
 def test_nvml_of_each_profile(home: Household) -> None:
     node = home["workstation"]
     was = node.gpus_text
+    node.put("/root/nv/pynvml.py", Path(pynvml.__file__).read_text())
+    node.put("/root/nv/probe.py", PROBE)
     seen = {}
     try:
         for profile in sorted(p.name for p in (HERE / "gpus").iterdir()):
@@ -119,7 +132,9 @@ def test_nvml_of_each_profile(home: Household) -> None:
         node.gpus_text = was
     assert seen["nodriver"] == {"init": 9} and seen["mismatch"] == {"init": 18}
     gpu = seen["rtx4090"]["gpus"][0]
-    assert gpu["v1"] == [24564, 1270, 23294] and gpu["v2"] == [24564, 458, 812, 23294] and gpu["cc"] == [8, 9] and gpu["procs"] == [[1, 502]]
+    assert (
+        gpu["v1"] == [24564, 1270, 23294] and gpu["v2"] == [24564, 458, 812, 23294] and gpu["cc"] == [8, 9] and gpu["procs"] == [[1, 502]]
+    )
     assert [g["v2"][2] for g in seen["2x3090"]["gpus"]] == [4, 4] and [g["v2"][2] for g in seen["2x3090busy"]["gpus"]] == [4, 20480]
     assert seen["laptop3070"]["gpus"][0]["limit"] == pynvml.NVML_ERROR_NOT_SUPPORTED
     assert seen["lost"]["gpus"][1] == pynvml.NVML_ERROR_GPU_IS_LOST and seen["lost"]["gpus"][0]["uuid"].startswith("GPU-3060")
@@ -143,7 +158,11 @@ def test_engines_take_gpu_memory_and_give_it_back(lab: Lab, home: Household) -> 
     node.put("/root/b/compose.yml", compose("second", CUDA, llama(lab, 8082, "-c", "8192", "-ngl", "99"), 8082, RTX4090))
     node.gpus_text = node.gpus_text.replace("used=812", "used=23300")
     said = node.run("cd b && docker compose up 2>&1", check=False).stdout
-    assert "cudaMalloc failed: out of memory" in said and "unable to allocate CUDA0 buffer" in said and "main: exiting due to model loading error" in said
+    assert (
+        "cudaMalloc failed: out of memory" in said
+        and "unable to allocate CUDA0 buffer" in said
+        and "main: exiting due to model loading error" in said
+    )
     assert node.run("docker inspect -f '{{.State.ExitCode}}' second-second-1").stdout.strip() == "1"
     node.gpus_text = node.gpus_text.replace("used=23300", "used=812")
 
@@ -196,12 +215,13 @@ def test_machines_can_be_broken_and_mended(household: HouseholdFactory) -> None:
     ssh = f"ssh -F {home.ssh_config} -o ConnectTimeout=3 box "
 
     def login(command: str) -> tuple[int, str]:
-        import subprocess
-
         done = subprocess.run([*ssh.split(), command], capture_output=True, text=True, env=home.env)
         return done.returncode, done.stdout.strip() + done.stderr
 
-    assert login("id -un; free -m | awk 'NR==2{print $2}'; df -BG --output=size /srv ~ | grep -v blocks | xargs") == (0, "homelab\n16384\n50G 50G")
+    assert login("id -un; free -m | awk 'NR==2{print $2}'; df -BG --output=size /srv ~ | grep -v blocks | xargs") == (
+        0,
+        "homelab\n16384\n50G 50G",
+    )
     assert login("docker ps -q") == (0, "")
     node.stop_ssh()
     assert "Connection refused" in login("true")[1]
@@ -228,13 +248,53 @@ def test_machines_that_lack_something(household: HouseholdFactory) -> None:
     bare, old, half = home["bare"], home["old"], home["half"]
     gone = bare.run("command -v docker python3 nvidia-smi; ls /usr/lib/libnvidia-ml.so.1", check=False)
     assert gone.stdout == "" and gone.returncode != 0
-    assert old.run("nvidia-smi -L && python3 -c 'import sys; print(sys.version_info[:2])'", user="homelab").stdout.splitlines()[-1] == "(3, 6)"
+    assert (
+        old.run("nvidia-smi -L && python3 -c 'import sys; print(sys.version_info[:2])'", user="homelab").stdout.splitlines()[-1] == "(3, 6)"
+    )
     assert "Cannot connect to the Docker daemon" in old.run("docker ps", check=False).stderr
     assert "permission denied" in half.run("docker ps", user="homelab", check=False).stderr
     assert "is not a docker command" in half.run("docker compose version", check=False).stderr
-    assert 'could not select device driver "" with capabilities: [[gpu]]' in half.run(f"docker run --rm --gpus all {CPU}", check=False).stderr
+    assert (
+        'could not select device driver "" with capabilities: [[gpu]]' in half.run(f"docker run --rm --gpus all {CPU}", check=False).stderr
+    )
     old.start_docker()
     assert CUDA in old.run("docker images --format '{{.Repository}}:{{.Tag}}'").stdout
+
+
+def test_an_image_can_be_removed_on_one_machine(home: Household) -> None:
+    """Its layers are shared with all the others."""
+    home["server"].run(f"docker rmi {CPU} {CUDA}")
+    assert CUDA not in home["server"].run("docker images --format '{{.Repository}}:{{.Tag}}'").stdout
+    assert home["workstation"].run(f"docker run --rm {CUDA} --version", check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_vllm_from_the_hub(lab: Lab, household: HouseholdFactory, tmp_path: Path) -> None:
+    node = household(box=NodeSpec("2x3090", vllm=True))["box"]
+    uuid = "GPU-3090aaaa-0000-4000-8000-000000000001"
+    with lab.hub({"lab/tiny": lab.tiny_model(tmp_path / "tiny")}) as hub:
+        command = [
+            "--model",
+            "lab/tiny",
+            "--served-model-name",
+            "tiny",
+            "--port",
+            "8000",
+            "--max-model-len",
+            "1024",
+            "--gpu-memory-utilization",
+        ]
+        more = {"ipc": "host", "environment": {"HF_ENDPOINT": hub.url}}
+        node.put("/root/a/compose.yml", compose("a", IMAGES["vllm"]["nvidia"], [*command, "0.5"], 8000, uuid, **more))
+        node.put("/root/b/compose.yml", compose("b", IMAGES["vllm"]["nvidia"], [*command, "0.9"], 8001, uuid, **more))
+        node.run("cd a && docker compose up -d")
+        wait_for(f"http://{node.address}:8000/health", 240)
+        assert 12000 < node.used_mib()[0] < 13000 and node.used_mib()[1] == 4
+        said = node.run("cd b && docker compose up 2>&1", check=False).stdout
+        assert "ValueError: Free memory on device cuda:0 (" in said and "is less than desired GPU memory utilization (0.9, " in said
+        body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}).encode()
+        ask = urllib.request.Request(f"http://{node.address}:8000/v1/chat/completions", body, {"Content-Type": "application/json"})
+        assert json.loads(urllib.request.urlopen(ask, timeout=60).read())["usage"]["completion_tokens"] == 4
 
 
 # ---- the hub, asked by the real client ----
@@ -268,7 +328,10 @@ def test_hub_resumes_a_download_that_was_cut(hub: Hub, tmp_path: Path) -> None:
     assert len(hub.paths(f"/cdn/{hub.repos['lab/tiny'].files['model.safetensors'].sha256}")) > 1
 
 
-@pytest.mark.parametrize(("repo", "token", "error"), [("lab/gated", False, GatedRepoError), ("lab/gated", "hf_out", GatedRepoError), ("lab/none", False, RepositoryNotFoundError)])
+@pytest.mark.parametrize(
+    ("repo", "token", "error"),
+    [("lab/gated", False, GatedRepoError), ("lab/gated", "hf_out", GatedRepoError), ("lab/none", False, RepositoryNotFoundError)],
+)
 def test_hub_refuses(hub: Hub, tmp_path: Path, repo: str, token: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         hf_hub_download(repo, "config.json", endpoint=hub.url, cache_dir=tmp_path, token=token)

@@ -28,9 +28,9 @@ GPU_CONTEXT = {"nvidia": 600 * MiB, "amd": 600 * MiB, "intel": 600 * MiB, "apple
 WSL_EXTRA = 800 * MiB
 PROCESS = 256 * MiB
 # llama-server keeps old prompts in RAM, up to 8 GiB by default, and up to 32 snapshots a slot of what cannot be rolled back (windows and
-# states: 0.3 GiB each in some models). Both get 1 GiB.
-PROMPT_CACHE_MIB = 1024
-CHECKPOINTS, CHECKPOINT_BYTES = 8, 1024 * MiB
+# states: 0.3 GiB each in some models). Both get 1 GiB, less where the model itself lies in a small RAM.
+CACHE_MIB, SMALLEST_CACHE_MIB = 1024, 128
+CHECKPOINTS = 8
 UBATCH = 512
 BATCH = 2048
 # Bytes of one element of the cache (`ggml_type_size / ggml_blck_size`).
@@ -40,8 +40,21 @@ FLASH_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 192, 256, 512, 576})  # g
 ALIASES = {"c": "ctx-size", "np": "parallel", "ngl": "n-gpu-layers", "gpu-layers": "n-gpu-layers", "b": "batch-size", "ub": "ubatch-size"}
 ALIASES |= {"fa": "flash-attn", "ctk": "cache-type-k", "ctv": "cache-type-v", "kvu": "kv-unified", "cmoe": "cpu-moe", "ncmoe": "n-cpu-moe"}
 ALIASES |= {"a": "alias", "m": "model", "hf": "hf-repo", "hfr": "hf-repo", "cram": "cache-ram", "ctxcp": "ctx-checkpoints", "fit": "fit"}
-ALIASES |= {"swa-checkpoints": "ctx-checkpoints", "embedding": "embeddings", "rerank": "reranking", "sm": "split-mode", "ts": "tensor-split"}
-ALIASES |= {"no-jinja": "jinja", "mm": "mmproj", "mmu": "mmproj-url", "no-mmproj": "mmproj", "mmproj-auto": "mmproj", "no-kvu": "no-kv-unified"}
+ALIASES |= {
+    "swa-checkpoints": "ctx-checkpoints",
+    "embedding": "embeddings",
+    "rerank": "reranking",
+    "sm": "split-mode",
+    "ts": "tensor-split",
+}
+ALIASES |= {
+    "no-jinja": "jinja",
+    "mm": "mmproj",
+    "mmu": "mmproj-url",
+    "no-mmproj": "mmproj",
+    "mmproj-auto": "mmproj",
+    "no-kvu": "no-kv-unified",
+}
 ALIASES |= {"no-mmproj-auto": "mmproj", "mmproj-url": "mmproj"}
 
 
@@ -63,7 +76,8 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     contexts = [_context(shape, layer, asked, cells, streams, slots, ubatch, window_slots) for layer in shape.layers]
     on_device, on_host = _placed(shape, device, asked, contexts)
     compute = _compute(shape, asked, cells, ubatch) + _copies(shape, device, asked, cells, ubatch)
-    host: Literal["device", "host"] = "device" if device.vendor == "cpu" else "host"
+    # Where RAM is the device, or is shared with it, everything comes out of one pool.
+    host: Literal["device", "host"] = "host" if device.memory_kind == "dedicated" and device.vendor != "cpu" else "device"
     terms = [
         # Prediction layers are in the file; newer releases load them only for speculation.
         Term(name="model", bytes=on_device[0], grade="bounded" if shape.mtp_bytes else "exact"),
@@ -74,9 +88,9 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
         own = GPU_CONTEXT[device.vendor] + (WSL_EXTRA if device.wsl else 0)
         name = "cuda_context" if device.vendor == "nvidia" else "gpu_context"
         terms.append(Term(name=name, bytes=own, grade="empirical", where="context"))
-        terms.append(Term(name="model_host", bytes=on_host[0], grade="exact", where="host"))
-        terms.append(Term(name="context_host", bytes=on_host[1], grade="exact", where="host"))
-        terms.append(Term(name="compute_host", bytes=ubatch * (cells * 2 + shape.hidden * 8), grade="bounded", where="host"))
+        terms.append(Term(name="model_host", bytes=on_host[0], grade="exact", where=host))
+        terms.append(Term(name="context_host", bytes=on_host[1], grade="exact", where=host))
+        terms.append(Term(name="compute_host", bytes=ubatch * (cells * 2 + shape.hidden * 8), grade="bounded", where=host))
     snapshots = _number(asked, "ctx-checkpoints") * slots * _snapshot(shape, asked, ubatch)
     terms.append(Term(name="prompt_cache", bytes=max(0, _number(asked, "cache-ram")) * MiB, grade="bounded", where=host))
     terms.append(Term(name="checkpoints", bytes=snapshots, grade="bounded", where=host))
@@ -123,9 +137,10 @@ def _flags(shape: ModelShape, request: Request, device: Device, args: Mapping[st
         out |= {"split-mode": "layer", "tensor-split": ",".join(["1"] * device.count)}
     # `--fit` is on by default and would shrink what was planned without a word, or give up and start all the same.
     out |= {"fit": "off", "flash-attn": "on" if _flash(shape, args) else "off"}
-    out["cache-ram"] = PROMPT_CACHE_MIB if request.kind == "chat" else 0
+    cache = CACHE_MIB if device.vendor != "cpu" else max(SMALLEST_CACHE_MIB, min(CACHE_MIB, device.total_bytes // (16 * MiB)))
+    out["cache-ram"] = cache if request.kind == "chat" else 0
     snapshot = _snapshot(shape, args, _number(args, "ubatch-size", UBATCH)) * slots
-    fits = min(CHECKPOINTS, max(1, CHECKPOINT_BYTES // snapshot)) if snapshot else CHECKPOINTS
+    fits = min(CHECKPOINTS, max(1, cache * MiB // snapshot)) if snapshot else CHECKPOINTS
     out["ctx-checkpoints"] = fits if request.kind == "chat" else 0
     if request.kind == "embedding":
         pooling = str(args.get("pooling") or (shape.pooling if shape.pooling not in (None, "none") else "last" if shape.causal else "mean"))
@@ -160,7 +175,9 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
         raise Unsupported(f"this is an {shape.kind} model, and the inventory says chat: write `kind: {shape.kind}`")
 
 
-def _context(shape: ModelShape, layer: Layer, args: Mapping[str, Any], cells: int, streams: int, slots: int, ubatch: int, window_slots: int) -> int:
+def _context(
+    shape: ModelShape, layer: Layer, args: Mapping[str, Any], cells: int, streams: int, slots: int, ubatch: int, window_slots: int
+) -> int:
     """Bytes of one layer's cache and state for all slots."""
     size = 0
     if layer.attention != "none":

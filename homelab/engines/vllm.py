@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from homelab.engines import ArgValue, Device, Footprint, Grade, Launch, Request, Term, Unsupported, flags
 from homelab.models.paged_kv import Element, Paging, Pool, pool
@@ -36,6 +36,7 @@ NON_TORCH = int(0.15 * GiB)
 CUDA_CONTEXT, CUDA_CONTEXT_WSL, NCCL = int(0.5 * GiB), int(1.3 * GiB), int(0.3 * GiB)
 RESERVE, RESERVE_HYBRID = int(0.3 * GiB), GiB
 VISION_PROFILE = GiB
+PROCESS = 2 * GiB  # RAM of the server and of each further rank: libraries, tokenizer, what is loading
 DTYPES = {"auto": Element(), "bfloat16": Element(), "float16": Element(), "nvfp4": Element(bytes=0.5 + 1 / 16)}
 DTYPES |= {name: Element(bytes=1) for name in ("fp8", "fp8_e4m3", "fp8_e5m2")}
 DTYPES |= {"int8_per_token_head": Element(bytes=1, scale_bytes=4), "fp8_per_token_head": Element(bytes=1, scale_bytes=4)}
@@ -60,7 +61,11 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     _check(shape, request, device, args, context, tp)
     batched = _number(args, "max-num-batched-tokens", BATCHED_TOKENS if request.kind == "chat" else max(BATCHED_TOKENS, context))
     # A prompt's chunk ends on a block, so a hybrid's large block must fit into a batch.
-    kv = pool(shape, context, _paging(shape, args, tp, batched)) if shape.causal else Pool(block_bytes=0, blocks_per_request=0, block_tokens=16)
+    kv = (
+        pool(shape, context, _paging(shape, args, tp, batched))
+        if shape.causal
+        else Pool(block_bytes=0, blocks_per_request=0, block_tokens=16)
+    )
     if "max-num-batched-tokens" not in args:
         batched = max(batched, seqs, kv.block_tokens if shape.hybrid else 0)
         kv = pool(shape, context, _paging(shape, args, tp, batched)) if shape.causal else kv
@@ -78,6 +83,7 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     ours |= _kind_flags(shape, request, args)
     weights = _weights(shape, args, tp)
     offloaded = min(weights, int(_fraction(args, "cpu-offload-gb") * GiB))
+    host: Literal["context", "host"] = "host" if device.memory_kind == "dedicated" else "context"
     terms = (
         Term(name="weights", bytes=weights - offloaded, grade="exact" if tp == 1 else "bounded"),
         Term(name="kv_cache", bytes=cache, grade=_cache_grade(shape, args)),
@@ -92,7 +98,8 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
             grade="empirical",
             where="context",
         ),
-        Term(name="weights_host", bytes=offloaded * tp, grade="bounded", where="host"),
+        Term(name="weights_host", bytes=offloaded * tp, grade="bounded", where=host),
+        Term(name="process", bytes=PROCESS * tp, grade="empirical", where=host),
     )
     return Footprint(
         terms=tuple(t for t in terms if t.bytes or t.name not in ("vision", "weights_host")),
@@ -154,7 +161,9 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
     if request.kind == "chat" and shape.kind != "chat":
         raise Unsupported(f"this is an {shape.kind} model, and the inventory says chat: write `kind: {shape.kind}`")
     if request.kind == "rerank" and shape.kind == "chat" and not {"convert", "hf-overrides"} & set(args):
-        raise Unsupported("vLLM reranks with classifiers, and this model generates text: name a variant for classification, or set `hf-overrides`")
+        raise Unsupported(
+            "vLLM reranks with classifiers, and this model generates text: name a variant for classification, or set `hf-overrides`"
+        )
 
 
 def _paging(shape: ModelShape, args: Mapping[str, ArgValue], tp: int, batched: int) -> Paging:

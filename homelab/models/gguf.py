@@ -33,13 +33,42 @@ SLIDING = {
     "smallthinker": (4, True),
 }
 # These run without a cache: every token attends to every other once (llama.cpp `llama_model::create_memory`).
-CACHELESS = frozenset({"bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert", "gemma-embedding"})
+CACHELESS = frozenset(
+    {"bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert", "gemma-embedding"}
+)
 DEFAULT_WINDOW = {"gemma2": 4096}
 FIXED_WINDOW = {"llama4": 8192}  # chunks; the key only turns them off
 GENERIC = frozenset(
-    {"llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "qwen3next", "qwen35", "qwen35moe", "deepseek2", "glm4", "glm4moe", "phi3", "mistral3"}
+    {
+        "llama",
+        "qwen2",
+        "qwen2moe",
+        "qwen3",
+        "qwen3moe",
+        "qwen3next",
+        "qwen35",
+        "qwen35moe",
+        "deepseek2",
+        "glm4",
+        "glm4moe",
+        "phi3",
+        "mistral3",
+    }
     | {"granite", "granitemoe", "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1", "lfm2", "lfm2moe", "jamba", "kimi-linear"}
-    | {"gemma4", "gemma", "minimax-m2", "hunyuan-moe", "seed_oss", "stablelm", "starcoder2", "olmoe", "qwen3vl", "qwen3vlmoe", "mamba", "mamba2"}
+    | {
+        "gemma4",
+        "gemma",
+        "minimax-m2",
+        "hunyuan-moe",
+        "seed_oss",
+        "stablelm",
+        "starcoder2",
+        "olmoe",
+        "qwen3vl",
+        "qwen3vlmoe",
+        "mamba",
+        "mamba2",
+    }
 )
 POOLING: dict[Any, Pooling] = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M"}
@@ -56,7 +85,10 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
     tensors: list[list[Any]] = need(document, "tensors", what="The GGUF header")
     architecture = str(need(metadata, "general.architecture", what="The GGUF header"))
     if (parts := metadata.get("split.count") or 0) > 1 and (metadata.get("split.tensors.count") or 0) > len(tensors):
-        raise InventoryError(f"This GGUF is one of {parts} parts, and only this part's header was read", hint="Name the first part, with the others beside it.")
+        raise InventoryError(
+            f"This GGUF is one of {parts} parts, and only this part's header was read",
+            hint="Name the first part, with the others beside it.",
+        )
     reader = _Reader(metadata, architecture)
     count = int(reader.need("block_count"))
     by_layer: dict[int, dict[str, tuple[list[int], int]]] = defaultdict(dict)
@@ -140,7 +172,9 @@ def _layer(reader: _Reader, index: int, tensors: Mapping[str, tuple[list[int], i
     heads = int(reader.at("attention.head_count", index) or 0)
     recurrent = any(name.startswith(("ssm_", "shortconv", "time_mix_")) for name in tensors)
     # The trunk never attends to the prediction layers, and without a draft they have no cache (llama.cpp filters `il < n_layer`).
-    attends = any(name.startswith(("attn_k.", "attn_kv", "attn_k_b", "attn_k_norm")) for name in tensors) or ("attn_qkv.weight" in tensors and not recurrent)
+    attends = any(name.startswith(("attn_k.", "attn_kv", "attn_k_b", "attn_k_norm")) for name in tensors) or (
+        "attn_qkv.weight" in tensors and not recurrent
+    )
     if index >= trunk or not attends or reader.architecture in CACHELESS or not _has_cache(reader, index):
         return Layer(attention="none", heads=heads, recurrent=recurrent and index < trunk, bytes=size, expert_bytes=experts)
     window = _window(reader, index)

@@ -77,7 +77,9 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises InventoryError when it is not a complete GGUF file."""
     status, answer = _reader(path)
     if status != 0:
-        raise InventoryError(f"`{path}` is not a model that homelab can read", cause=str(answer.get("error", "")), hint="It wants a .gguf file.")
+        raise InventoryError(
+            f"`{path}` is not a model that homelab can read", cause=str(answer.get("error", "")), hint="It wants a .gguf file."
+        )
     return answer
 
 
@@ -180,7 +182,9 @@ def _gguf_header(repository: _Repository, name: str) -> dict[str, Any]:
                     return answer
                 need = int(answer.get("need_bytes", 0))
                 if status != TRUNCATED_STATUS or file.tell() >= min(size, MAX_HEADER):
-                    raise InventoryError(f"`{name}` of `{repository.name}` is not a GGUF that homelab can read", cause=str(answer.get("error", "")))
+                    raise InventoryError(
+                        f"`{name}` of `{repository.name}` is not a GGUF that homelab can read", cause=str(answer.get("error", ""))
+                    )
                 wanted = max(2 * file.tell(), need)
 
 
@@ -230,14 +234,23 @@ def _explained(repo: str, endpoint: str | None) -> Iterator[None]:
         hint = "Check the spelling; for a private one set HF_TOKEN, or `hub: {token: env:HF_TOKEN}`"
         raise InventoryError(f"`{repo}` is not on the hub", cause=_words(e), hint=hint) from e
     except errors.EntryNotFoundError as e:
-        raise InventoryError(f"`{repo}` lacks a file that a model has", cause=_words(e), hint="Is it a model with weights of its own?") from e
+        raise InventoryError(
+            f"`{repo}` lacks a file that a model has", cause=_words(e), hint="Is it a model with weights of its own?"
+        ) from e
     except errors.NotASafetensorsRepoError as e:
-        raise InventoryError(f"`{repo}` has no safetensors weights", cause=_words(e), hint=f"For a GGUF, name its quantisation: {repo}:Q4_K_M") from e
+        raise InventoryError(
+            f"`{repo}` has no safetensors weights", cause=_words(e), hint=f"For a GGUF, name its quantisation: {repo}:Q4_K_M"
+        ) from e
     except Exception as e:  # its HTTP library's errors are not part of its interface
         if isinstance(e, errors.HfHubHTTPError) and e.response is not None and e.response.status_code in (401, 403):
             raise InventoryError(f"The hub refuses `{repo}`", cause=_words(e), hint="Is HF_TOKEN right, and may it read this?") from e
         where = endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        raise NodeError(f"The header of `{repo}` cannot be read from {where}", cause=_words(e), hint="Is this machine online? HF_ENDPOINT names a mirror.", kind="hub") from e
+        raise NodeError(
+            f"The header of `{repo}` cannot be read from {where}",
+            cause=_words(e),
+            hint="Is this machine online? HF_ENDPOINT names a mirror.",
+            kind="hub",
+        ) from e
 
 
 def _words(error: Exception) -> str:

@@ -12,15 +12,42 @@ from homelab.models.shape import Attention, Layer, ModelShape, Purpose, Recurren
 GENERIC = frozenset(
     {"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "glm4", "glm4_moe", "gemma", "olmo2", "olmoe"}
     | {"gpt_oss", "gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "cohere2", "exaone4", "smollm3", "seed_oss", "ministral3"}
-    | {"qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "granitemoehybrid", "nemotron_h", "granite", "granitemoe"}
+    | {
+        "qwen3_next",
+        "qwen3_5",
+        "qwen3_5_text",
+        "qwen3_5_moe",
+        "qwen3_5_moe_text",
+        "granitemoehybrid",
+        "nemotron_h",
+        "granite",
+        "granitemoe",
+    }
     | {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_linear", "minimax_m2", "mistral3", "qwen3_vl_text", "qwen2_5_vl_text", "bert"}
     | {"qwen3_vl_moe_text", "xlm-roberta", "roberta", "nomic_bert", "modernbert", "qwen2_5_vl", "qwen3_vl", "starcoder2", "falcon", "phi"}
 )
 ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "nomic_bert", "modernbert", "new", "distilbert", "mpnet", "camembert", "gte"})
 # One layer in so many attends to everything where the config gives only a pattern.
 PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2, "exaone4": 4}
-LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_sequence_length", "max_seq_length")
-VISION = ("visual.", "vision", "model.visual", "model.vision", "multi_modal_projector", "mm_projector", "model.multi_modal", "model.embed_vision")
+LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "model_max_length",
+    "max_sequence_length",
+    "max_seq_length",
+)
+VISION = (
+    "visual.",
+    "vision",
+    "model.visual",
+    "model.vision",
+    "multi_modal_projector",
+    "mm_projector",
+    "model.multi_modal",
+    "model.embed_vision",
+)
 # rope types whose `max_position_embeddings` already includes the factor (vLLM 0.33 `_get_and_verify_max_len`).
 SCALED = frozenset({"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default"})
 SLIDING = frozenset({"sliding_attention", "chunked_attention", "sliding", "local"})
@@ -42,7 +69,11 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
     output = _sum(groups, lambda name: name.endswith("lm_head.weight"))
     encoder = model_type in ENCODERS
     vision = "vision_config" in outer
-    notes = [] if model_type in GENERIC else [f"model_type {model_type or '?'} is not known here: layers without a kind are counted as full attention, an upper bound"]
+    notes = (
+        []
+        if model_type in GENERIC
+        else [f"model_type {model_type or '?'} is not known here: layers without a kind are counted as full attention, an upper bound"]
+    )
     return ModelShape(
         format="safetensors",
         architecture=architecture,
@@ -99,7 +130,16 @@ def _layers(config: Mapping[str, Any], model_type: str) -> tuple[Layer, ...]:
             attention = "sliding" if sliding else "full"
             # DeepSeek without its latent cache, and models that widen keys only, give `v_head_dim`.
             own, dim = (kv_heads, key) if kind == "sliding" else (full_heads, full_key)
-            layers.append(Layer(attention=attention, heads=heads, kv_heads=own, key_dim=dim, value_dim=dim, window=int(window or 0) or None if sliding else None))
+            layers.append(
+                Layer(
+                    attention=attention,
+                    heads=heads,
+                    kv_heads=own,
+                    key_dim=dim,
+                    value_dim=dim,
+                    window=int(window or 0) or None if sliding else None,
+                )
+            )
     return tuple(layers)
 
 
@@ -214,7 +254,11 @@ def _quantization(config: Mapping[str, Any], outer: Mapping[str, Any]) -> str:
 def _kind(architecture: str, encoder: bool) -> Purpose:
     if architecture.endswith("ForSequenceClassification"):
         return "rerank"
-    if encoder or architecture.endswith(("EmbeddingModel", "ForMaskedLM")) or (architecture.endswith("Model") and "Causal" not in architecture):
+    if (
+        encoder
+        or architecture.endswith(("EmbeddingModel", "ForMaskedLM"))
+        or (architecture.endswith("Model") and "Causal" not in architecture)
+    ):
         return "embedding"
     return "chat"
 

@@ -73,7 +73,9 @@ def pool(shape: ModelShape, context: int, paging: Paging) -> Pool:
     fewest, most = min(buckets.values()), max(buckets.values())
     group = most if most < fewest * 1.5 else fewest
     blocks = sum(-(-count // group) * _blocks(page, context, paging) for page, count in buckets.items())
-    return Pool(block_bytes=group * pages[0].bytes, blocks_per_request=blocks, block_tokens=min(p.tokens for p in pages if p.kind != "state"))
+    return Pool(
+        block_bytes=group * pages[0].bytes, blocks_per_request=blocks, block_tokens=min(p.tokens for p in pages if p.kind != "state")
+    )
 
 
 def _pages(shape: ModelShape, paging: Paging) -> list[_Page]:

@@ -24,7 +24,9 @@ def terms(footprint: Footprint) -> dict[str, int]:
 
 
 def launch(request: Request, footprint: Footprint, weights: str = "/models/m.gguf", device: Device = GPU) -> list[str]:
-    return llamacpp.command(Launch(model="qwen", weights=weights, host="0.0.0.0", port=8080, request=request, footprint=footprint, device=device))
+    return llamacpp.command(
+        Launch(model="qwen", weights=weights, host="0.0.0.0", port=8080, request=request, footprint=footprint, device=device)
+    )
 
 
 @pytest.mark.parametrize(("model", "args", "model_mib", "context_mib", "compute_mib"), GOLDEN, ids=[f"{g[0]} {g[1]}" for g in GOLDEN])
@@ -104,6 +106,18 @@ def test_host_caches_are_bounded() -> None:
         assert found.get("checkpoints", 0) <= 1024 * MIB
 
 
+def test_unified_memory_is_one_pool() -> None:
+    mac = Device(vendor="apple", name="M3 Max", total_bytes=48 * 2**30, memory_kind="unified")
+    footprint = llamacpp.footprint(gguf("qwen3-4b"), ask(), mac)
+    assert footprint.host_bytes == 0
+    assert terms(footprint)["gpu_context"] == 256 * MIB
+
+
+def test_a_small_machine_keeps_a_small_prompt_cache() -> None:
+    pi = Device(vendor="cpu", name="Cortex-A76", total_bytes=8 * 2**30, memory_kind="ram")
+    assert llamacpp.footprint(gguf("qwen3-4b"), ask(), pi).flags["cache-ram"] == 512
+
+
 def test_nothing_of_the_gpu_is_counted_on_a_cpu() -> None:
     footprint = llamacpp.footprint(gguf("qwen3-4b"), ask(), CPU)
     assert {t.where for t in footprint.terms} == {"device"}
@@ -175,7 +189,10 @@ def test_an_embedder_that_pools_the_last_token_needs_no_such_batch() -> None:
     assert terms(footprint)["compute"] < 400 * MIB
 
 
-@pytest.mark.parametrize(("tokens", "flash", "said_mib"), [(512, "on", 18), (2048, "on", 80), (8192, "on", 416), (512, "off", 31), (2048, "off", 328), (8192, "off", 4576)])
+@pytest.mark.parametrize(
+    ("tokens", "flash", "said_mib"),
+    [(512, "on", 18), (2048, "on", 80), (8192, "on", 416), (512, "off", 31), (2048, "off", 328), (8192, "off", 4576)],
+)
 def test_an_encoder_has_no_cache_and_no_logits(tokens: int, flash: str, said_mib: int) -> None:
     """A BERT of 6 layers, 1024 wide with 16 heads and 4096 between, as `llama-fit-params` says."""
     layers = tuple(Layer(attention="none", heads=16) for _ in range(6))

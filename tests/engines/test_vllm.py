@@ -45,6 +45,7 @@ def test_terms_and_where_they_lie() -> None:
         ("non_torch", "device", "empirical"),
         ("reserve", "device", "empirical"),
         ("cuda_context", "context", "empirical"),
+        ("process", "host", "empirical"),
     ]
     assert footprint.device_bytes - footprint.budget_bytes == terms(footprint)["cuda_context"]
 
@@ -71,7 +72,10 @@ def test_a_forward_pass_of_many_tokens() -> None:
 
 
 def test_fewer_graphs_for_fewer_requests() -> None:
-    few, many, eager = (terms(vllm.footprint(safetensors("qwen3-4b"), request, ADA))["cuda_graphs"] for request in (ask(8192, 4), ask(8192, 256), ask(8192, 4, enforce_eager=True)))
+    few, many, eager = (
+        terms(vllm.footprint(safetensors("qwen3-4b"), request, ADA))["cuda_graphs"]
+        for request in (ask(8192, 4), ask(8192, 256), ask(8192, 4, enforce_eager=True))
+    )
     assert eager == 0 < few < many <= 0.6 * GIB
     flags = vllm.footprint(safetensors("qwen3-4b"), ask(8192, 20), ADA).flags
     assert json.loads(str(flags["compilation-config"])) == {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 20]}
@@ -101,12 +105,15 @@ def test_weights_are_those_that_vllm_logged() -> None:
 
 def test_weights_in_ram_are_counted_there() -> None:
     plain, offloaded = (vllm.footprint(safetensors("qwen3-4b"), request, ADA) for request in (ask(), ask(cpu_offload_gb=2)))
-    assert plain.device_bytes - offloaded.device_bytes == 2 * GIB == offloaded.host_bytes
+    assert plain.device_bytes - offloaded.device_bytes == 2 * GIB == offloaded.host_bytes - plain.host_bytes
 
 
 def test_prediction_layers_are_loaded_only_for_speculation() -> None:
     shape = safetensors("qwen3.6-27b", groups={"mtp.layers.*.mlp.up_proj.weight": [1, 10**9, "BF16"]})
-    plain, fast = (terms(vllm.footprint(shape, request, ADA)) for request in (ask(), ask(speculative_config='{"method":"mtp","num_speculative_tokens":2}')))
+    plain, fast = (
+        terms(vllm.footprint(shape, request, ADA))
+        for request in (ask(), ask(speculative_config='{"method":"mtp","num_speculative_tokens":2}'))
+    )
     assert fast["weights"] - plain["weights"] == 10**9
     assert fast["kv_cache"] > plain["kv_cache"]
 
@@ -124,6 +131,13 @@ def test_images_cost_unless_they_are_off() -> None:
     assert terms(seeing)["weights"] - terms(blind)["weights"] == 10**9
     assert "vision" in terms(seeing)
     assert "vision" not in terms(blind)
+
+
+def test_where_ram_is_the_gpus_memory_everything_is_counted_there() -> None:
+    spark = Device(vendor="nvidia", name="GB10", total_bytes=120 * GIB, memory_kind="unified", compute_capability="12.1")
+    footprint = vllm.footprint(safetensors("qwen3-4b"), ask(), spark)
+    assert footprint.host_bytes == 0
+    assert footprint.device_bytes - footprint.budget_bytes == terms(footprint)["cuda_context"] + terms(footprint)["process"]
 
 
 def test_the_context_is_larger_on_wsl() -> None:
@@ -168,7 +182,9 @@ def test_the_command() -> None:
 
 
 def test_user_arguments_replace_ours_and_are_counted() -> None:
-    request = Request(kind="chat", context=8192, concurrency=4, args={"max_num_seqs": 2, "--max-model-len": "4K", "tool-call-parser": "pythonic"})
+    request = Request(
+        kind="chat", context=8192, concurrency=4, args={"max_num_seqs": 2, "--max-model-len": "4K", "tool-call-parser": "pythonic"}
+    )
     footprint = vllm.footprint(safetensors("qwen3-4b"), request, ADA)
     argv = launch(request, footprint)
     assert argv[-6:] == ["--max_num_seqs", "2", "--max-model-len", "4K", "--tool-call-parser", "pythonic"]

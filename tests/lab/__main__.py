@@ -29,7 +29,9 @@ def up(words: list[str]) -> None:
         say(f"  {name:<14}{node.address:<14}{node.spec.gpus}")
     say(f"log in:      ssh -F {made.ssh_config} {next(iter(made.nodes))}      (user {node.user}; also root)")
     say(f"known hosts: {made.known_hosts}\nidentity:    {made.identity}\nmodel:       {made.model} on every machine")
-    say(f"GPUs:        edit {STATE}/nodes/lab-{household.BY_HAND}-NAME/lab/gpu/devices while it runs\ninventory:   python -m tests.lab inventory")
+    say(
+        f"GPUs:        edit {STATE}/nodes/lab-{household.BY_HAND}-NAME/lab/gpu/devices while it runs\ninventory:   python -m tests.lab inventory"
+    )
 
 
 def down() -> None:
@@ -46,7 +48,9 @@ def status() -> None:
 
 def inventory() -> None:
     print("nodes:")
-    for line in docker("ps", "--filter", f"label=lab-group={household.BY_HAND}", "--format", '{{.Label "lab-name"}} {{.Label "lab-address"}}').splitlines():
+    for line in docker(
+        "ps", "--filter", f"label=lab-group={household.BY_HAND}", "--format", '{{.Label "lab-name"}} {{.Label "lab-address"}}'
+    ).splitlines():
         name, address = line.split()
         print(f"  {name}:\n    host: {address}\n    user: homelab\n    identity: {HOME}/.ssh/id_ed25519")
 

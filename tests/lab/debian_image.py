@@ -106,9 +106,14 @@ def write_tar(out: IO[bytes], packages: Sequence[str], added: dict[Path, str]) -
 
 def import_image(docker_command: Sequence[str], tag: str, packages: Sequence[str], added: dict[Path, str], changes: Sequence[str]) -> None:
     """`docker_command` is a docker client that reads standard input: on this box, or inside a node."""
-    options = [word for change in ("ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *changes) for word in ("-c", change)]
+    options = [
+        word for change in ("ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *changes) for word in ("-c", change)
+    ]
     command = [*docker_command, "import", *options, "-", tag]
-    with tempfile.TemporaryFile() as errors, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors) as client:
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors) as client,
+    ):
         with contextlib.suppress(BrokenPipeError), cast("IO[bytes]", client.stdin) as pipe:
             write_tar(pipe, packages, added)
         if client.wait():

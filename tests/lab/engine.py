@@ -72,10 +72,14 @@ def docker_binary() -> str:
     return "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
 
 
+def environment() -> dict[str, str]:
+    """The lab is on this box's engine, whichever engine its user works with."""
+    return {k: v for k, v in os.environ.items() if k not in ("DOCKER_HOST", "DOCKER_CONTEXT")}
+
+
 def docker(*args: str, check: bool = True, text_in: str | None = None, timeout: float = 300) -> str:
     """Run the docker client on this box's engine and return its output."""
-    env = {k: v for k, v in os.environ.items() if k not in ("DOCKER_HOST", "DOCKER_CONTEXT")}
-    done = subprocess.run([docker_binary(), *args], input=text_in, capture_output=True, text=True, timeout=timeout, env=env)
+    done = subprocess.run([docker_binary(), *args], input=text_in, capture_output=True, text=True, timeout=timeout, env=environment())
     if check and done.returncode:
         raise LabError(f"docker {' '.join(args[:3])}… failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
@@ -96,7 +100,7 @@ def ready() -> None:
 
 
 def _answers() -> bool:
-    return subprocess.run([docker_binary(), "version"], capture_output=True).returncode == 0
+    return subprocess.run([docker_binary(), "version"], capture_output=True, env=environment()).returncode == 0
 
 
 def _start_engine() -> None:

@@ -12,8 +12,9 @@ from tests.lab import engine
 from tests.lab.household import Household, remove_orphans, start
 from tests.lab.hub import Hub, Repo
 from tests.lab.images import ensure_seed
+from tests.lab.layout import prepare
 from tests.lab.models import gguf, tiny_qwen3
-from tests.lab.node import NodeSpec, prepare
+from tests.lab.node import NodeSpec
 
 HouseholdFactory = Callable[..., Household]
 

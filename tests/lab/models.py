@@ -6,6 +6,7 @@ import json
 import random
 import struct
 from pathlib import Path
+from typing import Any
 
 from tests.lab.engine import STATE
 from tests.lab.wheels import file_from_wheel
@@ -76,7 +77,7 @@ def _tokenizer(folder: Path) -> int:
     alphabet = [chr(b) if b in printable else chr(256 + others.index(b)) for b in range(256)]
     vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
     step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": step, "decoder": step, "post_processor": None,
         "added_tokens": [
             {"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True} for i, t in enumerate(special)

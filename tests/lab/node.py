@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from tests.lab import engine
-from tests.lab.debian_image import import_image
-from tests.lab.engine import LABEL, NETWORK, NODE_PACKAGES, STATE, SUBNET, LabError, docker, docker_binary, timed
-from tests.lab.wheels import compose_binary
+from tests.lab.engine import STATE, LabError, docker, docker_binary
 
 HERE = Path(__file__).parent
-NODE_IMAGE = "homelab-lab/node"
-SEED_INSIDE = "/opt/lab-seed"
-PROFILES = sorted(p.name for p in (HERE / "gpus").iterdir()) + ["none"]
+PROFILES = [*sorted(p.name for p in (HERE / "gpus").iterdir()), "none"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +87,12 @@ class Node:
         return done
 
     def put(self, path: str, text: str) -> None:
-        subprocess.run([docker_binary(), "exec", "-i", self.container, "sh", "-c", f"mkdir -p $(dirname {path}); cat > {path}"], input=text, text=True, check=True)
+        subprocess.run(
+            [docker_binary(), "exec", "-i", self.container, "sh", "-c", f"mkdir -p $(dirname {path}); cat > {path}"],
+            input=text,
+            text=True,
+            check=True,
+        )
 
     @property
     def host_key(self) -> str:
@@ -104,7 +101,9 @@ class Node:
 
     def processes(self) -> list[GpuProcess]:
         """The compute processes that the node's NVML shows."""
-        lines = self.run("/opt/lab-node/nvidia-smi --query-compute-apps=pid,used_memory,gpu_uuid --format=csv,noheader,nounits").stdout.splitlines()
+        lines = self.run(
+            "/opt/lab-node/nvidia-smi --query-compute-apps=pid,used_memory,gpu_uuid --format=csv,noheader,nounits"
+        ).stdout.splitlines()
         rows = [re.split(r",\s*", line) for line in lines if re.match(r"\d+,", line)]
         return [GpuProcess(int(pid), int(mib) if mib.isdigit() else None, uuid) for pid, mib, uuid in rows]
 
@@ -143,7 +142,9 @@ class Node:
     def new_host_key(self) -> None:
         """As after a reinstall: whoever knew the node no longer does."""
         self.stop_ssh()
-        self.run("cd /etc/ssh && rm -f ssh_host_ed25519_key* && ssh-keygen -q -t ed25519 -N '' -f ssh_host_ed25519_key && cp ssh_host_ed25519_key.pub /lab/host_key.pub")
+        self.run(
+            "cd /etc/ssh && rm -f ssh_host_ed25519_key* && ssh-keygen -q -t ed25519 -N '' -f ssh_host_ed25519_key && cp ssh_host_ed25519_key.pub /lab/host_key.pub"
+        )
         self.start_ssh()
 
     def stop_docker(self) -> None:
@@ -213,101 +214,8 @@ def remove_folder(folder: Path) -> None:
 def meminfo(total_mib: int, free_mib: int | None) -> str:
     """This box's /proc/meminfo with another machine's size."""
     total, free = total_mib * 1024, (total_mib * 4 // 5 if free_mib is None else free_mib) * 1024
-    values = {"MemTotal": total, "MemFree": free, "MemAvailable": free} | dict.fromkeys(("Buffers", "Cached", "SReclaimable", "Shmem", "SwapTotal", "SwapFree", "SwapCached"), 0)
+    values = {"MemTotal": total, "MemFree": free, "MemAvailable": free} | dict.fromkeys(
+        ("Buffers", "Cached", "SReclaimable", "Shmem", "SwapTotal", "SwapFree", "SwapCached"), 0
+    )
     lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
     return "".join(f"{name:<16}{values.get(name.rstrip(':'), int(n)):>8} {' '.join(unit)}".rstrip() + "\n" for name, n, *unit in lines)
-
-
-@cache
-def prepare() -> None:
-    """What all nodes share: the key, the fake NVML, Compose, and the node image."""
-    engine.ready()
-    with engine.locked("node-image"):
-        key = STATE / "id_ed25519"
-        if not key.exists():
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "homelab-lab", "-f", key], check=True)
-        library, source = STATE / "lib/libnvidia-ml.so.1", HERE / "fakenvml/fakenvml.c"
-        if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
-            library.parent.mkdir(parents=True, exist_ok=True)
-            command = ["gcc", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-soname,libnvidia-ml.so.1", "-o", f"{library}.part", str(source)]
-            subprocess.run(command, check=True)
-            os.replace(f"{library}.part", library)
-        compose_binary()
-        (STATE / "models").mkdir(exist_ok=True)
-        if not docker("images", "-q", NODE_IMAGE):
-            with timed("node image"):
-                import_image([docker_binary()], NODE_IMAGE, NODE_PACKAGES, {}, [])
-
-
-def _link_engine_data(seed: Path, target: Path) -> None:
-    """A new node's engine data: the seed's image database as a copy, and in place of each layer's files a link to the seed's, mounted read-only.
-
-    The engine only ever mounts them as lower layers; removing an image in the node removes the link.
-    """
-    shutil.copytree(seed / "image", target / "image")
-    shutil.copytree(seed / "overlay2", target / "overlay2", symlinks=True, ignore=lambda _, names: [n for n in names if n == "diff"])
-    for layer in (seed / "overlay2").iterdir():
-        if layer.name != "l":
-            (target / "overlay2" / layer.name / "diff").symlink_to(f"{SEED_INSIDE}/{layer.name}/diff")
-
-
-def claim(name: str, group: str) -> tuple[Path, str]:
-    """A folder and an address for a new machine."""
-    container = f"lab-{group}-{name}"
-    folder = STATE / "nodes" / container
-    docker("rm", "-f", container, check=False)
-    remove_folder(folder)
-    with engine.locked("addresses"):
-        taken = {f.read_text() for f in (STATE / "nodes").glob("*/address")}
-        folder.mkdir(parents=True)
-        address = next(a for n in range(10, 250) if (a := f"{SUBNET}.{n}") not in taken)
-        (folder / "address").write_text(address)
-    return folder, address
-
-
-def create(name: str, spec: NodeSpec, group: str, folder: Path, address: str, seed: Path | None, docker_data: Path | None = None) -> Node:
-    """Lay out a machine; `docker start` boots it."""
-    container = folder.name
-    lab, disk = folder / "lab", folder / "disk"
-    for made in (lab / "gpu/held", disk):
-        made.mkdir(parents=True)
-    (lab / "options").write_text(spec.options())
-    (lab / "meminfo").write_text(meminfo(spec.memory_mib, spec.memory_free_mib))
-    (lab / "gpu/devices").write_text(spec.gpus_text())
-    shutil.copy(STATE / "id_ed25519.pub", lab / "authorized_keys")
-    # A tmpfs has the size it is told and takes only what is written; mounted out here it outlives the node's reboots.
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={spec.disk_mib}m,mode=755", "homelab-lab", disk], check=True)
-    for mounted in ("srv", "home"):
-        (disk / mounted).mkdir()
-    if seed:
-        _link_engine_data(seed, folder / "docker")
-    binds = {
-        docker_data or folder / "docker": "/var/lib/docker", lab: "/lab", disk / "srv": "/srv", disk / "home": "/home",
-        HERE / "in_node": "/opt/lab-node:ro", STATE / "lib": "/opt/lab-lib:ro", STATE / "models": "/models:ro",
-    }  # fmt: skip
-    if seed:
-        binds[seed / "overlay2"] = f"{SEED_INSIDE}:ro"
-    docker(
-        "create", "--init", "--name", container, "--hostname", name, "--network", NETWORK, "--ip", address, "--pull=never",
-            "--label", LABEL, "--label", f"lab-address={address}", "--label", f"lab-group={group}", "--label", f"lab-name={name}", "--label", f"lab-owner={os.getpid()}",
-            "--shm-size", "8g", "--tmpfs", "/run:rw,exec,mode=755", "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--device-cgroup-rule", "a *:* rwm",
-            "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--security-opt", "systempaths=unconfined",
-            *(word for source, inside in binds.items() for word in ("-v", f"{source}:{inside}")),
-            NODE_IMAGE, "/opt/lab-node/init",
-        )  # fmt: skip
-    return Node(name, address, container, folder, spec)
-
-
-@contextlib.contextmanager
-def seed_node(data: Path) -> Iterator[str]:
-    """A throw-away node on the engine data in `data`; yields its container's name. It ends in order, so that the data is whole."""
-    prepare()
-    name = f"seed-{data.name}"
-    node = create(name, NodeSpec(), "seed", *claim(name, "seed"), None, docker_data=data)
-    try:
-        docker("start", node.container)
-        node.wait()
-        yield node.container
-        node.stop_docker()
-    finally:
-        node.remove()

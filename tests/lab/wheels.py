@@ -65,7 +65,12 @@ def install_tree(target: Path, requirements: Sequence[str], *options: str) -> No
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     # uv does not read pip's settings, and on this box they may name the only index that answers.
-    settings = [word for key, flag in (("index-url", "--default-index"), ("find-links", "--find-links")) if (v := _pip_setting(key)) for word in (flag, v)]
+    settings = [
+        word
+        for key, flag in (("index-url", "--default-index"), ("find-links", "--find-links"))
+        if (v := _pip_setting(key))
+        for word in (flag, v)
+    ]
     command = [
         str(uv), "pip", "install", "-q", "--system-certs", "--python", "/usr/bin/python3", "--link-mode", "copy", "--target", str(part),
         *settings, *options, *requirements,

@@ -20,12 +20,19 @@ GOLDEN: list[tuple[str, str, int, int, int]] = [tuple(json.loads(line)) for line
 # Small models of other architectures: their header, and what the same tool said of llama.cpp b11549: [context, slots, model, context, compute]
 ARCHITECTURES: dict[str, dict[str, Any]] = {a["name"]: a for a in map(json.loads, (DATA / "architectures.jsonl").read_text().splitlines())}
 
-QWEN3 = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 151936, "max_position_embeddings": 40960, "head_dim": 128}
+QWEN3 = {
+    "model_type": "qwen3",
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 151936,
+    "max_position_embeddings": 40960,
+    "head_dim": 128,
+}
 SAFETENSORS: dict[str, dict[str, Any]] = {
     "qwen3-4b": QWEN3
     | {"num_hidden_layers": 36, "hidden_size": 2560, "intermediate_size": 9728, "num_attention_heads": 32, "num_key_value_heads": 8}
     | {"tie_word_embeddings": True},
-    "qwen3-8b": QWEN3 | {"num_hidden_layers": 36, "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8},
+    "qwen3-8b": QWEN3
+    | {"num_hidden_layers": 36, "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8},
     "qwen3-30b-a3b": QWEN3
     | {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "num_hidden_layers": 48, "hidden_size": 2048}
     | {"intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8}
@@ -33,7 +40,12 @@ SAFETENSORS: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "max_position_embeddings": 131072}
     | {"num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
     | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
-    "gpt-oss-120b": {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "vocab_size": 201088, "max_position_embeddings": 131072}
+    "gpt-oss-120b": {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "vocab_size": 201088,
+        "max_position_embeddings": 131072,
+    }
     | {"num_hidden_layers": 36, "hidden_size": 2880, "intermediate_size": 2880, "num_attention_heads": 64, "num_key_value_heads": 8}
     | {"head_dim": 64, "sliding_window": 128, "num_local_experts": 128, "num_experts_per_tok": 4}
     | {"layer_types": ["sliding_attention", "full_attention"] * 18},
@@ -77,12 +89,25 @@ SAFETENSORS: dict[str, dict[str, Any]] = {
     | {"max_position_embeddings": 514, "num_hidden_layers": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16},
 }
 GIB = 2**30
-WEIGHTS_GIB = {"qwen3-4b": 7.49, "qwen3-8b": 15.26, "qwen3-30b-a3b": 56.87, "llama-3.1-8b": 14.96, "gpt-oss-120b": 60.8, "gemma-4-31b": 57.18}
+WEIGHTS_GIB = {
+    "qwen3-4b": 7.49,
+    "qwen3-8b": 15.26,
+    "qwen3-30b-a3b": 56.87,
+    "llama-3.1-8b": 14.96,
+    "gpt-oss-120b": 60.8,
+    "gemma-4-31b": 57.18,
+}
 WEIGHTS_GIB |= {"qwen3.6-27b": 50.1, "qwen3.6-35b-a3b": 64.56, "glm-4.7-flash": 55.77, "bge-reranker": 2.1, "minimax-m2.7": 120}
 
 
 def safetensors_document(name: str, **more: Any) -> dict[str, Any]:
-    return {"format": "safetensors", "config": SAFETENSORS[name], "tensor_bytes": int(WEIGHTS_GIB[name] * GIB), "dtypes": {}, "groups": {}} | more
+    return {
+        "format": "safetensors",
+        "config": SAFETENSORS[name],
+        "tensor_bytes": int(WEIGHTS_GIB[name] * GIB),
+        "dtypes": {},
+        "groups": {},
+    } | more
 
 
 def safetensors(name: str, **more: Any) -> ModelShape:

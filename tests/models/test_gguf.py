@@ -38,7 +38,13 @@ def test_kinds_of_layers(name: str, full: int, sliding: int, recurrent: int) -> 
 
 def test_what_the_header_says() -> None:
     shape = gguf("qwen3-30b-a3b")
-    assert (shape.architecture, shape.quantization, shape.vocab, shape.experts, shape.experts_used) == ("qwen3moe", "Q4_K_M", 151936, 128, 8)
+    assert (shape.architecture, shape.quantization, shape.vocab, shape.experts, shape.experts_used) == (
+        "qwen3moe",
+        "Q4_K_M",
+        151936,
+        128,
+        8,
+    )
     assert shape.parameters == 30_532_122_624
     assert not shape.tied_embeddings
     assert not shape.has_chat_template
@@ -80,7 +86,9 @@ def test_prediction_layers_have_no_cache() -> None:
 
 def test_an_unknown_architecture_is_an_upper_bound_and_says_so() -> None:
     document = copy.deepcopy(gguf_document("gemma3-4b"))
-    document["metadata"] = {k.replace("gemma3.", "marvin."): v for k, v in document["metadata"].items()} | {"general.architecture": "marvin"}
+    document["metadata"] = {k.replace("gemma3.", "marvin."): v for k, v in document["metadata"].items()} | {
+        "general.architecture": "marvin"
+    }
     shape = from_header(document)
     assert all(layer.attention == "full" for layer in shape.layers)
     assert "marvin" in shape.notes[0]

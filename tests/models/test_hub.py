@@ -150,11 +150,17 @@ def test_all_parts_of_a_split_file_are_joined(house: Hub, tmp_path: Path) -> Non
 
 
 def test_safetensors_headers_make_the_agents_document(house: Hub, tmp_path: Path) -> None:
-    tensors = {"model.embed_tokens.weight": [1000, 8], **{f"model.layers.{i}.mlp.experts.{j}.up_proj.weight": [8, 8] for i in (0, 1) for j in range(4)}}
+    tensors = {
+        "model.embed_tokens.weight": [1000, 8],
+        **{f"model.layers.{i}.mlp.experts.{j}.up_proj.weight": [8, 8] for i in (0, 1) for j in range(4)},
+    }
     house.add("Qwen/Q", "config.json", json.dumps(SAFETENSORS["qwen3-4b"]).encode())
     house.add("Qwen/Q", "model.safetensors", *safetensors_file(tensors))
     document = hub.read_header("Qwen/Q", endpoint=house.url, cache_dir=tmp_path)
-    assert document["groups"] == {"model.embed_tokens.weight": [1, 16000, "BF16"], "model.layers.*.mlp.experts.*.up_proj.weight": [8, 1024, "BF16"]}
+    assert document["groups"] == {
+        "model.embed_tokens.weight": [1, 16000, "BF16"],
+        "model.layers.*.mlp.experts.*.up_proj.weight": [8, 1024, "BF16"],
+    }
     assert document["tensor_bytes"] == 17024
     assert from_header(document).weights_bytes == 17024
 
@@ -230,7 +236,11 @@ def test_a_file_on_this_machine(tmp_path: Path) -> None:
         (["a-UD-Q4_K_XL.gguf", "a-Q4_K_M.gguf"], "Q4_K_XL", ["a-UD-Q4_K_XL.gguf"]),
         (["mmproj-Q8_0.gguf", "a-Q8_0.gguf"], "Q8_0", ["a-Q8_0.gguf"]),
         (["Q8_0/a-00001-of-00002.gguf"], "Q8_0", []),  # llama.cpp wants `.` or `-` after the name
-        (["a-Q8_0-00002-of-00002.gguf", "a-Q8_0-00001-of-00002.gguf"], "q8_0", ["a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf"]),
+        (
+            ["a-Q8_0-00002-of-00002.gguf", "a-Q8_0-00001-of-00002.gguf"],
+            "q8_0",
+            ["a-Q8_0-00001-of-00002.gguf", "a-Q8_0-00002-of-00002.gguf"],
+        ),
     ],
 )
 def test_the_file_that_llama_cpp_would_take(names: list[str], quant: str | None, chosen: list[str]) -> None:

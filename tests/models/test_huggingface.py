@@ -47,7 +47,12 @@ def test_a_window_that_is_off_is_none() -> None:
 
 @pytest.mark.parametrize(
     ("rope", "longest"),
-    [({"rope_type": "linear", "factor": 2.0}, 81920), ({"rope_type": "yarn", "factor": 4.0}, 40960), ({"type": "dynamic", "factor": 2.0}, 81920), (None, 40960)],
+    [
+        ({"rope_type": "linear", "factor": 2.0}, 81920),
+        ({"rope_type": "yarn", "factor": 4.0}, 40960),
+        ({"type": "dynamic", "factor": 2.0}, 81920),
+        (None, 40960),
+    ],
 )
 def test_the_longest_context_is_what_vllm_derives(rope: object, longest: int) -> None:
     config = SAFETENSORS["qwen3-4b"] | {"rope_scaling": rope}

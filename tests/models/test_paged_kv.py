@@ -25,7 +25,9 @@ BEFORE = {"states": 2, "alignment": 16}
         ("qwen3.6-35b-a3b", 131072, 5.98, Paging(element=FP8, in_flight=2 * 8192, **BEFORE), 567978, 0.0001),  # type: ignore[arg-type]
     ],
 )
-def test_tokens_are_those_that_vllm_logged(model: str, context: int, available_gib: float, paging: Paging, logged_tokens: int, error: float) -> None:
+def test_tokens_are_those_that_vllm_logged(
+    model: str, context: int, available_gib: float, paging: Paging, logged_tokens: int, error: float
+) -> None:
     found = pool(safetensors(model), context, paging)
     tokens = int(available_gib * GIB) // found.block_bytes / found.blocks_per_request * context
     assert tokens == pytest.approx(logged_tokens, rel=error)

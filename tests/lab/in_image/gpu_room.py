@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Callable, Iterator
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -21,12 +22,12 @@ GRANTED = "/run/lab-gpu-granted"
 class NoRoom(Exception):
     """device: its position among the granted; wanted and free in bytes."""
 
-    def __init__(self, device, wanted, free, total):
+    def __init__(self, device: int, wanted: int, free: int, total: int) -> None:
         super().__init__(device, wanted, free, total)
         self.device, self.wanted, self.free, self.total = device, wanted, free, total
 
 
-def granted():
+def granted() -> list[str]:
     try:
         with open(GRANTED) as f:
             return f.read().split()
@@ -35,20 +36,20 @@ def granted():
 
 
 @contextlib.contextmanager
-def _alone():
+def _alone() -> Iterator[None]:
     with open(f"{SHARED}/lock", "a") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
 
-def _lives(path):
+def _lives(path: str) -> bool:
     with open(path) as f:
         asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        return struct.unpack("hhqqi4x", fcntl.fcntl(f, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK
+        return bool(struct.unpack("hhqqi4x", fcntl.fcntl(f, fcntl.F_GETLK, asked))[0] != fcntl.F_UNLCK)
 
 
-def _taken():
-    taken = {}
+def _taken() -> dict[str, int]:
+    taken: dict[str, int] = {}
     for name in os.listdir(f"{SHARED}/held"):
         path = f"{SHARED}/held/{name}"
         if not _lives(path):
@@ -61,9 +62,9 @@ def _taken():
     return taken
 
 
-def _memory():
+def _memory() -> dict[str, tuple[int, int]]:
     """uuid -> (total, free) in bytes, before what is in held/. A GPU without memory of its own has `room` instead of a total."""
-    found, position = {}, 0
+    found, position = dict[str, tuple[int, int]](), 0
     with open(f"{SHARED}/devices") as f:
         for line in f:
             kind, *fields = [part.strip() for part in line.split(";")]
@@ -78,23 +79,23 @@ def _memory():
     return found
 
 
-def _rooms():
+def _rooms() -> list[tuple[str, int, int]]:
     memory, taken = _memory(), _taken()
     return [(uuid, memory[uuid][0], max(0, memory[uuid][1] - taken.get(uuid, 0))) for uuid in granted()]
 
 
-def take(decide):
+def take(decide: Callable[[list[tuple[int, int]]], list[int]]) -> list[int]:
     """Atomically: decide([(total, free), ...] of the granted GPUs) gives bytes for each, or raises; they are then held until this process ends."""
     with _alone():
         rooms = _rooms()
         shares = decide([(total, free) for _, total, free in rooms])
-        for device, ((_, total, free), bytes_) in enumerate(zip(rooms, shares)):
+        for device, ((_, total, free), bytes_) in enumerate(zip(rooms, shares, strict=True)):
             if bytes_ > free:
                 raise NoRoom(device, bytes_, free, total)
         part = f"{SHARED}/.{socket.gethostname()}-{time.time_ns()}"
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         fcntl.lockf(fd, fcntl.LOCK_EX)
-        os.write(fd, "".join(f"gpu={room[0]} bytes={int(b)}\n" for room, b in zip(rooms, shares) if b).encode())
+        os.write(fd, "".join(f"gpu={room[0]} bytes={int(b)}\n" for room, b in zip(rooms, shares, strict=True) if b).encode())
         os.set_inheritable(fd, True)
         os.rename(part, f"{SHARED}/held/{os.path.basename(part)[1:]}")
     return shares

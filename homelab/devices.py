@@ -1,0 +1,184 @@
+"""What can be planned on: the devices of a node, what is free on each, how services run there and where they listen. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from homelab.engines import Device
+from homelab.facts import GPU, Facts, Service
+from homelab.images import IMAGES
+from homelab.inventory import Inventory, Node
+
+GIB = 1024**3
+# What a desktop may still grow by, where the inventory gives no `reserve`: a browser tab with video is 100-300 MiB.
+DISPLAY_RESERVE_BYTES = GIB // 2
+# What the operating system keeps of a pool that models share with it.
+RAM_RESERVE_BYTES = GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A device of a node and what is left of it. `gpus` is empty for the machine's RAM."""
+
+    node: str
+    gpus: tuple[GPU, ...]
+    device: Device
+    free_bytes: int
+    explained: str
+
+    @property
+    def label(self) -> str:
+        return " + ".join(f"GPU {g.index}" for g in self.gpus) if self.gpus else "RAM"
+
+
+def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
+    """The devices of a node: each GPU (MIG slices by themselves), groups of like GPUs, and the RAM where there is no GPU that can be planned."""
+    node = inventory.nodes[name]
+    ours = [s for s in facts.services if s.cluster == inventory.cluster]
+    single = [s for gpu in facts.gpus for s in _gpu_slots(name, node, facts, gpu, ours)]
+    groups = []
+    for size in (2, 4, 8):
+        for alike in {g.gpus[0].name for g in single}:
+            pool = sorted(
+                (s for s in single if s.gpus[0].name == alike and s.device.memory_kind == "dedicated" and not s.gpus[0].mig), key=lambda s: -s.free_bytes
+            )
+            if len(pool) >= size:
+                chosen = sorted(pool[:size], key=lambda s: s.gpus[0].index)
+                groups.append(
+                    Slot(
+                        node=name,
+                        gpus=tuple(s.gpus[0] for s in chosen),
+                        device=replace(chosen[0].device, total_bytes=min(s.device.total_bytes for s in chosen), count=size),
+                        free_bytes=min(s.free_bytes for s in chosen),
+                        explained=" on the fullest of them",
+                    )
+                )
+    if single:
+        return single + sorted(groups, key=lambda s: (len(s.gpus), s.label))
+    held = sum(_planned(s) for s in ours if s.state in ("running", "starting") and s.memory_bytes is None and s.model)
+    held += sum(s.memory_bytes or 0 for s in ours if s.model)
+    reserve = RAM_RESERVE_BYTES if node.reserve is None else int(node.reserve)
+    free = facts.memory_available_bytes + held - reserve
+    device = Device(vendor="cpu", name=facts.cpu.model or "CPU", total_bytes=facts.memory_total_bytes, memory_kind="ram", wsl=facts.wsl)
+    return [
+        Slot(
+            node=name,
+            gpus=(),
+            device=device,
+            free_bytes=free,
+            explained=f" of {gib(facts.memory_total_bytes)} RAM after a reserve of {gib(reserve)}",
+        )
+    ]
+
+
+def _gpu_slots(name: str, node: Node, facts: Facts, gpu: GPU, ours: Sequence[Service]) -> Iterator[Slot]:
+    if gpu.mig:
+        for slice_ in gpu.mig_devices:
+            part = gpu.model_copy(update={"uuid": slice_.uuid, "name": slice_.name})
+            device = Device(
+                vendor=gpu.vendor,
+                name=slice_.name,
+                total_bytes=slice_.memory_total_bytes,
+                compute_capability=gpu.compute_capability,
+                wsl=facts.wsl,
+            )
+            yield Slot(node=name, gpus=(part,), device=device, free_bytes=slice_.memory_free_bytes, explained=" in this MIG slice")
+        return
+    if gpu.memory_total_bytes is None or gpu.memory_free_bytes is None:
+        return
+    labels = {p.service for p in gpu.processes if p.service}
+    held = sum(p.memory_bytes or 0 for p in gpu.processes if p.service)
+    # A service of ours that NVML shows no process for (another pid namespace): what was planned for it, as far as it is in use.
+    hidden = sum(
+        _planned(s)
+        for s in ours
+        if s.state in ("running", "starting", "unhealthy")
+        and s.name not in labels
+        and gpu.uuid in s.labels.get("homelab.gpus", "").split(",")
+    )
+    held += min(hidden, max(0, (gpu.memory_total_bytes - gpu.memory_free_bytes) - held))
+    if node.reserve is not None:
+        reserve = int(node.reserve)
+    elif gpu.memory_kind == "unified":
+        reserve = RAM_RESERVE_BYTES
+    else:
+        reserve = DISPLAY_RESERVE_BYTES if gpu.display else 0
+    strangers = [p for p in gpu.processes if not p.service and p.memory_bytes]
+    told = [f"`{p.name}` holds {gib(p.memory_bytes or 0)}" for p in sorted(strangers, key=lambda p: -(p.memory_bytes or 0))[:3]]
+    if reserve:
+        told.append(f"{gib(reserve)} reserved for the desktop")
+    device = Device(
+        vendor=gpu.vendor,
+        name=gpu.name,
+        total_bytes=gpu.memory_total_bytes,
+        memory_kind=gpu.memory_kind,
+        compute_capability=gpu.compute_capability,
+        wsl=facts.wsl,
+    )
+    free = gpu.memory_free_bytes + held - reserve
+    yield Slot(
+        node=name,
+        gpus=(gpu,),
+        device=device,
+        free_bytes=free,
+        explained=f" of {gib(gpu.memory_total_bytes)}" + (f" ({', '.join(told)})" if told else ""),
+    )
+
+
+def bind_address(inventory: Inventory, node: str, facts: Facts | None) -> str:
+    """The address of its own that a node's services listen on and are reached at: never all interfaces."""
+    if inventory.is_local:
+        return "127.0.0.1"
+    spec = inventory.nodes[node]
+    for candidate in (spec.address, spec.host):
+        if candidate and _is_ip(candidate):
+            return candidate
+    if facts is not None and facts.server_address:
+        return facts.server_address
+    return spec.address or spec.host
+
+
+def runtime_for(node: Node, facts: Facts, *, gpu: bool) -> tuple[str | None, str]:
+    """How services run on a node: `docker` or `native`, or None and why neither."""
+    if node.runtime == "native":
+        return "native", ""
+    docker = facts.docker
+    if docker is None:
+        if node.runtime == "docker":
+            return None, "no Docker on this node: install it (https://docs.docker.com/engine/install), or `runtime: native`"
+        return "native", ""
+    if not docker.reachable:
+        return (
+            None,
+            f"Docker cannot be used: {docker.error or 'no answer'}; `sudo usermod -aG docker {facts.user or '$USER'}` and log in again, or `runtime: native`",
+        )
+    if not docker.compose_version:
+        return None, "no Compose plugin: `sudo apt install docker-compose-plugin` (Debian: docker-compose-v2), or `runtime: native`"
+    if gpu and not docker.nvidia_runtime:
+        return None, "Docker cannot reach the GPU: install the NVIDIA Container Toolkit and restart Docker"
+    return "docker", ""
+
+
+def image_for(inventory: Inventory, node: str, engine: str, vendor: str) -> str:
+    """The pinned image of an engine on a node, or what the inventory puts in its place."""
+    override = inventory.nodes[node].images.get(engine) or inventory.images.get(engine)
+    pinned = IMAGES.get(engine, {})
+    return override or pinned.get(vendor) or next(iter(pinned.values()))
+
+
+def gib(size: int) -> str:
+    return f"{size / GIB:.2f}" if abs(size) < 10 * GIB else f"{size / GIB:.1f}"
+
+
+def _planned(service: Service) -> int:
+    try:
+        return int(json.loads(service.labels.get("homelab.placement", "{}")).get("bytes", 0))
+    except (ValueError, AttributeError):
+        return 0
+
+
+def _is_ip(text: str) -> bool:
+    parts = text.split(".")
+    return ":" in text or (len(parts) == 4 and all(p.isdigit() for p in parts))

@@ -1,0 +1,143 @@
+"""Every mistake at once, each with its line; what is right becomes values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homelab.errors import InventoryError
+from homelab.inventory import Inventory, load, slug
+
+GOOD = """\
+cluster: home
+gateway: {node: a}
+nodes:
+  a: {host: 10.0.0.1}
+  b: {host: b.local, reserve: 1 GiB, runtime: docker}
+models:
+  m:
+    engine: llamacpp
+    source: /models/m.gguf
+    context: 32k
+"""
+
+
+def mistakes(text: str) -> list[str]:
+    with pytest.raises(InventoryError) as e:
+        load(text, "inventory.yml")
+    assert e.value.exit_code == 2
+    return list(e.value.mistakes)
+
+
+def test_a_good_inventory_becomes_values() -> None:
+    inventory = load(GOOD, "inventory.yml")
+    model = inventory.models["m"]
+    assert model.context is not None
+    assert (model.context.min, model.context.max) == (32768, 32768)
+    assert [(v.engine, v.source) for v in model.variants] == [("llamacpp", "/models/m.gguf")]
+    assert inventory.nodes["b"].reserve == 1024**3
+    assert not inventory.is_local
+
+
+def test_all_mistakes_are_reported_at_once_with_line_path_and_a_suggestion() -> None:
+    text = GOOD.replace("host: 10.0.0.1", "hots: 10.0.0.1").replace("engine: llamacpp", "engine: llamacp").replace("{node: a}", "{node: c}")
+    found = mistakes(text + "    concurrency: many\n")
+    assert found[0].startswith("inventory.yml:4: nodes.a.host: missing")
+    assert found[1] == "inventory.yml:4: nodes.a.hots: unknown key, did you mean `host`?"
+    assert found[2].startswith("inventory.yml:8: models.m.engine: no engine `llamacp`, did you mean `llamacpp`?")
+    assert found[3].startswith("inventory.yml:11: models.m.concurrency:")
+    assert "'many'" in found[3]
+
+
+def test_references_are_checked_once_the_entries_are_right() -> None:
+    text = GOOD.replace("{node: a}", "{node: aa}") + "    node: bb\nfallbacks: {m: [n]}\ncloud: {m: {model: x/y}}\n"
+    assert mistakes(text) == [
+        "inventory.yml:2: gateway.node: no node `aa`, did you mean `a`?",
+        "inventory.yml:11: models.m.node: no node `bb`, did you mean `b`?",
+        "inventory.yml:12: fallbacks.m: no model `n`",
+        "inventory.yml:13: cloud.m: is a model of the house too: names are unique",
+    ] or mistakes(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("  b: {host: b.local, reserve: 1 GiB, runtime: docker}", "  a: {host: b.local}"), "inventory.yml:5: nodes.a: written twice"),
+        (("reserve: 1 GiB", "reserve: much"), "nodes.b.reserve"),
+        (("runtime: docker", "runtime: dokcer"), "did you mean `docker`?"),
+        (("context: 32k", "context: {min: 4096, max: 1024}"), "min 4096 is larger than max 1024"),
+        (("context: 32k", "gpu: 0"), "`gpu` needs `node`"),
+        (("    source: /models/m.gguf\n", ""), "`source` missing"),
+        (("source: /models/m.gguf", "source: m.gguf"), "is no model source"),
+        (("engine: llamacpp", "engine: vllm"), "vllm does not read gguf files"),
+        (("context: 32k", "variants: []"), "beside `variants`"),
+        (("cluster: home", "cluster: My Home"), "inventory.yml:1: cluster:"),
+        (("gateway: {node: a}", "gateway: {node: a, port: 70000}"), "gateway.port"),
+        (("gateway: {node: a}", "gateway: {node: a, prot: 4000}"), "did you mean `port`?"),
+        (("    context: 32k", "    port: 4000\n    node: a"), "port 4000 is the gateway's"),
+        (("    context: 32k", "    args: {'a b': 1}"), "is not the name of an engine argument"),
+        (("cluster: home", "images: {vlm: x}"), "did you mean `vllm`?"),
+        (("cluster: home", "cloud: {c: {model: a/b, api_key: sk-abc}}"), "no secret belongs into this file"),
+        (("host: 10.0.0.1", "host: localhost"), "give the `address`"),
+        (("cluster: home", "cluster: [home"), "inventory.yml:"),
+    ],
+)
+def test_each_kind_of_mistake_says_what_is_wrong(change: tuple[str, str], expected: str) -> None:
+    assert change[0] in GOOD
+    found = mistakes(GOOD.replace(*change))
+    assert any(expected in line for line in found), found
+
+
+@pytest.mark.parametrize("bad", ["a$b", "a'b", 'a"b', "a\nb", "a b", "a`b", "a\x07b", ""])
+@pytest.mark.parametrize("where", ["host", "user", "address", "model", "node"])
+def test_names_that_would_break_a_command_line_are_refused(bad: str, where: str) -> None:
+    import json
+
+    quoted = json.dumps(bad)
+    text = {
+        "model": GOOD.replace("  m:\n", f"  {quoted}:\n"),
+        "node": GOOD.replace("  b: {", f"  {quoted}: {{"),
+    }.get(where, GOOD.replace("host: b.local", f"{where}: {quoted}, {'host: x' if where != 'host' else 'port: 22'}"))
+    assert mistakes(text)
+
+
+def test_models_of_one_service_name_are_refused() -> None:
+    text = GOOD + "  M:\n    engine: llamacpp\n    source: /m.gguf\n"
+    assert any("same service name" in line for line in mistakes(text))
+
+
+def test_the_shape_in_the_documentation_is_accepted() -> None:
+    inventory = load(Path("inventory.example.yml").read_text(), "inventory.example.yml")
+    assert set(inventory.nodes) == {"workstation", "server", "laptop", "pi"}
+    assert inventory.fallbacks == {"qwen3-30b": ("qwen3-4b",)}
+
+
+def test_environment_variables_are_named_with_the_entry_that_needs_them() -> None:
+    text = GOOD + "cloud: {c: {model: anthropic/x, api_key: env:KEY}}\nhub: {token: env:HF_TOKEN}\n"
+    assert load(text, "i").variables() == {"KEY": "cloud.c.api_key", "HF_TOKEN": "hub.token"}
+
+
+@given(st.text(max_size=200))
+def test_no_text_makes_anything_but_an_inventory_or_our_error(text: str) -> None:
+    try:
+        assert isinstance(load(text, "i"), Inventory)
+    except InventoryError as e:
+        assert e.mistakes
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["nodes", "models", "gateway", "node", "host", "a", "engine", "source", "variants", "context"]), x, max_size=4), max_leaves=12))
+def test_no_document_makes_anything_but_an_inventory_or_our_error(document: object) -> None:
+    import yaml
+
+    try:
+        load(yaml.safe_dump(document), "i")
+    except InventoryError as e:
+        assert all(line.startswith("i:") for line in e.mistakes)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("Qwen3-30B", "qwen3-30b"), ("a.b_c", "a-b-c")])
+def test_a_service_is_named_as_compose_accepts(name: str, expected: str) -> None:
+    assert slug(name) == expected
