@@ -42,7 +42,8 @@ def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
     for size in (2, 4, 8):
         for alike in {g.gpus[0].name for g in single}:
             pool = sorted(
-                (s for s in single if s.gpus[0].name == alike and s.device.memory_kind == "dedicated" and not s.gpus[0].mig), key=lambda s: -s.free_bytes
+                (s for s in single if s.gpus[0].name == alike and s.device.memory_kind == "dedicated" and not s.gpus[0].mig),
+                key=lambda s: -s.free_bytes,
             )
             if len(pool) >= size:
                 chosen = sorted(pool[:size], key=lambda s: s.gpus[0].index)

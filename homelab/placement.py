@@ -437,12 +437,23 @@ class _Desk:
         return next(s for s in (base, *(f"{base}-{i}" for i in range(2, 1000))) if s not in names)
 
     def _rank(self, name: str, p: Placement, slot: Slot) -> tuple[Any, ...]:
-        """Smaller is better: a GPU before RAM, spread replicas, where it already runs, weights already there, the tightest device that holds it."""
+        """Smaller is better: a GPU before RAM, no replica beside another, where it already runs, weights already there, the tightest device."""
         facts = self.facts[slot.node]
-        mates = sum(q.node == slot.node for q in self.placements if q.model == name)
+        mates = [q for q in self.placements if q.model == name and q.node == slot.node]
+        beside = sum(bool(set(q.gpus) & set(p.gpus)) or not p.gpus for q in mates)
         runs_here = any(s.model == name and s.cluster == self.inventory.cluster for s in facts.services)
         there = any(w.source == p.source and w.present for w in facts.weights)
-        return (not slot.gpus, len(slot.gpus), mates, not runs_here, not there, self.free(slot) - p.bytes, slot.node, slot.label)
+        return (
+            not slot.gpus,
+            len(slot.gpus),
+            beside,
+            len(mates),
+            not runs_here,
+            not there,
+            self.free(slot) - p.bytes,
+            slot.node,
+            slot.label,
+        )
 
     def _why(self, name: str, p: Placement, index: int, variants: int, others: int) -> str:
         parts = []

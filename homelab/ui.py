@@ -235,16 +235,17 @@ def _change(change: Any, p: Placement | None) -> None:
         out.print(f"{head} {p.engine}  {p.request.context} ctx × {p.request.concurrency}  {gib(p.bytes)} GiB{flags}  {escape(p.source)}")
         why = p.reason if change.action in ("create", "keep", "move") else f"{change.reason}; {p.reason}"
         tell(f"      {why}")
-        tell(
-            "      "
-            + " + ".join(
-                f"{t.name} {t.bytes / GIB:.2f}{'' if t.grade == 'exact' else '~' if t.grade == 'bounded' else '?'}"
-                for t in p.footprint.terms
-                if t.bytes
-            )
-        )
+        tell("      " + _terms(p, host=False) + (f"  · RAM: {ram}" if (ram := _terms(p, host=True)) else ""))
     if change.blocked:
         out.print(f"      [bold red]blocked:[/] {escape(change.blocked)}")
+
+
+def _terms(p: Placement, *, host: bool) -> str:
+    """The summands; `~` marks an upper bound, `?` a figure from experience."""
+    marks = {"bounded": "~", "empirical": "?"}
+    return " + ".join(
+        f"{t.name} {t.bytes / GIB:.2f}{marks.get(t.grade, '')}" for t in p.footprint.terms if t.bytes and (t.where == "host") == host
+    )
 
 
 def _bar(slot: Slot, here: Sequence[Placement]) -> str:

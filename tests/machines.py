@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import SecretStr
+
 from homelab.facts import CPU, GPU, Disk, Docker, Facts, Failure, Interface, ListeningPort, NodeReport, Process, Service, Survey, Weights
 from homelab.secrets import Secrets
 from homelab.service import Service as Rendered
-from pydantic import SecretStr
 
 GIB = 1024**3
 MIB = 1024**2
 KEYS = Secrets(gateway_key=SecretStr("sk-test-gateway"), engine_secret=SecretStr("test"))
-DOCKER = Docker(version="27.4.0", api_version="1.47", compose_version="2.39.1", reachable=True, nvidia_runtime=True, data_root="/var/lib/docker")
+DOCKER = Docker(
+    version="27.4.0", api_version="1.47", compose_version="2.39.1", reachable=True, nvidia_runtime=True, data_root="/var/lib/docker"
+)
 
 
 def gpu(name: str = "NVIDIA GeForce RTX 4090", total_mib: int = 24106, free_mib: int | None = None, index: int = 0, **more: Any) -> GPU:
@@ -33,7 +36,15 @@ def gpu(name: str = "NVIDIA GeForce RTX 4090", total_mib: int = 24106, free_mib:
     )
 
 
-def machine(name: str, *gpus: GPU, address: str = "192.168.1.10", ram_gib: int = 64, docker: Docker | None = DOCKER, disk_gib: int = 900, **more: Any) -> Facts:
+def machine(
+    name: str,
+    *gpus: GPU,
+    address: str = "192.168.1.10",
+    ram_gib: int = 64,
+    docker: Docker | None = DOCKER,
+    disk_gib: int = 900,
+    **more: Any,
+) -> Facts:
     return Facts(
         schema_version=1,
         hostname=name,
@@ -77,7 +88,9 @@ def pi(**more: Any) -> Facts:
 def survey(models: dict[str, Weights] | None = None, **nodes: Facts | str) -> Survey:
     """A node given as text did not answer, for that reason."""
     reports = {
-        name: NodeReport(reachable=True, facts=facts) if isinstance(facts, Facts) else NodeReport(reachable=False, error=Failure(message=facts))
+        name: NodeReport(reachable=True, facts=facts)
+        if isinstance(facts, Facts)
+        else NodeReport(reachable=False, error=Failure(message=facts))
         for name, facts in nodes.items()
     }
     return Survey(nodes=reports, models=models or {})

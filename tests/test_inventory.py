@@ -73,7 +73,8 @@ def test_references_are_checked_once_the_entries_are_right() -> None:
         (("    source: /models/m.gguf\n", ""), "`source` missing"),
         (("source: /models/m.gguf", "source: m.gguf"), "is no model source"),
         (("engine: llamacpp", "engine: vllm"), "vllm does not read gguf files"),
-        (("context: 32k", "variants: []"), "beside `variants`"),
+        (("context: 32k", "variants: [{engine: llamacpp, source: /x.gguf}]"), "beside `variants`"),
+        (("context: 32k", "variants: []"), "`variants` is empty"),
         (("cluster: home", "cluster: My Home"), "inventory.yml:1: cluster:"),
         (("gateway: {node: a}", "gateway: {node: a, port: 70000}"), "gateway.port"),
         (("gateway: {node: a}", "gateway: {node: a, prot: 4000}"), "did you mean `port`?"),
@@ -128,7 +129,20 @@ def test_no_text_makes_anything_but_an_inventory_or_our_error(text: str) -> None
         assert e.mistakes
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["nodes", "models", "gateway", "node", "host", "a", "engine", "source", "variants", "context"]), x, max_size=4), max_leaves=12))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda x: (
+            st.lists(x, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["nodes", "models", "gateway", "node", "host", "a", "engine", "source", "variants", "context"]),
+                x,
+                max_size=4,
+            )
+        ),
+        max_leaves=12,
+    )
+)
 def test_no_document_makes_anything_but_an_inventory_or_our_error(document: object) -> None:
     import yaml
 

@@ -37,25 +37,15 @@ BATCH = 2048
 CACHE_TYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32}
 CACHE_TYPES |= {"q4_0": 18 / 32, "iq4_nl": 18 / 32}
 FLASH_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 192, 256, 512, 576})  # ggml-cuda `ggml_cuda_flash_attn_ext_supported`
-ALIASES = {"c": "ctx-size", "np": "parallel", "ngl": "n-gpu-layers", "gpu-layers": "n-gpu-layers", "b": "batch-size", "ub": "ubatch-size"}
-ALIASES |= {"fa": "flash-attn", "ctk": "cache-type-k", "ctv": "cache-type-v", "kvu": "kv-unified", "cmoe": "cpu-moe", "ncmoe": "n-cpu-moe"}
-ALIASES |= {"a": "alias", "m": "model", "hf": "hf-repo", "hfr": "hf-repo", "cram": "cache-ram", "ctxcp": "ctx-checkpoints", "fit": "fit"}
-ALIASES |= {
-    "swa-checkpoints": "ctx-checkpoints",
-    "embedding": "embeddings",
-    "rerank": "reranking",
-    "sm": "split-mode",
-    "ts": "tensor-split",
-}
-ALIASES |= {
-    "no-jinja": "jinja",
-    "mm": "mmproj",
-    "mmu": "mmproj-url",
-    "no-mmproj": "mmproj",
-    "mmproj-auto": "mmproj",
-    "no-kvu": "no-kv-unified",
-}
-ALIASES |= {"no-mmproj-auto": "mmproj", "mmproj-url": "mmproj"}
+ON_OR_OFF = frozenset({"flash-attn", "fa", "fit"})
+# Other spellings of a flag, and what would contradict one of ours.
+SPELLINGS = {
+    "ctx-size": "c", "parallel": "np", "n-gpu-layers": "ngl gpu-layers", "batch-size": "b", "ubatch-size": "ub", "flash-attn": "fa",
+    "cache-type-k": "ctk", "cache-type-v": "ctv", "kv-unified": "kvu", "no-kv-unified": "no-kvu", "cpu-moe": "cmoe", "n-cpu-moe": "ncmoe",
+    "alias": "a", "model": "m", "hf-repo": "hf hfr", "cache-ram": "cram", "ctx-checkpoints": "ctxcp swa-checkpoints", "embeddings": "embedding",
+    "reranking": "rerank", "split-mode": "sm", "tensor-split": "ts", "jinja": "no-jinja", "mmproj": "mm mmu mmproj-url mmproj-auto no-mmproj no-mmproj-auto",
+}  # fmt: skip
+ALIASES = {other: name for name, others in SPELLINGS.items() for other in others.split()}
 
 
 def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
@@ -67,7 +57,7 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     resolved = _flags(shape, request, device, args)
     asked: dict[str, ArgValue] = {**resolved, **args}
     slots = _number(asked, "parallel")
-    unified = "kv-unified" in args and args["kv-unified"] is not False
+    unified = _on(args, "kv-unified")
     cells = _pad(_number(asked, "ctx-size") // (1 if unified else slots))
     streams = 1 if unified else slots
     batch = min(_number(asked, "batch-size", BATCH), cells * streams) if shape.causal else _number(asked, "batch-size", BATCH)
@@ -113,7 +103,7 @@ def command(launch: Launch) -> list[str]:
     ours |= {"alias": launch.model, "host": launch.host, "port": launch.port}
     ours |= launch.footprint.flags
     ours |= {"jinja": True, "metrics": True}
-    return flags({name: value for name, value in ours.items() if name not in args}) + flags(launch.request.args)
+    return flags({name: value for name, value in ours.items() if name not in args}) + flags(_worded(launch.request.args))
 
 
 def environment(launch: Launch) -> dict[str, str]:
@@ -182,7 +172,7 @@ def _context(
     size = 0
     if layer.attention != "none":
         own = cells
-        if layer.window and not args.get("swa-full"):
+        if layer.window and not _on(args, "swa-full"):
             own = _pad(min(cells, layer.window * window_slots + ubatch))
         size = int(own * streams * _cell_bytes(layer, args))
     if layer.recurrent and shape.recurrent:
@@ -204,7 +194,9 @@ def _state(shape: ModelShape) -> int:
 def _snapshot(shape: ModelShape, args: Mapping[str, Any], ubatch: int) -> int:
     """Bytes of one context checkpoint: the states and windows, which cannot be rolled back."""
     states = sum(_state(shape) for layer in shape.layers if layer.recurrent)
-    windows = sum((layer.window + ubatch) * _cell_bytes(layer, args) for layer in shape.layers if layer.window and not args.get("swa-full"))
+    windows = sum(
+        (layer.window + ubatch) * _cell_bytes(layer, args) for layer in shape.layers if layer.window and not _on(args, "swa-full")
+    )
     return states + int(windows)
 
 
@@ -218,7 +210,7 @@ def _placed(shape: ModelShape, device: Device, args: Mapping[str, Any], contexts
     wanted = args["n-gpu-layers"]
     offloaded = count + 1 if wanted in ("all", "auto", -1, "-1") else min(_number(args, "n-gpu-layers"), count + 1)
     first = count + 1 - offloaded  # the output layer is offloaded first (`i_gpu_start`)
-    on_cpu = count if args.get("cpu-moe", False) is not False else _number(args, "n-cpu-moe")
+    on_cpu = count if _on(args, "cpu-moe") else _number(args, "n-cpu-moe")
     layers_total = sum(layer.bytes for layer in shape.layers)
     # With tied embeddings the table is kept twice: in RAM to look tokens up, on the device to give the output.
     output = shape.embedding_bytes if shape.tied_embeddings else shape.output_bytes
@@ -242,7 +234,7 @@ def _compute(shape: ModelShape, args: Mapping[str, Any], cells: int, ubatch: int
     """Upper bound of the graph's buffer: a logits row for every token of a micro-batch. Servers from 0.6.0 reserve one row for each slot
     only (`server-context.cpp` `server_output_limits`), so they take up to `ubatch * vocab * 4` less."""
     attends = [layer for layer in shape.layers if layer.attention != "none" or not shape.causal]
-    window = 0 if args.get("swa-full") else max((layer.window or 0 for layer in attends), default=0)
+    window = 0 if _on(args, "swa-full") else max((layer.window or 0 for layer in attends), default=0)
     seen = (cells if shape.causal else ubatch) if attends else 0
     tokens = seen + (_pad(min(cells, window + ubatch)) if window else 0)  # columns of both masks
     last = shape.vocab + 6 * shape.hidden + shape.lookup_width if shape.causal else 2 * shape.intermediate + shape.hidden
@@ -257,7 +249,7 @@ def _compute(shape: ModelShape, args: Mapping[str, Any], cells: int, ubatch: int
 
 def _copies(shape: ModelShape, device: Device, args: Mapping[str, Any], cells: int, ubatch: int) -> int:
     """Experts kept in RAM are copied to the device a layer at a time; a pipeline over devices keeps up to four copies of its inputs."""
-    in_ram = device.vendor != "cpu" and ("cpu-moe" in args or "n-cpu-moe" in args)
+    in_ram = device.vendor != "cpu" and (_on(args, "cpu-moe") or _number(args, "n-cpu-moe") > 0)
     experts = max((layer.expert_bytes for layer in shape.layers), default=0) if in_ram else 0
     return experts + (3 * ubatch * (cells * 2 + shape.hidden * 8) if device.count > 1 else 0)
 
@@ -270,8 +262,21 @@ def _flash(shape: ModelShape, args: Mapping[str, ArgValue]) -> bool:
 
 def _canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     """The user's arguments under llama.cpp's long names."""
-    names = {name.lstrip("-").replace("_", "-"): value for name, value in args.items()}
+    names = {name.lstrip("-").replace("_", "-"): value for name, value in _worded(args).items()}
     return {ALIASES.get(name, name): value for name, value in names.items()}
+
+
+def _worded(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
+    """YAML reads a bare `on` as true, where llama.cpp wants the word."""
+    words: dict[bool, ArgValue] = {True: "on", False: "off"}
+    return {
+        name: words[value] if isinstance(value, bool) and name.lstrip("-").replace("_", "-") in ON_OR_OFF else value
+        for name, value in args.items()
+    }
+
+
+def _on(args: Mapping[str, Any], name: str) -> bool:
+    return name in args and args[name] is not False
 
 
 def _number(args: Mapping[str, Any], name: str, default: int = 0) -> int:

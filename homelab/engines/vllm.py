@@ -41,7 +41,7 @@ DTYPES = {"auto": Element(), "bfloat16": Element(), "float16": Element(), "nvfp4
 DTYPES |= {name: Element(bytes=1) for name in ("fp8", "fp8_e4m3", "fp8_e5m2")}
 DTYPES |= {"int8_per_token_head": Element(bytes=1, scale_bytes=4), "fp8_per_token_head": Element(bytes=1, scale_bytes=4)}
 DTYPES |= {"int4_per_token_head": Element(bytes=0.5, scale_bytes=4)}
-ALIASES = {"tp": "tensor-parallel-size", "cc": "compilation-config", "O": "optimization-level", "no-enforce-eager": "enforce-eager"}
+ALIASES = {"tp": "tensor-parallel-size", "cc": "compilation-config", "O": "optimization-level"}
 ALIASES |= {"no-enable-auto-tool-choice": "enable-auto-tool-choice", "device-memory-utilization": "gpu-memory-utilization"}
 # Without a parser named, vLLM returns a model's tool calls as plain text. By the start of the architecture's name.
 TOOL_PARSERS = {"Qwen3_5": "qwen3_coder", "Qwen3Next": "qwen3_coder", "Qwen": "hermes", "GptOss": "openai", "Llama4": "llama4_pythonic"}
@@ -167,7 +167,7 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
 
 
 def _paging(shape: ModelShape, args: Mapping[str, ArgValue], tp: int, batched: int) -> Paging:
-    caching = args.get("enable-prefix-caching", True) is not False and "no-enable-prefix-caching" not in args
+    caching = not _on(args, "no-enable-prefix-caching")
     speculative = _speculative(args)
     return Paging(
         element=DTYPES[str(args.get("kv-cache-dtype", "auto"))],
@@ -179,7 +179,7 @@ def _paging(shape: ModelShape, args: Mapping[str, ArgValue], tp: int, batched: i
         speculative=speculative,
         alignment=64 if caching else 16,
         block=_number(args, "block-size", 64 if shape.mla else 16),
-        hybrid_manager="disable-hybrid-kv-cache-manager" not in args,
+        hybrid_manager=not _on(args, "disable-hybrid-kv-cache-manager"),
     )
 
 
@@ -210,7 +210,7 @@ def _activation(shape: ModelShape, request: Request, seqs: int, batched: int, tp
 
 def _graph_sizes(args: Mapping[str, ArgValue], seqs: int) -> list[int] | None:
     """Batch sizes to capture, no larger than the number of requests; None when there are no graphs."""
-    if args.get("enforce-eager", False) is not False:
+    if _on(args, "enforce-eager"):
         return None
     if isinstance(text := args.get("compilation-config"), str):
         try:
@@ -232,7 +232,7 @@ def _cache_grade(shape: ModelShape, args: Mapping[str, ArgValue]) -> Grade:
 
 
 def _sees(shape: ModelShape, args: Mapping[str, ArgValue]) -> bool:
-    return bool(shape.vision_bytes) and "language-model-only" not in args
+    return bool(shape.vision_bytes) and not _on(args, "language-model-only")
 
 
 def _kind_flags(shape: ModelShape, request: Request, args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
@@ -253,6 +253,10 @@ def _canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     """The user's arguments under vLLM's long names; its parser takes underscores for dashes."""
     names = {name.lstrip("-").replace("_", "-"): value for name, value in args.items()}
     return {ALIASES.get(name, name): value for name, value in names.items()}
+
+
+def _on(args: Mapping[str, Any], name: str) -> bool:
+    return name in args and args[name] is not False
 
 
 def _fraction(args: Mapping[str, Any], name: str) -> float:

@@ -94,7 +94,9 @@ def test_without_psutil_the_rest_is_still_right(agent_folder: Path, tmp_path: Pa
 
 
 def test_a_request_that_is_no_json_is_a_problem(agent_folder: Path, home: Path) -> None:
-    done = subprocess.run([sys.executable, "-I", str(agent_folder), "{no"], capture_output=True, check=True, env={"HOME": str(home), "PATH": "/usr/bin:/bin"})
+    done = subprocess.run(
+        [sys.executable, "-I", str(agent_folder), "{no"], capture_output=True, check=True, env={"HOME": str(home), "PATH": "/usr/bin:/bin"}
+    )
     assert parse_facts(done.stdout).problems[0].message.startswith("the request cannot be read")
 
 
@@ -116,7 +118,13 @@ def test_the_agent_imports_the_standard_library_itself_and_what_it_carries() -> 
     allowed = set(sys.stdlib_module_names) | {"agent", "psutil", "pynvml", "__future__"}
     for path in (ROOT / "agent").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom) and not node.level
+                else []
+            )
             assert {n.split(".")[0] for n in names} <= allowed, path
 
 

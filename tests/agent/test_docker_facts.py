@@ -1,4 +1,4 @@
-"""Docker's Engine API is answered by a small server on a unix socket, with what Docker 20.10 and 28 said to the same questions."""
+"""Docker's Engine API is answered by a small server on a unix socket, with what Docker 20.10 said to the same questions."""
 
 from __future__ import annotations
 
@@ -148,7 +148,9 @@ def test_our_container_is_a_service_and_its_port_has_its_name(run_agent: Run, en
         (EXITED | {"Status": "created", "ExitCode": 0}, "stopped", "created", 0),
     ],
 )
-def test_the_state_of_a_container(run_agent: Run, engine: Engine, state: dict[str, Any], expected: str, detail: str | None, exit_code: int | None) -> None:
+def test_the_state_of_a_container(
+    run_agent: Run, engine: Engine, state: dict[str, Any], expected: str, detail: str | None, exit_code: int | None
+) -> None:
     engine.holds(state)
     (service,) = asked(run_agent, engine).services
     assert (service.state, service.detail, service.exit_code) == (expected, detail, exit_code)

@@ -37,7 +37,9 @@ def seen(run_agent: Run, home: Path) -> Callable[..., Service]:
     def see(state: dict[str, Any] | None, **labels: str) -> Service:
         folder = home / ".local/share/homelab/home/qwen3-4b/abc"
         folder.mkdir(parents=True, exist_ok=True)
-        named = {"homelab.cluster": "home", "homelab.model": "qwen3-4b", "homelab.spec": "abc"} | {f"homelab.{k}": v for k, v in labels.items()}
+        named = {"homelab.cluster": "home", "homelab.model": "qwen3-4b", "homelab.spec": "abc"} | {
+            f"homelab.{k}": v for k, v in labels.items()
+        }
         (folder / "service.json").write_text(json.dumps({"labels": named}))
         if state is not None:
             (folder / "state.json").write_text(json.dumps(state))
@@ -87,7 +89,9 @@ def test_a_service_that_was_never_started_is_stopped(seen: Callable[..., Service
         ("running", "starting", None),
     ],
 )
-def test_what_the_supervisor_says_counts_while_it_lives(seen: Callable[..., Service], sleeper: int, status: str, state: str, detail: str | None) -> None:
+def test_what_the_supervisor_says_counts_while_it_lives(
+    seen: Callable[..., Service], sleeper: int, status: str, state: str, detail: str | None
+) -> None:
     dead = {"pid": 2**22 + 1, "pid_start_ticks": 5, "restarts": 3, "exit_code": 1, "status": status}
     service = seen({"supervisor_pid": sleeper, "supervisor_start_ticks": ticks(sleeper)} | dead)
     assert (service.state, service.detail, service.exit_code, service.restarts) == (state, detail, 1, 3)

@@ -28,7 +28,9 @@ def seen(run_agent: Callable[..., dict[str, Any]], fake_nvml: Path, tmp_path: Pa
         named = LAB / "gpus" / gpus if "\n" not in gpus else tmp_path / "gpus"
         if "\n" in gpus:
             named.write_text(gpus)
-        return parse_facts(json.dumps(run_agent(LD_LIBRARY_PATH=str(fake_nvml), FAKE_NVML=str(named), FAKE_NVML_HELD=str(tmp_path / "held"))))
+        return parse_facts(
+            json.dumps(run_agent(LD_LIBRARY_PATH=str(fake_nvml), FAKE_NVML=str(named), FAKE_NVML_HELD=str(tmp_path / "held")))
+        )
 
     return see
 

@@ -134,7 +134,13 @@ def test_a_repository_in_the_cache_is_present_when_it_is_complete(hub: Path, tmp
 
 def test_a_quantisation_is_present_when_its_own_file_is(hub: Path) -> None:
     whole = gguf_file.small()
-    files = {"m-Q8_0.gguf": whole + b"longer", "m-q4_k_m.gguf": whole, "mmproj-m-Q4_K_M.gguf": b"GGUF", "README.md": b"x", "config.json": b"{}"}
+    files = {
+        "m-Q8_0.gguf": whole + b"longer",
+        "m-q4_k_m.gguf": whole,
+        "mmproj-m-Q4_K_M.gguf": b"GGUF",
+        "README.md": b"x",
+        "config.json": b"{}",
+    }
     snapshot = into_hub(hub, "Org/Repo-GGUF", files)
     (hub / "models--Org--Repo-GGUF" / "blobs" / "other.incomplete").write_bytes(b"x")
     found = weights.look("Org/Repo-GGUF:Q4_K_M")

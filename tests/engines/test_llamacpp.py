@@ -166,6 +166,11 @@ def test_user_arguments_replace_ours_under_any_spelling() -> None:
     assert footprint.kv_cache_tokens == 4096
 
 
+def test_a_bare_on_of_yaml_is_a_word() -> None:
+    request = Request(kind="chat", context=8192, concurrency=2, args={"flash-attn": True, "fit": False})
+    assert launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, GPU))[-4:] == ["--flash-attn", "on", "--fit", "off"]
+
+
 def test_no_secret_and_no_flag_twice() -> None:
     request = ask(4096, 2)
     argv = launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, GPU))

@@ -36,8 +36,7 @@ def up(words: list[str]) -> None:
 
 def down() -> None:
     engine.ready()
-    for group in set(docker("ps", "-a", "--filter", f"label={LABEL}", "--format", '{{.Label "lab-group"}}').split()):
-        household.remove_group(group)
+    household.remove_all()
     docker("network", "rm", engine.NETWORK, check=False)
 
 

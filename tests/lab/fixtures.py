@@ -60,9 +60,9 @@ def household(lab: Lab, tmp_path: Path) -> Iterator[HouseholdFactory]:
     """household(workstation="rtx4090", server=NodeSpec("2x3090", python=False)) boots clean machines; they go when the test ends."""
     started: list[Household] = []
 
-    def boot(**specs: str | NodeSpec) -> Household:
+    def boot(specs: Mapping[str, str | NodeSpec] | None = None, /, **more: str | NodeSpec) -> Household:
         home = tmp_path / f"home{len(started) or ''}"
-        started.append(start(specs, home))
+        started.append(start({**(specs or {}), **more}, home))
         return started[-1]
 
     yield boot

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import engine
-from tests.lab.engine import LABEL, STATE, docker
+from tests.lab.engine import STATE, docker
 from tests.lab.images import ensure_seed
 from tests.lab.layout import claim, create, prepare
 from tests.lab.models import gguf
@@ -111,7 +111,15 @@ def remove_group(group: str) -> None:
 
 def remove_orphans() -> None:
     """Machines of tests that were killed before they could clean up."""
-    for line in docker("ps", "-a", "--filter", f"label={LABEL}", "--format", '{{.Label "lab-group"}} {{.Label "lab-owner"}}').splitlines():
-        group, owner = line.split()
-        if group != BY_HAND and not Path(f"/proc/{owner}").exists():
-            remove_group(group)
+    for owner in (STATE / "nodes").glob("*/owner"):
+        folder = owner.parent
+        if not folder.name.startswith(f"lab-{BY_HAND}-") and not Path(f"/proc/{owner.read_text()}").exists():
+            docker("rm", "-f", folder.name, check=False)
+            remove_folder(folder)
+
+
+def remove_all() -> None:
+    for container in engine.labelled():
+        docker("rm", "-f", container, check=False)
+    for folder in (STATE / "nodes").glob("*"):
+        remove_folder(folder)

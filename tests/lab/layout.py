@@ -75,6 +75,7 @@ def claim(name: str, group: str) -> tuple[Path, str]:
         folder.mkdir(parents=True)
         address = next(a for n in range(10, 250) if (a := f"{SUBNET}.{n}") not in taken)
         (folder / "address").write_text(address)
+        (folder / "owner").write_text(str(os.getpid()))
     return folder, address
 
 
@@ -100,14 +101,17 @@ def create(name: str, spec: NodeSpec, group: str, folder: Path, address: str, se
     }  # fmt: skip
     if seed:
         binds[seed / "overlay2"] = f"{SEED_INSIDE}:ro"
+    labels = {"lab-address": address, "lab-group": group, "lab-name": name}
+    # Not --privileged: that asks for CAP_SYS_RESOURCE, which some CI machines withhold.
     docker(
-        "create", "--init", "--name", container, "--hostname", name, "--network", NETWORK, "--ip", address, "--pull=never",
-            "--label", LABEL, "--label", f"lab-address={address}", "--label", f"lab-group={group}", "--label", f"lab-name={name}", "--label", f"lab-owner={os.getpid()}",
-            "--shm-size", "8g", "--tmpfs", "/run:rw,exec,mode=755", "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--device-cgroup-rule", "a *:* rwm",
-            "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--security-opt", "systempaths=unconfined",
-            *(word for source, inside in binds.items() for word in ("-v", f"{source}:{inside}")),
-            NODE_IMAGE, "/opt/lab-node/init",
-        )  # fmt: skip
+        "create", "--init", "--name", container, "--hostname", name, "--network", NETWORK, "--ip", address, "--pull=never", "--label", LABEL,
+        *(word for label, value in labels.items() for word in ("--label", f"{label}={value}")),
+        "--shm-size", "8g", "--tmpfs", "/run:rw,exec,mode=755",
+        "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--device-cgroup-rule", "a *:* rwm",
+        "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--security-opt", "systempaths=unconfined",
+        *(word for source, inside in binds.items() for word in ("-v", f"{source}:{inside}")),
+        NODE_IMAGE, "/opt/lab-node/init",
+    )  # fmt: skip
     return Node(name, address, container, folder, spec)
 
 

@@ -64,5 +64,5 @@ def test_a_gateway_needs_no_gigabytes() -> None:
 
 def test_the_launcher_is_made_for_the_locked_wheel() -> None:
     text = (ROOT / "templates/native/llama-server").read_text(encoding="utf-8")
-    pinned = re.search(r'^PINNED = "([^"]+)"', text, re.M)
+    pinned = re.search(r'^PINNED = "([^"]+)"', text, re.MULTILINE)
     assert pinned and parse(ROOT / "templates/native/llamacpp.lock") == [("xllamacpp", pinned.group(1), "")]
