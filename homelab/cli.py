@@ -35,6 +35,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on s
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from homelab import __version__
+
+        typer.echo(f"homelab {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     ctx: typer.Context,
@@ -43,13 +51,8 @@ def options(
         int, typer.Option("--verbose", "-v", count=True, help="Show what is run on the nodes; twice: with what it says.")
     ] = 0,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR=1).")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)] = False,
 ) -> None:
-    if version:
-        from homelab import __version__
-
-        typer.echo(f"homelab {__version__}")
-        raise typer.Exit
     ctx.obj = inventory
     if verbose:
         import logging

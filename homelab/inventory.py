@@ -66,7 +66,8 @@ class Node(Strict):
 
     @property
     def is_local(self) -> bool:
-        return self.host in LOCAL_HOSTS
+        """This machine itself, without SSH. A forwarded port of a virtual machine (`localhost`, port 2222) is reached by SSH."""
+        return self.host in LOCAL_HOSTS and self.port == 22
 
 
 class Context(Strict):

@@ -72,10 +72,10 @@ def install_tree(target: Path, requirements: Sequence[str], *options: str) -> No
         for word in (flag, v)
     ]
     command = [
-        str(uv), "pip", "install", "-q", "--system-certs", "--python", "/usr/bin/python3", "--link-mode", "copy", "--target", str(part),
+        str(uv), "pip", "install", "-q", "--no-cache", "--system-certs", "--python", "/usr/bin/python3", "--link-mode", "copy", "--target", str(part),
         *settings, *options, *requirements,
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"UV_CACHE_DIR": str(STATE / "uv-cache")})
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise LabError(f"uv pip install {' '.join(requirements)} failed: {done.stderr.strip()}")
     with contextlib.suppress(FileNotFoundError):

@@ -1,0 +1,150 @@
+"""The command line as a user meets it: exit codes, both streams, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.machines import household, survey, workstation
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def homelab(tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Run it with an empty home, in a folder of its own."""
+
+    def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "NO_COLOR": "1", "COLUMNS": "200"} | environment
+        done = subprocess.run([sys.executable, "-m", "homelab", *arguments], capture_output=True, text=True, cwd=tmp_path, env=env, input=stdin)
+        assert "Traceback" not in done.stdout + done.stderr
+        return done
+
+    (tmp_path / "home").mkdir()
+    (tmp_path / "inventory.yml").write_text((ROOT / "inventory.example.yml").read_text())
+    (tmp_path / "facts.json").write_text(household().model_dump_json())
+    return run
+
+
+def test_version_and_help(homelab) -> None:  # type: ignore[no-untyped-def]
+    assert homelab("--version").stdout.startswith("homelab 0.")
+    for verb in ("discover", "plan", "render", "deploy", "ask", "status", "logs", "remove"):
+        assert homelab(verb, "--help").returncode == 0
+
+
+def test_plan_from_saved_facts_needs_no_network_and_prints_the_documented_json(homelab) -> None:  # type: ignore[no-untyped-def]
+    done = homelab("plan", "--facts", "facts.json", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert {"schema_version", "placements", "unplaced", "changes"} <= set(document)
+    placement = document["placements"][0]
+    assert {"model", "node", "engine", "gpus", "port", "context", "gpu_memory_utilization", "kv_cache_memory_bytes", "bytes", "terms", "reason"} <= set(placement)
+    assert {"name", "bytes", "grade"} <= set(placement["terms"][0])
+    assert {"action", "node", "service", "reason"} <= set(document["changes"][0])
+
+
+def test_plan_check_says_by_its_exit_code_that_there_is_something_to_do(homelab) -> None:  # type: ignore[no-untyped-def]
+    assert homelab("plan", "--facts", "facts.json", "--check").returncode == 5
+
+
+def test_the_inventory_may_come_from_standard_input_and_the_option_may_stand_in_front(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    text = (tmp_path / "inventory.yml").read_text()
+    assert homelab("plan", "-i", "-", "--facts", "facts.json", stdin=text).returncode == 0
+    assert homelab("-i", "inventory.yml", "plan", "--facts", "facts.json").returncode == 0
+    assert homelab("plan", "--facts", "facts.json", HOMELAB_INVENTORY="inventory.yml").returncode == 0
+
+
+def test_render_writes_what_deploy_would_put_on_each_node(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = homelab("render", "-o", "out", "--facts", "facts.json")
+    assert done.returncode == 0, done.stderr
+    composes = sorted(tmp_path.glob("out/*/.local/share/homelab/home/*/*/compose.yml"))
+    assert len(composes) == 5
+    assert all(p.with_name("service.env").stat().st_mode & 0o777 == 0o600 for p in composes)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "inventory.yml:1"),
+        ("nodes: [", "inventory.yml:"),
+        ("gateway: {node: a}\nnodes: {a: {hots: b}}\n", "did you mean `host`?"),
+    ],
+)
+def test_a_bad_inventory_is_exit_2_with_every_mistake(homelab, tmp_path: Path, text: str, said: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "inventory.yml").write_text(text)
+    for verb in (["discover"], ["plan"], ["deploy", "--yes"], ["status"], ["render", "-o", "x"], ["remove", "--yes"], ["logs", "x"], ["ask", "x"]):
+        done = homelab(*verb)
+        assert done.returncode == 2, verb
+        assert said in done.stderr
+        assert done.stdout == ""
+
+
+def test_no_inventory_says_how_to_get_one(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "inventory.yml").unlink()
+    done = homelab("plan")
+    assert done.returncode == 2
+    assert "cp inventory.example.yml inventory.yml" in done.stderr
+
+
+def test_an_unknown_verb_or_option_is_a_usage_error(homelab) -> None:  # type: ignore[no-untyped-def]
+    assert homelab("dicsover").returncode == 2
+    assert homelab("plan", "--jsn").returncode == 2
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"schema_version": 99}', '{"schema_version": 1, "nodes": {"a": 3}}', "\x00"])
+def test_a_file_that_is_no_survey_is_refused(homelab, tmp_path: Path, content: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "facts.json").write_text(content)
+    done = homelab("plan", "--facts", "facts.json")
+    assert done.returncode == 2
+    assert "homelab discover --save facts.json" in done.stderr
+
+
+def test_what_does_not_fit_is_exit_3_with_the_arithmetic(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "inventory.yml").write_text("gateway: {node: workstation}\nnodes: {workstation: {host: 10.0.0.1}}\nmodels: {m: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 40960, concurrency: 8}}\n")
+    (tmp_path / "facts.json").write_text(survey(dict(household().models), workstation=workstation()).model_dump_json())
+    done = homelab("plan", "--facts", "facts.json")
+    assert done.returncode == 3
+    assert "weights 15.7 + kv_cache" in done.stderr
+    assert "`firefox` holds" in done.stderr
+
+
+def test_a_missing_environment_variable_is_named_before_anything_is_asked(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    text = "gateway: {node: a}\nnodes: {a: {host: localhost}}\ncloud: {c: {model: anthropic/x, api_key: env:NOT_THERE}}\n"
+    (tmp_path / "inventory.yml").write_text(text)
+    for verb in (["plan"], ["deploy", "--yes"]):
+        done = homelab(*verb)
+        assert done.returncode == 2
+        assert "cloud.c.api_key: environment variable NOT_THERE is not set" in done.stderr
+
+
+def test_deploy_without_a_terminal_and_without_yes_refuses(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "inventory.yml").write_text("gateway: {node: a, port: 4999}\nnodes: {a: {host: localhost, runtime: native}}\n")
+    done = homelab("deploy")
+    assert done.returncode == 1
+    assert "homelab deploy --yes" in done.stderr
+
+
+def test_discover_asks_this_machine_and_prints_the_documented_json(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "inventory.yml").write_text("gateway: {node: a}\nnodes: {a: {host: localhost, address: 192.168.0.9}, gone: {host: 127.0.0.1, port: 1, away: true}}\n")
+    done = homelab("discover", "--json")
+    document = json.loads(done.stdout)["nodes"]["a"]
+    assert (document["reachable"], document["error"]) == (True, None)
+    assert {"hostname", "os", "arch", "memory_total_bytes", "memory_available_bytes", "gpus", "docker", "problems"} <= set(document["facts"])
+
+
+def test_a_node_that_refuses_is_a_row_and_exit_4_unless_it_is_away(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    text = "gateway: {node: a}\nnodes: {a: {host: localhost, address: 192.168.0.9}, gone: {host: 127.0.0.2, port: 1%s}}\n"
+    (tmp_path / "inventory.yml").write_text(text % "")
+    done = homelab("discover")
+    assert done.returncode == 4
+    assert "Connection refused" in done.stdout
+    assert "2 nodes, 1 reachable" in done.stdout
+    (tmp_path / "inventory.yml").write_text(text % ", away: true")
+    done = homelab("discover")
+    assert done.returncode == 0
+    assert "away" in done.stdout

@@ -1,0 +1,120 @@
+"""Wanted less actual: every change has its action and its reason."""
+
+from __future__ import annotations
+
+from homelab.deploy.apply import lanes
+from homelab.facts import Survey
+from homelab.inventory import Inventory, load
+from homelab.placement import place
+from homelab.plan import Change, Plan, diff
+from homelab.render import render
+from tests.machines import HUB, KEYS, deployed, listening, server, survey, tiny_gguf, workstation
+
+TEXT = """\
+gateway: {node: workstation}
+nodes: {workstation: {host: 192.168.1.10}, server: {host: 192.168.1.11}}
+models:
+  q: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 8192, node: workstation}
+  t: {engine: llamacpp, source: /models/tiny.gguf, context: 2048, node: server}
+"""
+
+
+def make(text: str, found: Survey) -> tuple[Inventory, Plan]:
+    inventory = load(text, "inventory.yml")
+    layout = place(inventory, found)
+    return inventory, diff(inventory, layout, render(inventory, layout, found, KEYS, {}), found)
+
+
+def fresh() -> Survey:
+    return survey(HUB, workstation=workstation(), server=server(weights=(tiny_gguf(),)))
+
+
+def after(plan: Plan, **states: str) -> Survey:
+    """The household once the plan was carried out, some services in another state."""
+    nodes = {"workstation": workstation(), "server": server(weights=(tiny_gguf(),))}
+    running = {n: deployed(plan.services, n) for n in nodes}
+    changed = {n: tuple(s.model_copy(update={"state": states.get(s.name, "running")}) for s in found) for n, found in running.items()}
+    return survey(HUB, **{n: facts.model_copy(update={"services": changed[n]}) for n, facts in nodes.items()})
+
+
+def actions(plan: Plan) -> dict[str, tuple[str, str]]:
+    return {c.service: (c.action, c.reason) for c in plan.changes}
+
+
+def test_an_empty_house_gets_everything() -> None:
+    _, plan = make(TEXT, fresh())
+    assert actions(plan) == {s: ("create", "not there yet") for s in ("q", "t", "gateway")}
+
+
+def test_what_is_as_wanted_is_kept() -> None:
+    _, plan = make(TEXT, fresh())
+    _, again = make(TEXT, after(plan))
+    assert {a for a, _ in actions(again).values()} == {"keep"}
+    assert not again.todo
+
+
+def test_a_changed_request_is_replaced_and_says_what_changed() -> None:
+    _, plan = make(TEXT, fresh())
+    _, changed = make(TEXT.replace("context: 2048", "context: 4096"), after(plan))
+    assert actions(changed)["t"] == ("replace", "context 2048 → 4096")
+    assert actions(changed)["q"][0] == "keep"
+    assert actions(changed)["gateway"][0] == "replace"  # it tells clients the context
+
+
+def test_a_new_image_is_a_replacement_with_its_tags() -> None:
+    _, plan = make(TEXT, fresh())
+    _, changed = make(TEXT + "images: {vllm: 'vllm/vllm-openai:v0.34.0'}\n", after(plan))
+    assert actions(changed)["q"] == ("replace", "image v0.33.0 → v0.34.0")
+
+
+def test_what_stopped_or_is_unhealthy_is_started_again() -> None:
+    _, plan = make(TEXT, fresh())
+    _, again = make(TEXT, after(plan, t="stopped", q="unhealthy"))
+    assert actions(again)["t"] == ("restart", "stopped")
+    assert actions(again)["q"] == ("restart", "unhealthy")
+
+
+def test_what_is_no_longer_asked_for_is_removed_and_nothing_of_another_cluster() -> None:
+    _, plan = make(TEXT, fresh())
+    found = after(plan)
+    facts = found.nodes["server"].facts
+    assert facts is not None
+    stranger = facts.services[0].model_copy(update={"cluster": "other", "name": "theirs"})
+    report = found.nodes["server"].model_copy(update={"facts": facts.model_copy(update={"services": (*facts.services, stranger)})})
+    smaller = "\n".join(line for line in TEXT.splitlines() if "tiny" not in line)
+    _, changed = make(smaller, found.model_copy(update={"nodes": {**found.nodes, "server": report}}))
+    assert actions(changed)["t"] == ("remove", "not in the inventory any more")
+    assert "theirs" not in actions(changed)
+
+
+def test_a_model_that_changes_its_node_moves() -> None:
+    _, plan = make(TEXT.replace("node: workstation}\n  t", "node: server}\n  t"), fresh())
+    _, changed = make(TEXT, after(plan))
+    found = {(c.action, c.node): c.reason for c in changed.changes if c.service == "q"}
+    assert found == {("move", "workstation"): "from server", ("remove", "server"): "`q` goes elsewhere"}
+
+
+def test_a_port_that_a_stranger_holds_blocks_the_gateway() -> None:
+    taken = survey(HUB, workstation=workstation(ports=(listening(4000, "caddy"),)), server=server(weights=(tiny_gguf(),)))
+    _, plan = make(TEXT, taken)
+    [gateway] = [c for c in plan.changes if c.service == "gateway"]
+    assert "port 4000 on workstation is in use by caddy" in gateway.blocked
+
+
+def test_changes_that_share_a_gpu_are_one_lane_and_others_are_not() -> None:
+    text = TEXT + "  a: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 0}\n  b: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 0}\n  c: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 1}\n"
+    text = text.replace("context: 2048, node: server", "context: 2048, node: server, gpu: 1")
+    _, plan = make(text, fresh())
+    on_server: list[Change] = [c for c in plan.changes if c.node == "server"]
+    assert sorted(sorted(c.service for c in lane) for lane in lanes(on_server)) == [["a", "b"], ["c", "t"]]
+
+
+def test_a_node_that_does_not_answer_loses_nothing() -> None:
+    _, plan = make(TEXT, fresh())
+    found = after(plan)
+    report = found.nodes["server"]
+    assert report.facts is not None
+    gone = survey(HUB, workstation=found.nodes["workstation"].facts or "", server="no answer").model_copy(update={"remembered": {"server": report.facts}})
+    _, again = make(TEXT, gone)
+    assert not again.todo
+    assert not again.layout.unplaced
