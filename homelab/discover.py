@@ -12,8 +12,8 @@ from pathlib import Path
 from homelab.errors import HomelabError, NodeError
 from homelab.facts import Failure, NodeReport, Survey, Weights, parse_facts
 from homelab.inventory import Inventory
-from homelab.nodes import bundle
-from homelab.nodes.session import Session, connect
+from homelab.nodes import bundle, connect
+from homelab.nodes.session import Session
 
 ANSWER_SECONDS = 30.0
 

@@ -33,6 +33,12 @@ def cloud_variable(name: str) -> str:
     return "HOMELAB_CLOUD_" + "".join(c if c.isalnum() else "_" for c in name).upper()
 
 
+def _host(inventory: Inventory, p: Placement) -> str:
+    """Where the gateway reaches an engine: beside it in Docker by name, over the network that both are in."""
+    beside = p.node == inventory.gateway.node and p.runtime == "docker" and p.address not in ("127.0.0.1", "::1")
+    return p.service if beside else host_in_url(p.address)
+
+
 def configuration(inventory: Inventory, placements: Sequence[Placement]) -> dict[str, Any]:
     """The `model_list` and settings of LiteLLM's config.yaml, as plain values.
 
@@ -42,7 +48,7 @@ def configuration(inventory: Inventory, placements: Sequence[Placement]) -> dict
             "model_name": p.model,
             "litellm_params": {
                 "model": f"hosted_vllm/{p.model}",
-                "api_base": f"http://{host_in_url(p.address)}:{p.port}/v1",
+                "api_base": f"http://{_host(inventory, p)}:{p.port}/v1",
                 "api_key": f"os.environ/{key_variable(p)}",
                 "timeout": 600,
                 "stream_timeout": 300,

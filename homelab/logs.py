@@ -9,7 +9,7 @@ from homelab import facts as f
 from homelab.deploy import compose, native
 from homelab.facts import Survey
 from homelab.inventory import Inventory
-from homelab.nodes.session import connect
+from homelab.nodes import connect
 
 LOGS = {"docker": compose.logs_command, "native": native.logs_command}
 

@@ -14,7 +14,7 @@ from homelab.discover import Discovery, discover, read_models
 from homelab.errors import HomelabError, InventoryError, NodeError
 from homelab.facts import NodeReport, Survey, load_survey
 from homelab.inventory import Inventory, load
-from homelab.nodes.session import connect
+from homelab.nodes import connect
 from homelab.placement import place, unsettled
 from homelab.plan import Plan, diff
 from homelab.render import render
@@ -68,7 +68,9 @@ async def survey_nodes(household: Household, arrived: Callable[[str, NodeReport]
 
 async def with_models(household: Household, survey: Survey, *, everything: bool = False) -> Survey:
     """The survey with the headers of the models that must be planned (or, to save it for others, of all)."""
-    names = set(household.inventory.models) if everything else unsettled(household.inventory, survey)
+    # A file of the controller is looked at each time: where it lies on the nodes is named after its size and time.
+    ours = {n for n, m in household.inventory.models.items() if any(v.parsed.where == "controller" for v in m.variants)}
+    names = set(household.inventory.models) if everything else unsettled(household.inventory, survey) | ours
     base = Path.cwd() if str(household.path) == "-" else household.path.parent
     return await read_models(household.inventory, survey, names, household.environ, base)
 

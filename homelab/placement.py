@@ -14,7 +14,7 @@ from homelab.engines import Device, Engine, Footprint, Launch, Request, Term, Un
 from homelab.errors import HomelabError
 from homelab.facts import GPU, Facts, Service, Survey, Weights
 from homelab.inventory import Context, Inventory, Model, Variant, slug
-from homelab.models import shape as shapes
+from homelab.models.header import from_header
 from homelab.models.shape import ModelShape
 
 DEFAULT_CONTEXT = 8192
@@ -164,7 +164,7 @@ class _Desk:
         if weights.header is None:
             return weights.error or f"{source} is not there"
         try:
-            return shapes.from_header(weights.header)
+            return from_header(weights.header)
         except HomelabError as e:
             return e.message
 

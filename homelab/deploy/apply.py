@@ -11,7 +11,8 @@ from homelab.deploy import compose, native
 from homelab.deploy.events import Event, Outcome, Tell
 from homelab.errors import DeployError, HomelabError, NodeError
 from homelab.inventory import Inventory
-from homelab.nodes.session import Session, connect
+from homelab.nodes import connect
+from homelab.nodes.session import Session
 from homelab.plan import Change, Plan
 from homelab.secrets import Secrets
 from homelab.service import File, Service, cluster_directory

@@ -17,7 +17,7 @@ from homelab import facts as f
 from homelab.deploy.events import Event, Tell
 from homelab.errors import DeployError
 from homelab.nodes.session import Session
-from homelab.runtimes.compose import SLOWEST_LOAD_BYTES_PER_SECOND, START_SECONDS, compose_command
+from homelab.runtimes.compose import SLOWEST_LOAD_BYTES_PER_SECOND, START_SECONDS, compose_command, create_network_command
 from homelab.service import Service
 
 ENGINE_SOCKET = "/var/run/docker.sock"
@@ -72,6 +72,10 @@ async def start(session: Session, service: Service, *, again: bool = False) -> N
 
     Raises DeployError with Compose's words."""
     arguments = ["up", "--detach", "--no-build", *(["--force-recreate"] if again else [])]
+    if not service.unit.is_loopback:
+        made = await session.run(create_network_command(service.unit.cluster))
+        if made.exit_status != 0:
+            raise DeployError(f"Docker on node `{service.node}` cannot make a network", cause=made.cause, hint="Many networks of old projects? docker network prune")
     done = await session.run(compose_command(service.project, service.directory, *arguments))
     if done.exit_status != 0:
         raise DeployError(f"`{service.name}` cannot be started on node `{service.node}`", cause=done.cause, hint=f"homelab logs {service.name}")

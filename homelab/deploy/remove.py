@@ -11,8 +11,9 @@ from homelab.deploy.apply import drop
 from homelab.deploy.events import Event, Outcome, Tell
 from homelab.errors import HomelabError, NodeError
 from homelab.inventory import Inventory
-from homelab.nodes.session import Session, connect
-from homelab.runtimes import native
+from homelab.nodes import connect
+from homelab.nodes.session import Session
+from homelab.runtimes import compose, native
 from homelab.service import cluster_directory
 
 
@@ -31,6 +32,7 @@ async def remove(inventory: Inventory, found: Sequence[tuple[str, f.Service]], t
                 for service in sorted(mine, key=lambda s: s.model is not None):  # the gateway first: no request meets a dead engine
                     await _one(session, service)
                 if everything and not any(e for e in failed if isinstance(e, NodeError)):
+                    await session.run(compose.remove_network_command(inventory.cluster))
                     await session.run(f"rm -rf -- {shlex.quote(cluster_directory(inventory.cluster))}; rmdir .local/share/homelab 2>/dev/null; true")
         except NodeError as e:
             failed.append(e)

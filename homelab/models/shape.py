@@ -112,21 +112,6 @@ class ModelShape:
         )
 
 
-def from_header(document: Mapping[str, Any]) -> ModelShape:
-    """The shape of the model whose header document this is.
-
-    Raises InventoryError when the format is unknown or the document lacks a key that the shape needs; the message names it."""
-    from homelab.models import gguf, huggingface
-
-    match document.get("format"):
-        case "gguf":
-            return gguf.shape(document)
-        case "safetensors":
-            return huggingface.shape(document)
-        case other:
-            raise InventoryError(f"A model's header has format {other!r}; homelab reads gguf and safetensors")
-
-
 def need(mapping: Mapping[str, Any], *keys: str, what: str) -> Any:
     """The value of the first of these keys that is there.
 

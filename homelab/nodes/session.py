@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from homelab.inventory import Node
 from homelab.service import File
-
-CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,19 +55,3 @@ class Session(Protocol):
     def socket(self, path: str) -> AbstractAsyncContextManager[str]:
         """A unix socket of the node as a unix socket here."""
         ...
-
-
-@asynccontextmanager
-async def connect(name: str, node: Node, *, timeout: float = CONNECT_TIMEOUT_SECONDS) -> AsyncIterator[Session]:
-    """An open session to a node.
-
-    Raises NodeError with the reason that there is none."""
-    if node.is_local:
-        from homelab.nodes.local import LocalSession
-
-        yield LocalSession(name)
-    else:
-        from homelab.nodes import ssh
-
-        async with ssh.connect(name, node, timeout=timeout) as session:
-            yield session

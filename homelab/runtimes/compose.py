@@ -29,6 +29,7 @@ def render(unit: Unit) -> Service:
         # An IPv6 address stands in brackets in Compose's short syntax.
         "publish": f"[{unit.address}]" if ":" in unit.address else unit.address,
         "port": unit.port,
+        "network": network(unit.cluster),
         "ipc_host": bool(unit.gpus) or unit.engine == "vllm",
         "memory_limit": unit.memory_limit,
         "volumes": mounts,
@@ -57,6 +58,23 @@ def render(unit: Unit) -> Service:
             *(File(path=f"{directory}/{name}", content=content) for name, content in sorted(unit.files.items())),
         ),
     )
+
+
+def network(cluster: str) -> str:
+    """The cluster's network on a node. Between two networks of one machine Docker lets nothing through, not even to a published port of
+    the machine's own address (where it runs without its userland proxy, or behind a firewall such as ufw)."""
+    return f"homelab-{cluster}"
+
+
+def create_network_command(cluster: str) -> str:
+    """Makes the cluster's network where it is not there yet."""
+    name, label = shlex.quote(network(cluster)), shlex.quote(f"homelab.cluster={cluster}")
+    return f"docker network inspect {name} >/dev/null 2>&1 || docker network create --label {label} {name}"
+
+
+def remove_network_command(cluster: str) -> str:
+    """Takes it away again, if there is Docker and nothing is in it."""
+    return f"docker network rm {shlex.quote(network(cluster))} >/dev/null 2>&1; true"
 
 
 def environment_file(unit: Unit) -> str:

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from homelab.engines import ArgValue, Device, Footprint, Launch, Request, Unsupported, engines, llamacpp
-from homelab.models.shape import Layer, ModelShape, from_header
+from homelab.models.header import from_header
+from homelab.models.shape import Layer, ModelShape
 from tests.models.examples import ARCHITECTURES, GOLDEN, gguf, safetensors
 
 MIB = 2**20

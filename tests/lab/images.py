@@ -51,7 +51,7 @@ def _llamacpp(target: Path) -> None:
 
 
 def _litellm(target: Path) -> None:
-    install_tree(target, ["litellm[proxy]==1.106.2"], "--compile-bytecode")
+    install_tree(target, ["litellm[proxy]==1.106.2", "prisma"], "--compile-bytecode")
     for unused in ("polars", "_polars_runtime_32"):
         shutil.rmtree(target / unused, ignore_errors=True)
     _run_by_debian_python(target / "bin/litellm")
@@ -96,7 +96,7 @@ def recipe(kind: str, variant: str) -> Recipe:
     if kind == "litellm":
         env = f"ENV {LOCALE} PYTHONPATH=/opt/litellm PATH=/opt/litellm/bin:/usr/local/bin:/usr/bin:/bin LITELLM_LOCAL_MODEL_COST_MAP=True"
         changes = (env, "WORKDIR /app", "EXPOSE 4000", 'ENTRYPOINT ["litellm"]', 'CMD ["--port","4000"]')
-        return Recipe("litellm", "litellm 1.106.2", _litellm, (), changes)
+        return Recipe("litellm", "litellm 1.106.2 with prisma", _litellm, (), changes)
     if kind == "vllm":
         env = (
             f"ENV {LOCALE} PYTHONPATH=/opt/vllm PATH=/app:/opt/vllm/bin:/usr/local/bin:/usr/bin:/bin HOME=/root"

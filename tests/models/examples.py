@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from homelab import resources
-from homelab.models.shape import ModelShape, from_header
+from homelab.models.header import from_header
+from homelab.models.shape import ModelShape
 
 DATA = Path(__file__).parent / "data"
 LINES = (DATA / "llamacpp.jsonl").read_text().splitlines()

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from homelab.errors import InventoryError
-from homelab.models.shape import from_header
+from homelab.models.header import from_header
 from tests.models.examples import FILE_BYTES, gguf, gguf_document
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from homelab.errors import InventoryError, NodeError
 from homelab.models import hub
-from homelab.models.shape import from_header
+from homelab.models.header import from_header
 from tests.models.examples import DATA, FILE_BYTES, SAFETENSORS
 
 SHA = "0123456789abcdef0123456789abcdef01234567"

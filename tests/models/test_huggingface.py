@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from homelab.errors import InventoryError
-from homelab.models.shape import from_header
+from homelab.models.header import from_header
 from tests.models.examples import SAFETENSORS, safetensors, safetensors_document
 
 

@@ -1,0 +1,356 @@
+"""Writes the generated parts of the documentation: inventory keys, JSON keys and the help of every verb.
+
+    python docs/generate.py            rewrite them
+    python docs/generate.py --check    change nothing; exit 1 if one is stale
+
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. What a key means is written here, in MEANINGS;
+its type, its default and that it exists at all come from the code. A key without a sentence, or a sentence without a key, is an error."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic import BaseModel, BeforeValidator, ByteSize
+from pydantic.fields import FieldInfo
+from typer.testing import CliRunner
+
+from homelab import facts, inventory
+from homelab.cli import app
+
+DOCS = Path(__file__).resolve().parent
+WIDTH = "100"
+
+# What each key means: {class: {key: sentence}}.
+MEANINGS: dict[type[BaseModel], dict[str, str]] = {
+    inventory.Inventory: {
+        "cluster": "The name of the household. It is on every service that homelab starts; two clusters can share a machine.",
+        "gateway": "Where the one address for all clients is.",
+        "images": "Image tags in place of the pinned ones, by engine name or `litellm`: `{llamacpp: …, vllm: …, litellm: …}`.",
+        "hub": "Where weights come from, if not from huggingface.co.",
+        "nodes": "The machines, by a name that you choose.",
+        "models": "The models, by the name that clients will use.",
+        "cloud": "Models outside the house, by the name that clients will use.",
+        "fallbacks": "`{model: [others]}`: who answers when `model` cannot. Names of `models` and `cloud`.",
+    },
+    inventory.Node: {
+        "host": "Where SSH goes: an address, a name, or a name of your `~/.ssh/config`. `localhost` is this machine, without SSH.",
+        "user": "Who logs in there. Default: what SSH would take.",
+        "port": "The port of its sshd.",
+        "identity": "The private key for it. Default: your ssh-agent and the usual files.",
+        "address": "Where other machines reach its services. Default: `host` if that is an IP address, else where SSH arrived.",
+        "reserve": "Memory left alone on each GPU, for the desktop to grow by. Default: 0.5 GiB on a GPU with a display, 1 GiB where GPU and "
+        "system share memory, else 0. On a node without a GPU: of its RAM, default 1 GiB.",
+        "runtime": "How services run. `auto`: Docker where it is, else plain processes.",
+        "images": "As `images` above, for this node only.",
+        "python": "The node's Python for the agent, 3.8 or newer. Default: the `python3` that is found.",
+        "away": "`true` for a machine that is often asleep or out: its absence is no error.",
+    },
+    inventory.Model: {
+        "variants": "Ways to run it, in order of preference: the first that fits somewhere is taken.",
+        "kind": "What it does.",
+        "context": "Tokens of one request, prompt and answer together. With `{min, max}`: the largest that fits. "
+        "Default: 8192, or the model's own limit if that is less.",
+        "concurrency": "How many requests at once, each with the whole `context`.",
+        "replicas": "How many instances. The gateway balances them.",
+        "priority": "The higher, the earlier it is placed. Among equals the larger model goes first.",
+        "node": "Only on this node.",
+        "gpu": "Only on this GPU of `node`: its number or its UUID, as `homelab discover` shows it.",
+        "port": "The port of its engine. Default: the engine's own, or the next free one.",
+    },
+    inventory.Variant: {
+        "engine": "An engine's name: see [engines.md](engines.md).",
+        "source": "Where the weights are: see [Sources](#sources).",
+        "args": "Arguments for the engine, as its own command line spells them, without the dashes. They win over homelab's, and what they "
+        "change is counted.",
+    },
+    inventory.Context: {
+        "min": "The least that is any use. The model is placed with this much.",
+        "max": "The most that is wanted. It grows up to this into what is left.",
+    },
+    inventory.Gateway: {
+        "node": "The node that runs LiteLLM. It needs no GPU.",
+        "port": "The port of the one address.",
+        "image": "Another image of LiteLLM.",
+        "version": "Another tag of the pinned image.",
+    },
+    inventory.Cloud: {
+        "model": "LiteLLM's name of it: `anthropic/…`, `openai/…`.",
+        "api_key": "`env:NAME`: the environment variable that holds the key when you deploy. A key itself is refused here.",
+        "api_base": "Another address of that provider.",
+    },
+    inventory.Hub: {
+        "endpoint": "A mirror.",
+        "token": "`env:NAME`: the environment variable that holds the token. For gated repositories.",
+    },
+    facts.NodeReport: {
+        "reachable": "Whether it answered.",
+        "error": "Why not.",
+        "facts": "What it has.",
+    },
+    facts.Failure: {
+        "message": "What happened.",
+        "cause": "Why, in the other tool's own words.",
+        "hint": "What to type.",
+    },
+    facts.Facts: {
+        "schema_version": "Of the agent's document.",
+        "hostname": "As the machine calls itself.",
+        "machine_id": "`/etc/machine-id`.",
+        "os": "Its name and version.",
+        "system": "`linux` or `darwin`.",
+        "kernel": "Its version.",
+        "arch": "`x86_64`, `aarch64`, `arm64`.",
+        "wsl": "Whether it is Linux inside Windows.",
+        "cpu": "The processor.",
+        "memory_total_bytes": "RAM.",
+        "memory_available_bytes": "RAM that can be had without swapping.",
+        "home": "The home folder of the user that homelab logs in as.",
+        "user": "That user.",
+        "python": "The version that the agent ran with.",
+        "server_address": "The node's own address that SSH arrived at; null on this machine.",
+        "interfaces": "Network interfaces.",
+        "disks": "The file systems that matter.",
+        "gpus": "GPUs, in the driver's order.",
+        "docker": "Docker; null where there is none.",
+        "llama_server": "A `llama-server` in PATH.",
+        "services": "What carries homelab's labels, running or not.",
+        "ports": "TCP ports that somebody listens on.",
+        "weights": "The models of the inventory as far as this node knows them. Without their headers here: `--save` has those.",
+        "problems": "What does not work. See [agent.md](agent.md#when-something-is-broken).",
+    },
+    facts.CPU: {"model": "Its name.", "cores": "Cores.", "threads": "Threads."},
+    facts.Interface: {"name": "As the system calls it.", "mac": "Its hardware address.", "addresses": "Its IP addresses."},
+    facts.Disk: {
+        "purpose": "What homelab needs it for: `models`, `docker`, `homelab`.",
+        "path": "The folder that was looked at.",
+        "total_bytes": "Its size.",
+        "free_bytes": "Free for this user.",
+    },
+    facts.GPU: {
+        "vendor": "`nvidia`.",
+        "index": "Its number in the driver's order.",
+        "uuid": "Its name for life.",
+        "pci_id": "Where it is plugged in.",
+        "name": "As the driver calls it.",
+        "memory_kind": "`unified`: shared with the system.",
+        "memory_total_bytes": "What CUDA sees: the card's memory less what the driver keeps.",
+        "memory_free_bytes": "Free now.",
+        "memory_used_bytes": "In use now.",
+        "memory_reserved_bytes": "What the driver keeps.",
+        "driver": "Its version.",
+        "cuda": "The newest CUDA that the driver can do.",
+        "compute_capability": "As `8.9`.",
+        "power_watts": "Drawn now.",
+        "power_limit_watts": "The limit.",
+        "temperature_celsius": "Now.",
+        "utilization_percent": "Now.",
+        "display": "Whether a screen hangs on it.",
+        "mig": "Whether it is cut into MIG slices.",
+        "mig_devices": "Those slices.",
+        "processes": "Who holds its memory.",
+    },
+    facts.MigDevice: {
+        "uuid": "Its name.",
+        "name": "Its profile.",
+        "memory_total_bytes": "Its size.",
+        "memory_free_bytes": "Free now.",
+    },
+    facts.Process: {
+        "pid": "Its number.",
+        "name": "Its name.",
+        "user": "Whose it is.",
+        "memory_bytes": "What it holds; null where the driver does not say.",
+        "service": "The service of ours that it belongs to.",
+    },
+    facts.Docker: {
+        "version": "Of the engine.",
+        "api_version": "Of its API.",
+        "compose_version": "Of the Compose plugin.",
+        "reachable": "Whether this user may talk to it.",
+        "nvidia_runtime": "Whether containers can have the GPU.",
+        "data_root": "Where its images lie.",
+        "error": "Why it cannot be used, in Docker's words.",
+    },
+    facts.Service: {
+        "cluster": "Whose it is.",
+        "name": "Its name on the node.",
+        "model": "The model; null for the gateway.",
+        "spec": "The hash of its definition.",
+        "runtime": "How it runs.",
+        "state": "How it is.",
+        "detail": "More about the state, as the exit code.",
+        "labels": "Its labels.",
+        "directory": "Its folder, relative to the home.",
+        "container": "Docker only.",
+        "project": "Its Compose project.",
+        "pid": "Without Docker.",
+        "restarts": "How often it was started again.",
+        "exit_code": "Of the last end.",
+        "gpu_memory_bytes": "GPU memory that it holds.",
+        "memory_bytes": "RAM that it holds.",
+    },
+    facts.ListeningPort: {"port": "The port.", "address": "On which address.", "process": "Whose it is, where that may be seen."},
+    facts.Weights: {
+        "source": "As in the inventory.",
+        "path": "Where it lies.",
+        "present": "Whether all of it is there.",
+        "bytes": "How much is there.",
+        "revision": "Which version.",
+        "header": "Only in `--save`.",
+        "error": "Why it cannot be read.",
+    },
+    facts.Problem: {"source": "Which part.", "message": "In its own words."},
+}
+
+INVENTORY = (
+    inventory.Inventory, inventory.Gateway, inventory.Node, inventory.Model, inventory.Context, inventory.Variant, inventory.Cloud,
+    inventory.Hub,
+)  # fmt: skip
+FACTS = (
+    facts.NodeReport, facts.Failure, facts.Facts, facts.CPU, facts.Interface, facts.Disk, facts.GPU, facts.MigDevice, facts.Process,
+    facts.Docker, facts.Service, facts.ListeningPort, facts.Weights, facts.Problem,
+)  # fmt: skip
+# Not part of the document that is described.
+HIDDEN = {(facts.Weights, "header")}
+
+
+def main(arguments: list[str]) -> int:
+    stale = []
+    for path in sorted(DOCS.glob("*.md")):
+        before = path.read_text()
+        after = rewritten(before, path.name)
+        if after != before:
+            stale.append(path)
+            if arguments != ["--check"]:
+                path.write_text(after)
+    said = "stale, run: python docs/generate.py" if arguments == ["--check"] else "rewritten"
+    for path in stale:
+        sys.stderr.write(f"docs/{path.name}: {said}\n")
+    return 1 if stale and arguments == ["--check"] else 0
+
+
+def rewritten(text: str, name: str) -> str:
+    """The document with its generated parts made anew."""
+    parts = generated()
+    wanted = re.findall(r"^<!-- generated: (.+) -->$", text, re.MULTILINE)
+    for part in wanted:
+        if part not in parts:
+            raise SystemExit(f"docs/{name}: nothing generates `{part}`; there are: {', '.join(parts)}")
+        pattern = re.compile(rf"(<!-- generated: {re.escape(part)} -->\n).*?(<!-- end: {re.escape(part)} -->)", re.DOTALL)
+        text, count = pattern.subn(lambda m, part=part: m[1] + parts[part] + m[2], text)
+        if count != 1:
+            raise SystemExit(f"docs/{name}: `{part}` must begin once and end once")
+    return text
+
+
+def generated() -> Mapping[str, str]:
+    """Every generated part by its name."""
+    return {f"inventory {c.__name__}": inventory_table(c) for c in INVENTORY} | {"facts": facts_tables(), "help": help_texts()}
+
+
+def inventory_table(cls: type[BaseModel]) -> str:
+    rows = [
+        f"| `{key}` | {type_in_words(field.annotation, field.metadata)} | {default_in_words(field)} | {meaning} |"
+        for key, field, meaning in fields(cls)
+    ]
+    return "\n".join(["| Key | Value | Default | What it is |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def facts_tables() -> str:
+    out = []
+    for cls in FACTS:
+        rows = [
+            f"| `{key}` | {type_in_words(field.annotation, field.metadata, null=True)} | {meaning} |"
+            for key, field, meaning in fields(cls)
+            if (cls, key) not in HIDDEN
+        ]
+        out += [f"#### {cls.__name__}", "", "| Key | Value | What it is |", "|---|---|---|", *rows, ""]
+    return "\n".join(out)
+
+
+def fields(cls: type[BaseModel]) -> Iterable[tuple[str, FieldInfo, str]]:
+    """Each key of a model with its field and its meaning: the field's own description where it has one."""
+    meanings = MEANINGS[cls]
+    if unknown := set(meanings) - set(cls.model_fields):
+        raise SystemExit(f"docs/generate.py: {cls.__name__} has no key {', '.join(sorted(unknown))}")
+    for key, field in cls.model_fields.items():
+        meaning = field.description or meanings.get(key)
+        if not meaning:
+            raise SystemExit(f"docs/generate.py: write a sentence for `{key}` of {cls.__name__} into MEANINGS")
+        yield key, field, meaning
+
+
+def type_in_words(annotation: Any, metadata: Iterable[Any] = (), *, null: bool = False) -> str:
+    """What may be written there."""
+    if get_origin(annotation) is Annotated:
+        return type_in_words(get_args(annotation)[0], [*get_args(annotation)[1:], *metadata], null=null)
+    metadata = list(metadata)
+    if get_origin(annotation) in (Union, UnionType):
+        inner = [a for a in get_args(annotation) if a is not NoneType]
+        words = " or ".join(dict.fromkeys(type_in_words(a, metadata) for a in inner))
+        return f"{words} or null" if null else words
+    validators = {getattr(m.func, "__name__", "") for m in metadata if isinstance(m, BeforeValidator)}
+    if "_context" in validators:
+        return "tokens, or `{min, max}`"
+    if "_tokens" in validators:
+        return "tokens: `8192`, `8k`"
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) in (tuple, list):
+        return f"list of {type_in_words(get_args(annotation)[0])}"
+    if get_origin(annotation) is not None:
+        key, value = get_args(annotation)
+        return f"{{name: {type_in_words(value)}}}" if value is not Any else "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    if annotation is ByteSize:
+        return "size: `1 GiB`"
+    if annotation is int:
+        low, high = ([getattr(m, a) for m in flat(metadata) if hasattr(m, a)] for a in ("ge", "le"))
+        return f"number, {low[0]} to {high[0]}" if low and high else "number"
+    return {bool: "`true`, `false`", str: "text", float: "number"}[annotation]
+
+
+def flat(metadata: Iterable[Any]) -> Iterable[Any]:
+    """Constraints, also those inside a `Field(...)`."""
+    for m in metadata:
+        if isinstance(m, FieldInfo):
+            yield from flat(m.metadata)
+        elif isinstance(m, annotated_types.GroupedMetadata):
+            yield from m
+        else:
+            yield m
+
+
+def default_in_words(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**must be there**"
+    default = field.get_default(call_default_factory=True)
+    return "" if default is None or default == {} or isinstance(default, BaseModel) else f"`{json.dumps(default)}`".replace('"', "")
+
+
+def help_texts() -> str:
+    """`--help` of homelab and of each verb, at a fixed width."""
+    out = []
+    for verb in ([], *([name] for name in verbs())):
+        done = CliRunner().invoke(
+            app, [*verb, "--help"], prog_name="homelab", env={"COLUMNS": WIDTH, "NO_COLOR": "1", "TERM": "dumb"}, catch_exceptions=False
+        )
+        title = f"## homelab {verb[0]}\n" if verb else "## homelab\n"
+        out += [title, "```", done.output.strip(), "```", ""]
+    return "\n".join(out)
+
+
+def verbs() -> list[str]:
+    return [command.name or command.callback.__name__ for command in app.registered_commands if command.callback is not None]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

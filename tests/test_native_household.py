@@ -1,0 +1,123 @@
+"""One machine, no Docker, real llama.cpp and real LiteLLM as processes: the quickstart's own way, from nothing to nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.native
+ROOT = Path(__file__).parent.parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "homelab"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, int]]:
+    """A fresh home, whose cache of downloads is the user's own: what is installed there is installed once."""
+    home = tmp_path_factory.mktemp("home")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    (home / ".cache").mkdir()
+    (home / ".cache/homelab").symlink_to(CACHE)
+    subprocess.run([sys.executable, ROOT / "examples/fetch-smollm2"], check=True, capture_output=True)
+    port = free_port()
+    text = (ROOT / "examples/this-machine.yml").read_text().replace("port: 4000", f"port: {port}").replace("cluster: this-machine", "cluster: test-machine")
+    text = text.replace("    concurrency: 2", f"    concurrency: 2\n    port: {free_port()}")
+    (home / "inventory.yml").write_text(text)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "HOMELAB_"))} | {"HOME": str(home)}
+        done = subprocess.run([sys.executable, "-m", "homelab", *arguments], capture_output=True, text=True, cwd=home, env=env, timeout=900)
+        assert "Traceback" not in done.stderr + done.stdout
+        return done
+
+    yield run, port
+    run("remove", "--yes")
+
+
+def ours(home_marker: str) -> list[str]:
+    """Processes that some service of this test started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if home_marker in process.environ().get("HOMELAB_SERVICE_DIR", ""):
+                found.append(" ".join(process.cmdline()))
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+def post(port: int, key: str | None, body: dict[str, Any]) -> tuple[int, str]:
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as e:
+        with e:
+            return e.code, e.read().decode()
+
+
+def test_a_machine_becomes_an_endpoint_stays_as_it_is_and_is_taken_down(machine: tuple[Run, int]) -> None:
+    run, port = machine
+    first = run("deploy", "--yes")
+    assert first.returncode == 0, first.stderr
+    assert "smollm2 on this/smollm2 answers" in first.stdout
+    key_file = re.search(r"key in (\S+)", first.stdout)
+    assert key_file is not None
+    assert Path(key_file[1]).stat().st_mode & 0o777 == 0o600
+    key = Path(key_file[1]).read_text().strip()
+    assert key not in first.stdout + first.stderr
+
+    body = {"model": "smollm2", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 16}
+    status, text = post(port, key, body)
+    assert status == 200
+    assert json.loads(text)["choices"][0]["message"]["content"]
+    assert post(port, None, body)[0] == 401
+    status, text = post(port, key, body | {"stream": True})
+    assert status == 200
+    assert text.count("data: ") > 2
+    assert text.rstrip().endswith("[DONE]")
+
+    document = json.loads(run("status", "--json").stdout)
+    assert document["gateway"] == {"node": "this", "url": f"http://127.0.0.1:{port}", "state": "running", "healthy": True, "key_file": key_file[1]}
+    [model] = document["models"]
+    assert (model["healthy"], model["context"]) == (True, 2048)
+    assert model["placements"][0]["planned_bytes"] > model["placements"][0]["used_bytes"] > 100 * 2**20
+    listening = {(c.laddr.ip, c.laddr.port) for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid}
+    assert ("127.0.0.1", port) in listening
+    assert not {ip for ip, p in listening if p == port} - {"127.0.0.1"}
+
+    before = set(ours("test-machine"))
+    again = run("deploy", "--yes")
+    assert again.returncode == 0
+    assert "Everything is up to date" in again.stdout
+    assert set(ours("test-machine")) == before
+    assert run("ask", "smollm2", "What is a home?").stdout.strip()
+    assert "llama" in run("logs", "smollm2", "-n", "200").stdout
+    assert key not in run("logs", "gateway").stdout
+
+    gone = run("remove", "--yes")
+    assert gone.returncode == 0, gone.stderr
+    assert ours("test-machine") == []
+    home = Path(key_file[1]).parents[4]
+    assert not (home / ".local/share/homelab").exists()
+    assert not Path(key_file[1]).exists()
+    assert "Nothing to remove" in run("remove", "--yes").stdout
