@@ -64,12 +64,12 @@ def print_json(document: Any) -> None:
 
 def say(text: str) -> None:
     """A line of talk."""
-    err.print(escape(text))
+    err.print(text, markup=False)
 
 
 def tell(text: str = "") -> None:
     """A line of data."""
-    out.print(escape(text))
+    out.print(text, markup=False)
 
 
 def confirm(question: str, *, default: bool = False) -> bool:
