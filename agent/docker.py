@@ -14,6 +14,8 @@ TIMEOUT_S = 5.0
 # Docker offers GPUs through a listed runtime, or (`--gpus`, Compose reservations) through this hook, listed or not.
 NVIDIA_PROGRAMS = ("nvidia-container-runtime-hook", "nvidia-container-toolkit", "nvidia-ctk", "nvidia-container-runtime")
 PROGRAM_PATH = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/snap/bin")
+# In the bundle's own folder, the one place where the agent may write.
+MEMORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "compose-version.json")
 # Where docker/cli looks for plugins (cli-plugins/manager), the user's own first.
 PLUGIN_PATH = (
     "~/.docker/cli-plugins",
@@ -105,26 +107,49 @@ def has_cdi(directories: list[str]) -> bool:
 
 
 def compose_version() -> str | None:
-    """Asked of the plugin itself, as the docker command does; running `docker compose version` would start two programs."""
-    import subprocess
+    """Asked of the plugin itself, as the docker command does; running `docker compose version` would start two programs.
 
+    Starting even the one costs more than all the rest of the agent, so what it said is kept until its file changes."""
     directories = [os.path.expanduser(d) for d in PLUGIN_PATH]
     configured = os.environ.get("DOCKER_CONFIG")
     if configured:
         directories.insert(0, os.path.join(configured, "cli-plugins"))
     for plugin in (os.path.join(d, "docker-compose") for d in directories):
         if os.access(plugin, os.X_OK) and stat.S_ISREG(os.stat(plugin).st_mode):
-            answer = subprocess.run(
-                [plugin, "docker-cli-plugin-metadata"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-            version = json.loads(answer.stdout.decode("utf-8", "replace")).get("Version")
-            return str(version).lstrip("v") if version else None
+            found = os.stat(plugin)
+            identity = "%s %d %d" % (os.path.realpath(plugin), found.st_size, found.st_mtime_ns)
+            return remembered(identity) or asked(plugin, identity)
     return None
+
+
+def asked(plugin: str, identity: str) -> str | None:
+    import subprocess
+
+    answer = subprocess.run(
+        [plugin, "docker-cli-plugin-metadata"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    version = str(json.loads(answer.stdout.decode("utf-8", "replace")).get("Version") or "").lstrip("v")
+    try:
+        partial = "%s.%d" % (MEMORY, os.getpid())
+        with open(partial, "w", encoding="utf-8") as f:
+            json.dump({identity: version}, f)
+        os.replace(partial, MEMORY)
+    except OSError:
+        pass  # a full disk: it is asked again next time
+    return version or None
+
+
+def remembered(identity: str) -> str | None:
+    try:
+        with open(MEMORY, encoding="utf-8") as f:
+            return str(json.load(f)[identity]) or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def published(container: dict[str, Any]) -> list[dict[str, Any]]:
@@ -137,7 +162,9 @@ def details(path: str, containers: list[dict[str, Any]], api: str, problems: lis
     one_shot = tuple(int(n) for n in (api or "0").split(".")) >= (1, 41)  # without one-shot, stats waits a second or two
     inspections = [InThread(httpget.get_json, path, "/containers/{}/json".format(c["Id"]), TIMEOUT_S) for c in containers]
     statistics = [
-        InThread(httpget.get_json, path, f"/containers/{c['Id']}/stats?stream=false&one-shot=true", TIMEOUT_S) if one_shot and c.get("State") == "running" else None
+        InThread(httpget.get_json, path, f"/containers/{c['Id']}/stats?stream=false&one-shot=true", TIMEOUT_S)
+        if one_shot and c.get("State") == "running"
+        else None
         for c in containers
     ]
     found = []

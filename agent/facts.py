@@ -46,11 +46,14 @@ class Question:
 
 
 def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    sources = [str(s) for s in request.get("sources") or []]
+    headers = bool(request.get("headers", True))
+    files = Question("weights", lambda _: weights.collect(sources, headers), [], WEIGHTS_DEADLINE_S) if sources else None
+    if request.get("only") == "weights":
+        return {"schema_version": SCHEMA_VERSION, "weights": files.answer(problems) if files else [], "problems": problems}
     silent = {"reachable": False, "error": f"no answer in {DEADLINE_S:.0f} s"}
     engine = Question("docker", docker.collect, {"docker": silent, "services": [], "ports": []})
     gpus = Question("gpus", accelerators.collect, [])
-    sources = [str(s) for s in request.get("sources") or []]
-    files = Question("weights", lambda _: weights.collect(sources), [], WEIGHTS_DEADLINE_S) if sources else None
     native = Question("services", services.collect, [])
     network = Question("interfaces", host.interfaces, [])
     listening = Question("ports", ports.collect, [])

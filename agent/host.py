@@ -30,7 +30,11 @@ def command(*argv: str) -> str | None:
     import subprocess
 
     try:
-        return subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False).stdout.decode().strip()
+        return (
+            subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False)
+            .stdout.decode()
+            .strip()
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -99,7 +103,9 @@ def cores() -> int:
     base = "/sys/devices/system/cpu"
     for name in os.listdir(base) if os.path.isdir(base) else ():
         if re.match(r"cpu\d+$", name):
-            siblings = read_or_none(f"{base}/{name}/topology/core_cpus_list") or read_or_none(f"{base}/{name}/topology/thread_siblings_list")
+            siblings = read_or_none(f"{base}/{name}/topology/core_cpus_list") or read_or_none(
+                f"{base}/{name}/topology/thread_siblings_list"
+            )
             if siblings:
                 found.add(siblings)
     return len(found)

@@ -24,7 +24,11 @@ def collect(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
             found.append(describe(os.path.dirname(path), labels))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             problems.append({"source": "native", "message": f"{path} cannot be read: {type(e).__name__}: {e}"})
-    checks = [threading.Thread(target=check, args=(s,), daemon=True) for s in found if s["state"] == "running" and s["labels"].get("homelab.health")]
+    checks = [
+        threading.Thread(target=check, args=(s,), daemon=True)
+        for s in found
+        if s["state"] == "running" and s["labels"].get("homelab.health")
+    ]
     for thread in checks:
         thread.start()
     for thread in checks:

@@ -14,18 +14,19 @@ DEFAULT_QUANTS = ("Q4_K_M", "Q8_0", "")
 SIDECARS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 
 
-def collect(sources: list[str]) -> list[dict[str, Any]]:
-    return [look(source) for source in sources]
+def collect(sources: list[str], headers: bool = True) -> list[dict[str, Any]]:
+    """With `headers`, what the files say of the model: that is for planning, and takes its time with large vocabularies."""
+    return [look(source, headers) for source in sources]
 
 
-def look(source: str) -> dict[str, Any]:
+def look(source: str, headers: bool = True) -> dict[str, Any]:
     answer: dict[str, Any] = {"source": source, "path": None, "present": False, "bytes": 0, "header": None, "error": None}
     try:
         repository = None if source.startswith(("/", "~")) else REPOSITORY.match(source)
         if repository:
-            answer.update(in_hub(*repository.groups()))
+            answer.update(in_hub(*repository.groups(), headers))
         elif source.startswith(("/", "~")):
-            answer.update(at_path(os.path.expanduser(source)))
+            answer.update(at_path(os.path.expanduser(source), headers))
         else:
             answer["error"] = "neither a path nor a repository"
     except (FileNotFoundError, NotADirectoryError):
@@ -39,19 +40,24 @@ def look(source: str) -> dict[str, Any]:
     return answer
 
 
-def at_path(path: str) -> dict[str, Any]:
+def at_path(path: str, headers: bool) -> dict[str, Any]:
     if not os.path.exists(path):
         raise FileNotFoundError(path)
     if os.path.isdir(path):
         models = [] if has_safetensors(path) else model_files(path)
         if models:
-            return of_gguf(os.path.join(path, choose(models, None) or models[0]))
+            return of_gguf(os.path.join(path, choose(models, None) or models[0]), headers)
+        if not headers:
+            sizes = [os.path.getsize(os.path.join(path, n)) for n in os.listdir(path) if n.endswith(".safetensors")]
+            return {"path": path, "present": bool(sizes), "bytes": sum(sizes)}
         document = safetensors.document(path)
         return {"path": path, "present": True, "bytes": sum(size for _, size in document["files"]), "header": document}
-    return of_gguf(path)
+    return of_gguf(path, headers)
 
 
-def of_gguf(path: str) -> dict[str, Any]:
+def of_gguf(path: str, headers: bool) -> dict[str, Any]:
+    if not headers:
+        return {"path": path, "present": True, "bytes": os.path.getsize(path)}
     document = gguf.document(path)
     return {"path": path, "present": True, "bytes": document["file_bytes"], "header": document}
 
@@ -60,7 +66,7 @@ def hub_cache() -> str:
     return os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(host.hub_home(), "hub"))
 
 
-def in_hub(owner: str, name: str, quant: str | None) -> dict[str, Any]:
+def in_hub(owner: str, name: str, quant: str | None, headers: bool) -> dict[str, Any]:
     folder = os.path.join(hub_cache(), f"models--{owner}--{name}")
     if not os.path.isdir(folder):
         return {}
@@ -77,9 +83,11 @@ def in_hub(owner: str, name: str, quant: str | None) -> dict[str, Any]:
             return dict(answer, bytes=blobs if quant is None else 0)
         answer["bytes"] = sum(os.path.getsize(os.path.join(snapshot, f)) for f in parts(chosen, models))
         answer["path"] = os.path.join(snapshot, chosen)
-        return dict(answer, **of_gguf(answer["path"])) if complete(chosen, models) else answer
+        if not complete(chosen, models):
+            return answer
+        return dict(answer, **of_gguf(answer["path"], True)) if headers else dict(answer, present=True)
     if not unfinished and not safetensors.lacking(snapshot):
-        answer.update(at_path(snapshot), bytes=blobs)
+        answer.update(at_path(snapshot, headers), bytes=blobs)
     return answer
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+
+# Looking for pydantic plugins reads the metadata of every installed package: 40 ms, and there are none of ours.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
 
@@ -77,12 +81,12 @@ def discover(
     """Ask every node what it has: GPUs, memory, Docker, what runs. Changes nothing."""
     import time
 
-    from homelab import documents, pipeline, ui
-
     household = _household(ctx, inventory)
     begun = time.monotonic()
     survey, errors = _survey(household)
     seconds = time.monotonic() - begun
+    from homelab import documents, pipeline, ui
+
     if save is not None:
         complete = asyncio.run(pipeline.with_models(household, survey, everything=True))
         _write(save, complete.model_dump_json(indent=1) + "\n")
@@ -320,9 +324,12 @@ def _again(household: Household) -> str:
 
 def _survey(household: Household) -> tuple[Survey, dict[str, NodeError]]:
     """Ask all nodes; where somebody sits in front, unknown host keys are shown and asked about, and those nodes asked again."""
-    from homelab import pipeline, ui
+    from homelab import pipeline
 
-    found = asyncio.run(pipeline.survey_nodes(household))
+    # The terminal's library is imported while the nodes answer.
+    found = asyncio.run(pipeline.survey_nodes(household, lambda: importlib.import_module("homelab.ui")))
+    from homelab import ui
+
     unknown = {n: e for n, e in found.errors.items() if e.kind == "host-key-unknown"}
     if unknown and ui.is_terminal():
         from homelab.nodes import ssh

@@ -26,37 +26,42 @@ class Discovery:
     errors: Mapping[str, NodeError]
 
 
-async def discover(
-    inventory: Inventory, *, limit: Collection[str] | None = None, arrived: Callable[[str, NodeReport], None] | None = None
-) -> Discovery:
-    """Ask every node (or those in `limit`) at once. A node that does not answer is a report with its error, never an exception."""
+async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bool) -> Discovery:
+    """Ask every node at once. A node that does not answer is a report with its error, never an exception.
+
+    `meanwhile` runs in a thread while the nodes answer: what the caller needs afterwards can be imported there."""
     sources = sorted({v.source for m in inventory.models.values() for v in m.variants if v.parsed.where != "controller"})
-    request = json.dumps({"cluster": inventory.cluster, "sources": sources})
+    request = {"cluster": inventory.cluster, "sources": sources, "headers": False}
     errors: dict[str, NodeError] = {}
 
     async def one(name: str) -> tuple[str, NodeReport]:
         try:
-            async with asyncio.timeout(ANSWER_SECONDS), connect(name, inventory.nodes[name]) as session:
-                report = await ask(session, request, inventory.nodes[name].python)
-        except TimeoutError:
-            error = NodeError(
-                f"Node `{name}` did not answer in {ANSWER_SECONDS:.0f} s",
-                hint="Is it busy or its disk hanging? Try: homelab discover -v",
-                kind="timeout",
-            )
-            errors[name], report = error, NodeReport(reachable=False, error=_failure(error))
-        except NodeError as error:
-            errors[name], report = error, NodeReport(reachable=False, error=_failure(error))
-        if arrived:
-            arrived(name, report)
-        return name, report
+            answer = await _answer(inventory, name, request)
+            return name, NodeReport(reachable=True, facts=parse_facts(answer))
+        except NodeError as e:
+            errors[name] = e
+            return name, NodeReport(reachable=False, error=_failure(e))
 
-    names = sorted(n for n in inventory.nodes if limit is None or n in limit)
-    reports = dict(await asyncio.gather(*(one(n) for n in names)))
-    return Discovery(survey=Survey(nodes=reports), errors=errors)
+    def while_they_answer() -> None:
+        NodeReport.model_rebuild()  # builds the validators
+        meanwhile()
+
+    *reports, _ = await asyncio.gather(*(one(n) for n in sorted(inventory.nodes)), asyncio.to_thread(while_they_answer))
+    return Discovery(survey=Survey(nodes=dict(r for r in reports if r)), errors=errors)
 
 
-async def ask(session: Session, request: str, python: str | None) -> NodeReport:
+async def _answer(inventory: Inventory, name: str, request: dict[str, object]) -> bytes:
+    """The agent's document from one node, within a time limit."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS), connect(name, inventory.nodes[name]) as session:
+            return await ask(session, json.dumps(request), inventory.nodes[name].python)
+    except TimeoutError as e:
+        raise NodeError(
+            f"Node `{name}` did not answer in {ANSWER_SECONDS:.0f} s", hint="Is it busy, or its disk hanging?", kind="timeout"
+        ) from e
+
+
+async def ask(session: Session, request: str, python: str | None) -> bytes:
     """What the agent on one node says; the bundle is brought there first if it is not cached.
 
     Raises NodeError when the agent cannot run."""
@@ -94,25 +99,44 @@ async def ask(session: Session, request: str, python: str | None) -> NodeReport:
             hint="Run it by hand to see more: homelab discover -v",
             kind="agent",
         )
-    return NodeReport(reachable=True, facts=parse_facts(result.stdout))
+    return result.stdout
 
 
 async def read_models(inventory: Inventory, survey: Survey, names: Collection[str], environ: Mapping[str, str], base: Path) -> Survey:
-    """The survey with the headers of the models that live on the hub or on the controller, read for the models in `names` only.
+    """The survey with the headers of the models in `names`: from the nodes that have the files, from the hub, from the controller.
 
     `./` sources are relative to `base`, the inventory's folder. What cannot be read is an entry with its `error`."""
-    wanted = sorted({v.source: v.parsed for n in names for v in inventory.models[n].variants}.items())
-    known = dict(survey.models)
-    seen = {w.source: w for r in survey.nodes.values() if r.facts for w in r.facts.weights if w.header is not None}
+    wanted = {v.source: v.parsed for n in sorted(names) for v in inventory.models[n].variants}
 
-    async def one(source: str) -> tuple[str, Weights]:
-        return source, await asyncio.to_thread(_read_hub, source, inventory, environ)
+    def there(name: str, source: str) -> bool:
+        facts = survey.nodes[name].facts
+        return facts is not None and any(w.source == source and w.present and w.header is None for w in facts.weights)
 
-    hub = [s for s, parsed in wanted if parsed.where == "hub" and s not in seen]
-    known |= {s: seen[s] for s, parsed in wanted if parsed.where == "hub" and s in seen}
-    known |= {s: _read_file(s, base) for s, parsed in wanted if parsed.where == "controller"}
-    known |= dict(await asyncio.gather(*(one(s) for s in hub)))
-    return survey.model_copy(update={"models": known})
+    async def on(name: str) -> tuple[str, NodeReport]:
+        sources = [s for s in sorted(wanted) if there(name, s)]
+        return name, await _with_headers(inventory, name, survey.nodes[name], sources) if sources else survey.nodes[name]
+
+    nodes = dict(await asyncio.gather(*(on(n) for n in survey.nodes)))
+    seen = {w.source: w for r in nodes.values() if r.facts for w in r.facts.weights if w.header is not None}
+
+    async def from_hub(source: str) -> tuple[str, Weights]:
+        return source, seen[source] if source in seen else await asyncio.to_thread(_read_hub, source, inventory, environ)
+
+    hub = await asyncio.gather(*(from_hub(s) for s, parsed in wanted.items() if parsed.where == "hub"))
+    files = {s: _read_file(s, base) for s, parsed in wanted.items() if parsed.where == "controller"}
+    return survey.model_copy(update={"nodes": nodes, "models": {**survey.models, **dict(hub), **files}})
+
+
+async def _with_headers(inventory: Inventory, name: str, report: NodeReport, sources: list[str]) -> NodeReport:
+    """The node's report with the headers of these sources, asked for in a second round: only planning needs them."""
+    assert report.facts is not None
+    try:
+        answer = await _answer(inventory, name, {"only": "weights", "sources": sources})
+        described = {w.source: w for w in map(Weights.model_validate, json.loads(answer)["weights"])}
+    except NodeError as e:
+        described = {s: Weights(source=s, error=e.message) for s in sources}
+    weights = tuple(described.get(w.source, w) for w in report.facts.weights)
+    return report.model_copy(update={"facts": report.facts.model_copy(update={"weights": weights})})
 
 
 def _read_hub(source: str, inventory: Inventory, environ: Mapping[str, str]) -> Weights:

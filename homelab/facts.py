@@ -17,7 +17,8 @@ State = Literal["running", "starting", "unhealthy", "stopped", "missing"]
 
 
 class Loose(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # Validators are built when first needed: `discover` does that while the nodes answer.
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class Problem(Loose):

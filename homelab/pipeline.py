@@ -6,20 +6,22 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
 from homelab import state
 from homelab.discover import Discovery, discover, read_models
 from homelab.errors import HomelabError, InventoryError, NodeError
-from homelab.facts import NodeReport, Survey, load_survey
+from homelab.facts import Survey, load_survey
 from homelab.inventory import Inventory, load
 from homelab.nodes import connect
-from homelab.placement import place, unsettled
-from homelab.plan import Plan, diff
-from homelab.render import render
 from homelab.secrets import Secrets
 from homelab.service import cluster_directory
+
+# What only planning needs is imported where planning begins: `discover` and `status` do without, and are quicker for it.
+if TYPE_CHECKING:
+    from homelab.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +51,10 @@ def read_inventory(path: Path) -> Household:
     return Household(inventory=load(text, str(path)), path=path, environ=dict(os.environ))
 
 
-async def survey_nodes(household: Household, arrived: Callable[[str, NodeReport], None] | None = None) -> Discovery:
+async def survey_nodes(household: Household, meanwhile: Callable[[], object] = bool) -> Discovery:
     """What all nodes say now; what the silent ones said before is kept with it, and all of it is remembered."""
     inventory = household.inventory
-    found = await discover(inventory, arrived=arrived)
+    found = await discover(inventory, meanwhile=meanwhile)
     before = state.load_survey(inventory.cluster)
     remembered = {}
     for name, report in found.survey.nodes.items():
@@ -68,6 +70,8 @@ async def survey_nodes(household: Household, arrived: Callable[[str, NodeReport]
 
 async def with_models(household: Household, survey: Survey, *, everything: bool = False) -> Survey:
     """The survey with the headers of the models that must be planned (or, to save it for others, of all)."""
+    from homelab.placement import unsettled
+
     # A file of the controller is looked at each time: where it lies on the nodes is named after its size and time.
     ours = {n for n, m in household.inventory.models.items() if any(v.parsed.where == "controller" for v in m.variants)}
     names = set(household.inventory.models) if everything else unsettled(household.inventory, survey) | ours
@@ -101,6 +105,10 @@ def check_variables(household: Household) -> None:
 
 def make_plan(household: Household, survey: Survey, secrets: Secrets) -> Plan:
     """Where everything goes, what would be written, and what that changes."""
+    from homelab.placement import place
+    from homelab.plan import diff
+    from homelab.render import render
+
     layout = place(household.inventory, survey)
     services = render(household.inventory, layout, survey, secrets, household.environ)
     return diff(household.inventory, layout, services, survey)

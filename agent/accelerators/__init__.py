@@ -8,7 +8,9 @@ from typing import Any
 
 
 def vendors() -> list[str]:
-    return sorted(name[:-3] for name in os.listdir(os.path.dirname(os.path.abspath(__file__))) if name.endswith(".py") and name != "__init__.py")
+    return sorted(
+        name[:-3] for name in os.listdir(os.path.dirname(os.path.abspath(__file__))) if name.endswith(".py") and name != "__init__.py"
+    )
 
 
 def collect(problems: list[dict[str, str]]) -> list[dict[str, Any]]:

@@ -33,7 +33,9 @@ def collect(problems: Problems) -> list[dict[str, Any]]:
         pynvml.nvmlInit()
     except pynvml.NVMLError as e:
         if e.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
-            problem(problems, f"Driver/library version mismatch: {e} The driver was updated under a running kernel: reboot or reload the driver")
+            problem(
+                problems, f"Driver/library version mismatch: {e} The driver was updated under a running kernel: reboot or reload the driver"
+            )
         elif e.value != pynvml.NVML_ERROR_DRIVER_NOT_LOADED or has_card():
             problem(problems, f"{e}")
         return []
@@ -163,4 +165,7 @@ def running(pynvml: Any, handle: Any) -> list[dict[str, Any]]:
         for process in ask(pynvml, call, handle) or ():
             before, held = found.get(process.pid), process.usedGpuMemory
             found[process.pid] = held if before is None else before if held is None else max(before, held)
-    return [{"pid": pid, "name": processes.name(pid) or f"pid {pid}", "user": processes.user(pid), "memory_bytes": held, "service": None} for pid, held in sorted(found.items())]
+    return [
+        {"pid": pid, "name": processes.name(pid) or f"pid {pid}", "user": processes.user(pid), "memory_bytes": held, "service": None}
+        for pid, held in sorted(found.items())
+    ]

@@ -92,7 +92,7 @@ class House:
 
     def judged(self, said: Said, words: tuple[str, ...], code: int) -> Said:
         print(f"$ homelab {' '.join(words)}\n{said.out}{said.err}[exit {said.code}]\n")
-        assert "Traceback" not in said.all
+        assert "Traceback" not in said.all or words[0] == "logs"  # an engine's own
         assert "homelab has a bug" not in said.all
         assert not SECRET.search(said.all)
         assert said.code == code, f"homelab {' '.join(words)} ended with {said.code}, not {code}:\n{said.out}\n{said.err}"
