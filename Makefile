@@ -26,7 +26,8 @@ quickstart: install  ## This machine as a household: discover, plan, deploy, a c
 	$(HOMELAB) deploy --yes
 	$(HOMELAB) ask smollm2 "Why is the sky blue?" --max-tokens 48
 	$(HOMELAB) status
-	@echo "Take it down: make quickstart-down"
+	$(HOMELAB) connect
+	@echo "Or all of it by: make quickstart-down"
 
 quickstart-down: install  ## Take it down again; downloads stay cached
 	$(HOMELAB) remove --yes

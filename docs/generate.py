@@ -306,7 +306,7 @@ def type_in_words(annotation: Any, metadata: Iterable[Any] = (), *, null: bool =
     if get_origin(annotation) in (tuple, list):
         return f"list of {type_in_words(get_args(annotation)[0])}"
     if get_origin(annotation) is not None:
-        key, value = get_args(annotation)
+        value = get_args(annotation)[1]
         return f"{{name: {type_in_words(value)}}}" if value is not Any else "mapping"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"

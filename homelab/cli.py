@@ -169,8 +169,7 @@ def deploy(ctx: typer.Context, inventory: InventoryOption = None, yes: YesOption
             if not yes and not ui.confirm("Carry out this plan?", default=True):
                 raise DeployError("Cancelled. Nothing was changed")
             _carry_out(household, found, secrets)
-    url, models = _address(household, found), sorted(household.inventory.models)
-    ui.next_steps(url, str(state.key_file(cluster)), str(household.path), models)
+    ui.next_steps(_address(household, found), str(state.key_file(cluster)), _again(household))
     _unreachable(household, errors)
 
 
@@ -200,6 +199,21 @@ def ask(
     answer = asyncio.run(asking.ask(_remembered_address(household), secrets.gateway_key.get_secret_value(), model, kind, text, max_tokens))
     ui.tell(answer.text)
     ui.say(f"{model} on {answer.served_by or 'unknown'}, {answer.seconds:.1f} s")
+
+
+@app.command()
+def connect(ctx: typer.Context, inventory: InventoryOption = None) -> None:
+    """Show how clients reach the gateway: address, key, model. Changes nothing."""
+    from homelab import state, ui
+
+    household = _household(ctx, inventory)
+    key_file = state.key_file(household.inventory.cluster)
+    if not key_file.exists():
+        raise DeployError(
+            f"This controller has no key for cluster `{household.inventory.cluster}`", hint=f"homelab deploy{_again(household)}"
+        )
+    chat = [n for n, m in sorted(household.inventory.models.items(), key=lambda x: (-x[1].priority, x[0])) if m.kind == "chat"]
+    ui.connections(_remembered_address(household), str(key_file), chat[0] if chat else "MODEL", _again(household))
 
 
 @app.command()

@@ -47,6 +47,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "bytes": p.bytes,
                 "terms": [{"name": t.name, "bytes": t.bytes, "grade": t.grade, "where": t.where} for t in p.footprint.terms],
                 "reason": p.reason,
+                "elsewhere": list(p.elsewhere),
             }
             for p in plan.layout
         ],

@@ -25,7 +25,7 @@ DISK_MARGIN_BYTES = GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """One instance of a model on one node."""
+    """One instance of a model on one node: `reason` says why there, `elsewhere` why not in the places that were better or as good."""
 
     model: str
     service: str
@@ -44,6 +44,7 @@ class Placement:
     gpu_memory_utilization: float | None
     wanted: str
     reason: str
+    elsewhere: tuple[str, ...] = ()
     kept: bool = False
 
     @property
@@ -260,12 +261,13 @@ class _Desk:
                 if isinstance(outcome, Placement):
                     options.append((self._rank(name, outcome, slot), outcome))
                 else:
-                    rejected.append(f"{slot.node} {slot.label}: {outcome}")
+                    which = f" ({variant.engine})" if len(model.variants) > 1 else ""
+                    rejected.append(f"{slot.node} {slot.label}{which}: {outcome}")
             if options:
                 _, best = min(options, key=lambda o: o[0])
                 others = len({(p.node, p.gpus) for _, p in options}) - 1
                 why = self._why(name, best, index, len(model.variants), others)
-                self._take(replace(best, reason=why))
+                self._take(replace(best, reason=why, elsewhere=tuple(dict.fromkeys(rejected))))
                 return
         down = tuple(
             n
@@ -273,8 +275,9 @@ class _Desk:
             if n in self.survey.nodes and not self.survey.nodes[n].reachable and not self.inventory.nodes[n].away
         )
         rejected += [f"{n}: {self._down(n)}" for n in down]
-        if model.node is not None and self.inventory.nodes[model.node].away:
+        if model.node is not None and model.node not in self.facts and self.inventory.nodes[model.node].away:
             rejected.append(f"{model.node}: marked as away")
+            down = (model.node,)  # it waits for that node, as for one that does not answer
         which = f"replica {self.count(name) + 1} of {model.replicas}" if model.replicas > 1 else "nowhere to put it"
         if not rejected:
             rejected = ["no device matches" + (f" gpu: {model.gpu}" if model.gpu is not None else "")]

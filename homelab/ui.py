@@ -236,6 +236,8 @@ def _change(change: Any, p: Placement | None) -> None:
         why = p.reason if change.action in ("create", "keep", "move") else f"{change.reason}; {p.reason}"
         tell(f"      {why}")
         tell("      " + _terms(p, host=False) + (f"  · RAM: {ram}" if (ram := _terms(p, host=True)) else ""))
+    for place in p.elsewhere if p is not None and change.action != "keep" else ():
+        out.print(f"      [dim]not {escape(place)}[/]")
     if change.blocked:
         out.print(f"      [bold red]blocked:[/] {escape(change.blocked)}")
 
@@ -321,16 +323,22 @@ def shown_status(status: Status) -> None:
     out.print(f"gateway  {escape(g.url or '-')}  on {escape(g.node)}  {'[green]healthy[/]' if g.healthy else f'[red]{escape(g.state)}[/]'}")
 
 
-def next_steps(url: str, key_file: str, inventory_path: str, models: Sequence[str]) -> None:
-    """Where the gateway is, where its key lies, how a client is connected, how all of it is taken down."""
-    option = "" if inventory_path == "inventory.yml" else f" -i {inventory_path}"
-    model = models[0] if models else "MODEL"
+def next_steps(url: str, key_file: str, again: str) -> None:
+    """What is now true, and the next commands. `again` is the option that names the inventory."""
     tell(f"Gateway  {url}   key in {key_file}")
-    tell("OpenAI clients (opencode, JetBrains, Continue …):")
+    tell(f"Next: homelab connect{again}    take it down: homelab remove{again}")
+
+
+def connections(url: str, key_file: str, model: str, again: str) -> None:
+    """How clients reach the gateway: address, key and model, ready to paste."""
+    tell(f"Gateway  {url}   key in {key_file}")
+    tell()
+    tell("OpenAI clients (opencode, JetBrains, Continue, the SDKs):")
     tell(f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=$(cat {key_file})")
     tell("Claude Code:")
     tell(f"  export ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN=$(cat {key_file}) ANTHROPIC_MODEL={model}")
-    tell("Try it:")
-    tell(f"  curl {url}/v1/chat/completions -H \"Authorization: Bearer $(cat {key_file})\" -H 'Content-Type: application/json' \\")
+    tell("curl:")
+    tell(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -H \"Authorization: Bearer $(cat {key_file})\" \\")
     tell(f'    -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'')
-    tell(f"Next: homelab ask{option} {model} 'your question' · homelab status{option} · take it down: homelab remove{option}")
+    tell()
+    tell(f"Next: homelab ask{again} {model} 'your question'    health: homelab status{again}    take it down: homelab remove{again}")
