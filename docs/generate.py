@@ -1,4 +1,4 @@
-"""Writes the generated parts of the documentation: inventory keys, JSON keys and the help of every verb.
+"""Writes the generated parts of the documentation: inventory keys, JSON keys, the help of every verb, the plan in the README.
 
     python docs/generate.py            rewrite them
     python docs/generate.py --check    change nothing; exit 1 if one is stale
@@ -8,9 +8,11 @@ its type, its default and that it exists at all come from the code. A key withou
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
@@ -25,6 +27,7 @@ from homelab import facts, inventory
 from homelab.cli import app
 
 DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
 WIDTH = "100"
 
 # What each key means: {class: {key: sentence}}.
@@ -59,7 +62,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "Default: 8192, or the model's own limit if that is less.",
         "concurrency": "How many requests at once, each with the whole `context`.",
         "replicas": "How many instances. The gateway balances them.",
-        "priority": "The higher, the earlier it is placed. Among equals the larger model goes first.",
+        "priority": "The higher, the earlier it is placed. Among equals: with a fixed `node` first, then the larger.",
         "node": "Only on this node.",
         "gpu": "Only on this GPU of `node`: its number or its UUID, as `homelab discover` shows it.",
         "port": "The port of its engine. Default: the engine's own, or the next free one.",
@@ -223,16 +226,16 @@ HIDDEN = {(facts.Weights, "header")}
 
 def main(arguments: list[str]) -> int:
     stale = []
-    for path in sorted(DOCS.glob("*.md")):
+    for path in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]:
         before = path.read_text()
         after = rewritten(before, path.name)
         if after != before:
             stale.append(path)
             if arguments != ["--check"]:
                 path.write_text(after)
-    said = "stale, run: python docs/generate.py" if arguments == ["--check"] else "rewritten"
+    outcome = "stale, run: python docs/generate.py" if arguments == ["--check"] else "rewritten"
     for path in stale:
-        sys.stderr.write(f"docs/{path.name}: {said}\n")
+        sys.stderr.write(f"{path.relative_to(ROOT)}: {outcome}\n")
     return 1 if stale and arguments == ["--check"] else 0
 
 
@@ -242,17 +245,21 @@ def rewritten(text: str, name: str) -> str:
     wanted = re.findall(r"^<!-- generated: (.+) -->$", text, re.MULTILINE)
     for part in wanted:
         if part not in parts:
-            raise SystemExit(f"docs/{name}: nothing generates `{part}`; there are: {', '.join(parts)}")
+            raise SystemExit(f"{name}: nothing generates `{part}`; there are: {', '.join(parts)}")
         pattern = re.compile(rf"(<!-- generated: {re.escape(part)} -->\n).*?(<!-- end: {re.escape(part)} -->)", re.DOTALL)
         text, count = pattern.subn(lambda m, part=part: m[1] + parts[part] + m[2], text)
         if count != 1:
-            raise SystemExit(f"docs/{name}: `{part}` must begin once and end once")
+            raise SystemExit(f"{name}: `{part}` must begin once and end once")
     return text
 
 
 def generated() -> Mapping[str, str]:
     """Every generated part by its name."""
-    return {f"inventory {c.__name__}": inventory_table(c) for c in INVENTORY} | {"facts": facts_tables(), "help": help_texts()}
+    return {f"inventory {c.__name__}": inventory_table(c) for c in INVENTORY} | {
+        "facts": facts_tables(),
+        "help": help_texts(),
+        "plan of the example": example_plan(),
+    }
 
 
 def inventory_table(cls: type[BaseModel]) -> str:
@@ -340,12 +347,29 @@ def help_texts() -> str:
     """`--help` of homelab and of each verb, at a fixed width."""
     out = []
     for verb in ([], *([name] for name in verbs())):
-        done = CliRunner().invoke(
-            app, [*verb, "--help"], prog_name="homelab", env={"COLUMNS": WIDTH, "NO_COLOR": "1", "TERM": "dumb"}, catch_exceptions=False
-        )
         title = f"## homelab {verb[0]}\n" if verb else "## homelab\n"
-        out += [title, "```", done.output.strip(), "```", ""]
+        out += [title, "```", said(*verb, "--help"), "```", ""]
     return "\n".join(out)
+
+
+def example_plan() -> str:
+    """The household of inventory.example.yml, planned from the tests' machines, with the commands that do it."""
+    with contextlib.chdir(ROOT), tempfile.TemporaryDirectory() as folder:
+        sys.path.insert(0, str(ROOT))
+        from tests.machines import household
+
+        facts_file = Path(folder) / "facts.json"
+        facts_file.write_text(household().model_dump_json())
+        plan = said("plan", "-i", "inventory.example.yml", "--facts", str(facts_file))
+    make = '.venv/bin/python -c "from tests.machines import household; print(household().model_dump_json())" > facts.json'
+    return f"```\n$ {make}\n$ homelab plan -i inventory.example.yml --facts facts.json\n{plan}\n```\n"
+
+
+def said(*arguments: str) -> str:
+    """What homelab prints, without colours, at a fixed width."""
+    environment = {"COLUMNS": WIDTH, "NO_COLOR": "1", "TERM": "dumb", "HOMELAB_INVENTORY": None}
+    done = CliRunner().invoke(app, arguments, prog_name="homelab", env=environment, catch_exceptions=False)
+    return "\n".join(line.rstrip() for line in done.output.strip().splitlines())
 
 
 def verbs() -> list[str]:

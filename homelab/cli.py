@@ -385,9 +385,10 @@ def _carry_out(household: Household, found: Plan, secrets: Secrets) -> None:
     asyncio.run(pipeline.survey_nodes(household))  # look again: what is remembered of a node that sleeps later
     failures = list(outcome.failed)
     url, key = _address(household, found), secrets.gateway_key.get_secret_value()
+    left = {(c.node, c.service) for c in found.todo} - set(outcome.done)
     if any(s.model is None for s in found.services) and not any(isinstance(e, NodeError) for e in failures):
         for name, model in sorted(household.inventory.models.items()):
-            if any(p.model == name for p in found.layout):
+            if any(p.model == name and (p.node, p.service) not in left for p in found.layout):
                 try:
                     answer = asyncio.run(asking.ask(url, key, name, model.kind))
                     ui.tell(f"{name} on {answer.served_by or 'unknown'} answers in {answer.seconds:.1f} s: {answer.text[:200]}")

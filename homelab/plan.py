@@ -61,6 +61,8 @@ def diff(inventory: Inventory, layout: Layout, services: Sequence[Service], surv
             reason = (
                 f"`{model}` goes elsewhere"
                 if model in stays
+                else "it has no place any more"
+                if model in inventory.models
                 else "not in the inventory any more"
                 if model or name != "gateway"
                 else "the gateway goes elsewhere"

@@ -95,7 +95,7 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
                 return
             dead = state in ("exited", "dead", "missing") or restarts > 0 or health == "unhealthy"
             if dead or time.monotonic() - begun > limit:
-                what = f"died at start (exit code {_exit_code(container)})" if dead and health != "unhealthy" else f"is not healthy after {time.monotonic() - begun:.0f} s"
+                what = f"died at start{_exit_code(container)}" if dead and health != "unhealthy" else f"is not healthy after {time.monotonic() - begun:.0f} s"
                 lines = await asyncio.to_thread(_last_lines, container)
                 raise DeployError(f"`{service.name}` on node `{service.node}` {what}", cause=lines, hint=_advice(lines, service))
             if (text := await asyncio.to_thread(_last_line, container)) != told:
@@ -117,8 +117,10 @@ def _state(container: Any) -> tuple[str, str, int]:
     return state.get("Status", "missing"), (state.get("Health") or {}).get("Status", ""), container.attrs.get("RestartCount", 0)
 
 
-def _exit_code(container: Any) -> int | str:
-    return "unknown" if container is None else container.attrs.get("State", {}).get("ExitCode", "unknown")
+def _exit_code(container: Any) -> str:
+    """` (exit code 1)`; nothing where Docker has started it again, which makes the code 0."""
+    state = container.attrs.get("State", {}) if container is not None else {}
+    return "" if state.get("Status") == "running" or "ExitCode" not in state else f" (exit code {state['ExitCode']})"
 
 
 def _last_lines(container: Any) -> str:

@@ -196,6 +196,8 @@ class SSHSession:
         try:
             async with self._connection.create_process(f"sh -c {shlex.quote(command)}", stdin=asyncssh.DEVNULL, stderr=asyncssh.STDOUT, encoding=None) as process:
                 async for line in process.stdout:
+                    if not line:
+                        continue  # the end: asyncssh gives it as a line too
                     yield _bytes(line).decode(errors="replace").rstrip("\n")
         except (asyncssh.Error, OSError) as e:
             raise self._lost(e) from e
