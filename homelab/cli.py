@@ -61,7 +61,7 @@ def options(
     if verbose:
         import logging
 
-        logging.basicConfig(level=logging.DEBUG if verbose > 1 else logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+        logging.basicConfig(level=logging.DEBUG if verbose > 1 else logging.INFO, format="%(message)s", stream=sys.stderr)
         logging.getLogger("asyncssh").setLevel(logging.WARNING)
     if no_color:
         from homelab import ui

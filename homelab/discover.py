@@ -96,7 +96,7 @@ async def ask(session: Session, request: str, python: str | None) -> bytes:
         raise NodeError(
             f"The agent failed on node `{session.node}`",
             cause=result.cause,
-            hint="Run it by hand to see more: homelab discover -v",
+            hint="Run it by hand to see more: homelab -vv discover",
             kind="agent",
         )
     return result.stdout

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from homelab import facts as f
+from homelab.devices import runtime_for
 from homelab.facts import Survey
 from homelab.inventory import Inventory
-from homelab.placement import Layout
+from homelab.placement import Layout, Unplaced
 from homelab.service import Service
 
 Action = Literal["create", "replace", "restart", "move", "remove", "keep"]
@@ -69,8 +70,20 @@ def diff(inventory: Inventory, layout: Layout, services: Sequence[Service], surv
             )
             changes.append(Change(action="remove", node=node, service=name, reason=reason, actual=tuple(found)))
     return Plan(
-        layout=layout, services=tuple(services), changes=tuple(sorted(changes, key=lambda c: (c.node, c.action == "remove", c.service)))
+        layout=_with_gateway(inventory, layout, services, survey),
+        services=tuple(services),
+        changes=tuple(sorted(changes, key=lambda c: (c.node, c.action == "remove", c.service))),
     )
+
+
+def _with_gateway(inventory: Inventory, layout: Layout, services: Sequence[Service], survey: Survey) -> Layout:
+    """The layout, with the gateway among what found no place where its node can run nothing."""
+    node = inventory.gateway.node
+    facts = survey.nodes[node].facts if node in survey.nodes else None
+    if facts is None or any(s.model is None for s in services):
+        return layout
+    _, why = runtime_for(inventory.nodes[node], facts, gpu=False)
+    return replace(layout, unplaced=(*layout.unplaced, Unplaced(model="gateway", reason=f"{node}: {why}")))
 
 
 def _change(

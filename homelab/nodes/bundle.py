@@ -77,7 +77,9 @@ def _sources() -> tuple[tuple[str, bytes], ...]:
     files = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*.py")}
     pynvml = importlib.util.find_spec("pynvml")
     if "__main__.py" not in files or pynvml is None or pynvml.origin is None:
-        raise HomelabError("This homelab is not installed completely: the agent or pynvml is missing", hint="Install it again: pipx reinstall homelab-llm")
+        raise HomelabError(
+            "This homelab is not installed completely: the agent or pynvml is missing", hint="Install it again: pipx reinstall homelab-llm"
+        )
     files["pynvml.py"] = Path(pynvml.origin).read_bytes()
     return tuple(sorted(files.items()))
 

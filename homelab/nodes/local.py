@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import tempfile
@@ -15,6 +16,8 @@ from homelab.errors import NodeError
 from homelab.nodes.session import Result
 from homelab.service import File
 
+logger = logging.getLogger(__name__)
+
 CHUNK_BYTES = 4 * 1024**2
 
 
@@ -26,6 +29,7 @@ class LocalSession:
         self._home = Path.home()
 
     async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Result:
+        logger.info("%s: %s", self.node, " ".join(command.split())[:300])
         process = await asyncio.create_subprocess_exec(
             "sh",
             "-c",
@@ -44,6 +48,7 @@ class LocalSession:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
+        logger.debug("%s: exit %s %s", self.node, process.returncode, stderr[-2000:].decode(errors="replace"))
         return Result(stdout=stdout, stderr=stderr.decode(errors="replace"), exit_status=process.returncode or 0)
 
     async def put(self, files: Sequence[File]) -> None:

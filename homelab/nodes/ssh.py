@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import socket
@@ -18,6 +19,8 @@ from homelab.errors import NodeError
 from homelab.inventory import Node
 from homelab.nodes.session import Result
 from homelab.service import File
+
+logger = logging.getLogger(__name__)
 
 KEEPALIVE_SECONDS = 15
 
@@ -114,11 +117,26 @@ def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
             kind="refused",
         )
     if isinstance(e, TimeoutError | asyncio.TimeoutError) or "timed out" in str(e).lower() or "timeout" in str(e).lower():
-        return NodeError(f"Node `{name}` does not answer", cause=f"{where}: no answer in time", hint=f"Is it on? If it sleeps often: `away: true` under nodes.{name}", kind="timeout")
+        return NodeError(
+            f"Node `{name}` does not answer",
+            cause=f"{where}: no answer in time",
+            hint=f"Is it on? If it sleeps often: `away: true` under nodes.{name}",
+            kind="timeout",
+        )
     if isinstance(e, socket.gaierror):
-        return NodeError(f"Cannot find node `{name}`", cause=f"{node.host}: {e.strerror}", hint=f"Check `host` under nodes.{name}: a name needs DNS or mDNS, an address always works", kind="name")
+        return NodeError(
+            f"Cannot find node `{name}`",
+            cause=f"{node.host}: {e.strerror}",
+            hint=f"Check `host` under nodes.{name}: a name needs DNS or mDNS, an address always works",
+            kind="name",
+        )
     if isinstance(e, FileNotFoundError | asyncssh.KeyImportError | PermissionError) and node.identity:
-        return NodeError(f"The identity file of node `{name}` cannot be used", cause=f"{node.identity}: {e}", hint=f"Check `identity` under nodes.{name}; a key with a passphrase must be in ssh-agent", kind="identity")
+        return NodeError(
+            f"The identity file of node `{name}` cannot be used",
+            cause=f"{node.identity}: {e}",
+            hint=f"Check `identity` under nodes.{name}; a key with a passphrase must be in ssh-agent",
+            kind="identity",
+        )
     said = os.strerror(e.errno) if isinstance(e, OSError) and e.errno and e.errno > 0 else str(e)
     return NodeError(f"Cannot reach node `{name}`", cause=f"{where}: {said}", hint=f"Try by hand: {login}", kind="unreachable")
 
@@ -144,12 +162,16 @@ class SSHSession:
     async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Result:
         # The login shell may be fish or csh: the command itself is always sh's.
         line = f"sh -c {shlex.quote(command)}"
+        logger.info("%s: %s", self.node, " ".join(command.split())[:300])
         try:
-            done = await self._connection.run(line, input=input, stdin=asyncssh.DEVNULL if input is None else asyncssh.PIPE, encoding=None, timeout=timeout)
+            done = await self._connection.run(
+                line, input=input, stdin=asyncssh.DEVNULL if input is None else asyncssh.PIPE, encoding=None, timeout=timeout
+            )
         except (asyncssh.TimeoutError, TimeoutError) as e:
             raise NodeError(f"Node `{self.node}` took longer than {timeout:.0f} s", cause=command[:200], kind="timeout") from e
         except (asyncssh.Error, OSError) as e:
             raise self._lost(e) from e
+        logger.debug("%s: exit %s %s", self.node, done.exit_status, _bytes(done.stderr)[-2000:].decode(errors="replace"))
         status = done.exit_status if done.exit_status is not None and done.exit_status >= 0 else 255
         return Result(stdout=_bytes(done.stdout), stderr=_bytes(done.stderr).decode(errors="replace"), exit_status=status)
 
@@ -170,7 +192,12 @@ class SSHSession:
                         await out.write(file.content.encode())
                     await sftp.posix_rename(temporary, file.path)
         except asyncssh.SFTPError as e:
-            raise NodeError(f"Cannot write `~/{path}` on node `{self.node}`", cause=e.reason, hint="Is the disk full? homelab discover shows what is free", kind="write") from e
+            raise NodeError(
+                f"Cannot write `~/{path}` on node `{self.node}`",
+                cause=e.reason,
+                hint="Is the disk full? homelab discover shows what is free",
+                kind="write",
+            ) from e
         except (asyncssh.Error, OSError) as e:
             raise self._lost(e) from e
 
@@ -188,13 +215,20 @@ class SSHSession:
                 await sftp.put(local, f"{path}.new", progress_handler=moved)
                 await sftp.posix_rename(f"{path}.new", path)
         except asyncssh.SFTPError as e:
-            raise NodeError(f"Cannot copy `{local}` to node `{self.node}`", cause=e.reason, hint="Is the disk full? homelab discover shows what is free", kind="write") from e
+            raise NodeError(
+                f"Cannot copy `{local}` to node `{self.node}`",
+                cause=e.reason,
+                hint="Is the disk full? homelab discover shows what is free",
+                kind="write",
+            ) from e
         except (asyncssh.Error, OSError) as e:
             raise self._lost(e) from e
 
     async def lines(self, command: str) -> AsyncIterator[str]:
         try:
-            async with self._connection.create_process(f"sh -c {shlex.quote(command)}", stdin=asyncssh.DEVNULL, stderr=asyncssh.STDOUT, encoding=None) as process:
+            async with self._connection.create_process(
+                f"sh -c {shlex.quote(command)}", stdin=asyncssh.DEVNULL, stderr=asyncssh.STDOUT, encoding=None
+            ) as process:
                 async for line in process.stdout:
                     if not line:
                         continue  # the end: asyncssh gives it as a line too
@@ -214,7 +248,12 @@ class SSHSession:
                 await listener.wait_closed()
 
     def _lost(self, e: Exception) -> NodeError:
-        return NodeError(f"The connection to node `{self.node}` was lost", cause=str(e) or type(e).__name__, hint="Run the same command again: it goes on where it stopped", kind="lost")
+        return NodeError(
+            f"The connection to node `{self.node}` was lost",
+            cause=str(e) or type(e).__name__,
+            hint="Run the same command again: it goes on where it stopped",
+            kind="lost",
+        )
 
 
 def _bytes(data: bytes | str | None) -> bytes:
