@@ -4,6 +4,7 @@ Whole processes, one after the other in pairs (A B A B …), the median of the r
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,8 @@ sys.path.insert(0, str(ROOT))
 PYTHON = sys.executable
 HOMELAB = str(Path(sys.executable).with_name("homelab"))
 PAIRS = 9
+# A user's Python keeps what it compiled; here that may be switched off.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def seconds(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: str | None = None) -> float:

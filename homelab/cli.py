@@ -312,9 +312,11 @@ def main() -> None:
 
         ui.error(e)
         sys.exit(e.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. Running the same command again goes on from here\n")
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as e:
+        code = 130 if isinstance(e, KeyboardInterrupt) else e.code
+        if code == 130:  # Typer makes ^C an exit of this code, and says nothing
+            sys.stderr.write("\nInterrupted. Running the same command again goes on from here\n")
+        sys.exit(code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -92,6 +92,10 @@ def _change(
     same = next((s for s in found if s.spec == service.spec), None)
     current = next((s for s in found if s.state in ("running", "starting", "unhealthy")), found[0] if found else None)
     if same is not None and (same.state in ("running", "starting")):
+        if left := tuple(s for s in found if s.spec != service.spec):
+            # It was started, and nobody waited for it and cleaned up after it.
+            why = "an earlier deploy was interrupted"
+            return Change(action="replace", node=service.node, service=service.name, reason=why, wanted=service, actual=left)
         return Change(action="keep", node=service.node, service=service.name, reason="up to date", wanted=service, actual=found)
     if same is not None:
         why = same.state + (f": {same.detail}" if same.detail else "")
