@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from homelab.models.shape import ModelShape
+# Only for the Protocol's signatures: what reads an inventory need not load what a model is.
+if TYPE_CHECKING:
+    from homelab.models.shape import ModelShape
 
 Grade = Literal["exact", "bounded", "empirical", "measured"]
 Kind = Literal["chat", "embedding", "rerank"]
@@ -114,16 +116,31 @@ class Engine(Protocol):
     def served_context(self, document: Any) -> int | None: ...
 
 
+class _Engines(Mapping[str, Engine]):
+    """Engine modules by name, which is their file's; each is imported when it is first asked for."""
+
+    def __iter__(self) -> Iterator[str]:
+        return (info.name for info in pkgutil.iter_modules(__path__))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
+
+    def __getitem__(self, name: str) -> Engine:
+        if name not in self:
+            raise KeyError(name)
+        module = importlib.import_module(f"{__name__}.{name}")
+        if not isinstance(module, Engine) or name != module.NAME:
+            raise TypeError(f"homelab/engines/{name}.py is not an engine: see the Protocol in homelab/engines/__init__.py")
+        return module
+
+
 @cache
 def engines() -> Mapping[str, Engine]:
     """Engine modules by name."""
-    found: dict[str, Engine] = {}
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        if not isinstance(module, Engine):
-            raise TypeError(f"homelab/engines/{info.name}.py is not an engine: see the Protocol in homelab/engines/__init__.py")
-        found[module.NAME] = module
-    return found
+    return _Engines()
 
 
 def flags(args: Mapping[str, ArgValue]) -> list[str]:

@@ -5,17 +5,10 @@ folder has the right agent. One exchange runs a cached agent; where it is missin
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.util
 import io
-import platform
 import shlex
-import subprocess
-import sys
-import tarfile
-import tempfile
-import zipfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -65,6 +58,8 @@ def platform_of(output: str) -> Platform:
 
 
 def own_platform() -> Platform:
+    import platform
+
     system = platform.system().lower()
     libc = ("glibc" if platform.libc_ver()[0] == "glibc" else "musl") if system == "linux" else ""
     return Platform(system, platform.machine(), libc)
@@ -78,7 +73,7 @@ def _sources() -> tuple[tuple[str, bytes], ...]:
     pynvml = importlib.util.find_spec("pynvml")
     if "__main__.py" not in files or pynvml is None or pynvml.origin is None:
         raise HomelabError(
-            "This homelab is not installed completely: the agent or pynvml is missing", hint="Install it again: pipx reinstall homelab-llm"
+            "This homelab is not installed completely: the agent or pynvml is missing", hint="Install homelab again"
         )
     files["pynvml.py"] = Path(pynvml.origin).read_bytes()
     return tuple(sorted(files.items()))
@@ -97,6 +92,9 @@ def pack(node: Platform) -> bytes:
     """The bundle for a platform as tar.gz: the same bytes for the same input.
 
     Without psutil when there is no wheel for the node or it cannot be fetched: the agent then looks for the node's own."""
+    import gzip
+    import tarfile
+
     files = dict(_sources())
     files |= _psutil(node)
     archive = io.BytesIO()
@@ -117,6 +115,8 @@ def _psutil(node: Platform) -> dict[str, bytes]:
     content = _wheel(tag, sha256)
     if content is None:
         return {}
+    import zipfile
+
     with zipfile.ZipFile(io.BytesIO(content)) as z:
         return {n: z.read(n) for n in z.namelist() if _wanted(n)}
 
@@ -141,6 +141,10 @@ def _own_psutil() -> dict[str, bytes]:
 
 def _wheel(tag: str, sha256: str) -> bytes | None:
     """The wheel from our cache, else by pip. None when it cannot be had; anything with another hash is not used."""
+    import subprocess
+    import sys
+    import tempfile
+
     import platformdirs
 
     cached = Path(platformdirs.user_cache_dir("homelab")) / "wheels" / f"psutil-{PSUTIL}-{tag}.whl"
@@ -183,7 +187,7 @@ pythons() {
   if [ -n "$given" ]; then command -v "$given"; return; fi
   for p in python3 /opt/homebrew/bin/python3 /usr/local/bin/python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8; do
     f=$(command -v "$p") || continue
-    if [ "$f" = /usr/bin/python3 ] && [ "$(uname -s)" = Darwin ] && ! xcode-select -p >/dev/null 2>&1; then continue; fi
+    if [ "$f" = /usr/bin/python3 ] && [ -d /System/Library ] && ! xcode-select -p >/dev/null 2>&1; then continue; fi
     echo "$f"
   done
 }
@@ -193,11 +197,22 @@ if [ -z "$found" ]; then echo "${given:-python3} was not found on this node" >&2
 # A python3 that is too old says 98; a newer one may stand beside it under its full name.
 RUN = """\
 for p in $found; do
+  [ "$p" = "$tried" ] && continue
   "$p" -I "$d" "$request" && exit 0
   s=$?
   [ $s = 98 ] || exit $s
 done
 exit 98
+"""
+# The common case first: looking for other Pythons starts a dozen processes.
+QUICK = """\
+tried=
+if [ -z "$given" ] && [ -f "$d/__main__.py" ] && [ ! -d /System/Library ] && command -v python3 >/dev/null; then
+  python3 -I "$d" "$request"
+  s=$?
+  [ $s = 98 ] || exit $s
+  tried=$(command -v python3)
+fi
 """
 LAUNCH = """\
 if [ ! -f "$d/__main__.py" ]; then
@@ -206,7 +221,6 @@ if [ ! -f "$d/__main__.py" ]; then
   echo MARKER "$(uname -s)" "$(uname -m)" $libc
   exit 96
 fi
-touch "$d"
 """
 # rename(2) puts the folder there whole or not at all; when another controller was first, its folder is the same.
 INSTALL = """\
@@ -225,7 +239,7 @@ def launch_command(name: str, request: str, *, python: str | None = None) -> str
     """One command line for sh that runs the cached agent `name` and prints its document.
 
     Exit status: MISSING with a line for `platform_of`, NO_PYTHON, OLD_PYTHON; else the agent's own."""
-    return _named(name, python) + f"request={shlex.quote(request)}\n" + FIND_PYTHON + LAUNCH.replace("MARKER", MARKER) + RUN
+    return _named(name, python) + f"request={shlex.quote(request)}\n" + QUICK + FIND_PYTHON + LAUNCH.replace("MARKER", MARKER) + RUN
 
 
 def install_command(name: str, *, python: str | None = None) -> str:

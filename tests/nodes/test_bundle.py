@@ -217,7 +217,7 @@ def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         asked.append(command)
         (Path(command[command.index("--dest") + 1]) / "psutil.whl").write_bytes(wheel.getvalue())
 
-    monkeypatch.setattr(bundle.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     sha256 = hashlib.sha256(wheel.getvalue()).hexdigest()
     monkeypatch.setitem(bundle.WHEELS, ("darwin", "arm64", ""), ("macosx_11_0_arm64", sha256))
@@ -253,7 +253,7 @@ def test_without_a_network_the_bundle_goes_without_psutil(pip: list[list[str]], 
     def fails(*_: object, **__: object) -> None:
         raise subprocess.CalledProcessError(1, "pip")
 
-    monkeypatch.setattr(bundle.subprocess, "run", fails)
+    monkeypatch.setattr(subprocess, "run", fails)
     assert names_in(bundle.pack(Platform("darwin", "arm64"))) == set()
 
 
