@@ -230,6 +230,8 @@ def load(text: str, path: str) -> Inventory:
         mistakes.append((mark.line + 1 if mark else 1, str(getattr(e, "problem", e))))
     except ValidationError as e:
         mistakes += [_mistake(error["loc"], error, lines) for error in e.errors()]
+        sound, gone = _sound_part(data, [error["loc"] for error in e.errors()])
+        mistakes += [(_line(where, lines), f"{_dotted(where)}: {what}") for where, what in _inconsistencies(sound, gone)] if sound else []
     else:
         mistakes += [(_line(where, lines), f"{_dotted(where)}: {what}") for where, what in _inconsistencies(inventory)]
     if mistakes:
@@ -329,19 +331,38 @@ def _fields_at(where: Path) -> list[str]:
     return list(cls.model_fields)
 
 
-def _inconsistencies(inventory: Inventory) -> Iterator[tuple[Path, str]]:
-    """What is wrong between entries that are right by themselves."""
+def _sound_part(data: dict[str, Any], wrong: list[Path]) -> tuple[Inventory | None, frozenset[str]]:
+    """The inventory without the entries that are wrong by themselves, and their names: so that what is wrong between the others is
+    said in the same breath."""
+    rest = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
+    gone = {""}
+    for loc in wrong:
+        section = rest.get(str(loc[0]))
+        if len(loc) > 1 and loc[0] in ("nodes", "models", "cloud", "fallbacks", "images") and isinstance(section, dict):
+            section.pop(loc[1], None)
+            gone.add(str(loc[1]))
+        else:
+            rest.pop(str(loc[0]), None)
+    rest.setdefault("gateway", {"node": ""})
+    try:
+        return Inventory.model_validate({"nodes": {}, **rest}), frozenset(gone)
+    except ValidationError:
+        return None, frozenset()
+
+
+def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -> Iterator[tuple[Path, str]]:
+    """What is wrong between entries that are right by themselves. Names in `gone` are known, though their entries are not here."""
     nodes, models = inventory.nodes, inventory.models
     names = [*models, *inventory.cloud]
-    if not nodes:
+    if not nodes and not gone:
         yield ("nodes",), "no node in it"
-    elif inventory.gateway.node not in nodes:
+    elif inventory.gateway.node not in nodes and inventory.gateway.node not in gone:
         yield ("gateway", "node"), f"no node `{inventory.gateway.node}`{did_you_mean(inventory.gateway.node, nodes)}"
     services: dict[str, str] = {"gateway": "the gateway"}
     ports: dict[tuple[str, int], str] = {(inventory.gateway.node, inventory.gateway.port): "the gateway"}
     for name, model in models.items():
         where: Path = ("models", name)
-        if model.node is not None and model.node not in nodes:
+        if model.node is not None and model.node not in nodes and model.node not in gone:
             yield (*where, "node"), f"no node `{model.node}`{did_you_mean(model.node, nodes)}"
         if (other := services.setdefault(slug(name), name)) != name:
             yield where, f"would have the same service name as {other}"
@@ -362,10 +383,10 @@ def _inconsistencies(inventory: Inventory) -> Iterator[tuple[Path, str]]:
             yield ("images", key), f"no such image{did_you_mean(key, (*engines(), 'litellm'))}"
     for name, targets in inventory.fallbacks.items():
         for target in (name, *targets):
-            if target not in names:
+            if target not in names and target not in gone:
                 yield ("fallbacks", name), f"no model `{target}`{did_you_mean(target, names)}"
     local = [n for n, node in nodes.items() if node.is_local]
-    if local and not inventory.is_local:
+    if local and not inventory.is_local and not gone:
         for name in local:
             if nodes[name].address is None:
                 yield ("nodes", name), "is this machine, and other nodes are not: give the `address` where they reach it"

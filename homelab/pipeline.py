@@ -44,7 +44,7 @@ def read_inventory(path: Path) -> Household:
     except FileNotFoundError as e:
         raise InventoryError(
             f"There is no `{path}`",
-            hint="Start from the example: cp inventory.example.yml inventory.yml, or say which file: homelab -i FILE …",
+            hint="Start from an example: homelab init. Or say which file: homelab -i FILE …",
         ) from e
     except (OSError, UnicodeDecodeError) as e:
         raise InventoryError(f"`{path}` cannot be read", cause=str(e)) from e

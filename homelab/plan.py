@@ -102,7 +102,7 @@ def _change(
         return Change(action="restart", node=service.node, service=service.name, reason=why, wanted=service, actual=found)
     blocked = _blocked(inventory, survey, service, found)
     if current is not None:
-        reason = "; ".join(_differences(current, service)) or "its definition changed"
+        reason = "; ".join(_differences(current, service)) or ("its configuration changed" if service.model is None else "its command line or environment changed")
         return Change(
             action="replace", node=service.node, service=service.name, reason=reason, wanted=service, actual=found, blocked=blocked
         )

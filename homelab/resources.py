@@ -8,6 +8,6 @@ HERE = Path(__file__).resolve().parent
 
 
 def path(name: str) -> Path:
-    """The folder of a resource. A wheel carries it inside the package as `_name`, so that it installs no other top-level name."""
+    """The folder or file of a resource. A wheel carries it inside the package as `_name`, so that it installs no other top-level name."""
     packaged = HERE / f"_{name}"
-    return packaged if packaged.is_dir() else HERE.parent / name
+    return packaged if packaged.exists() else HERE.parent / name

@@ -116,10 +116,3 @@ def remove_orphans() -> None:
         if not folder.name.startswith(f"lab-{BY_HAND}-") and not Path(f"/proc/{owner.read_text()}").exists():
             docker("rm", "-f", folder.name, check=False)
             remove_folder(folder)
-
-
-def remove_all() -> None:
-    for container in engine.labelled():
-        docker("rm", "-f", container, check=False)
-    for folder in (STATE / "nodes").glob("*"):
-        remove_folder(folder)
