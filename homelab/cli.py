@@ -71,6 +71,20 @@ def options(
 
 
 @app.command()
+def init(ctx: typer.Context, inventory: InventoryOption = None) -> None:
+    """Write an example inventory to start from. Overwrites nothing."""
+    from homelab import resources, ui
+
+    path = inventory or ctx.obj or Path("inventory.yml")
+    if path.exists():
+        raise HomelabError(
+            f"`{path}` is there already", hint=f"Edit it, then: homelab discover{'' if str(path) == 'inventory.yml' else f' -i {path}'}"
+        )
+    _write(path, resources.path("inventory.example.yml").read_text())
+    ui.tell(f"Wrote {path}: a whole household as an example. Keep what you have, then: homelab discover")
+
+
+@app.command()
 def discover(
     ctx: typer.Context,
     inventory: InventoryOption = None,
@@ -98,7 +112,8 @@ def discover(
         ui.print_json(documents.discover_document(household.inventory, survey))
     else:
         ui.discovered(household.inventory, survey, seconds)
-        ui.tell(f"Next: homelab plan{_again(household)}")
+        if any(r.reachable for r in survey.nodes.values()):
+            ui.tell(f"Next: homelab plan{_again(household)}")
     _unreachable(household, errors)
 
 
@@ -120,9 +135,9 @@ def plan(
     else:
         ui.planned(found)
         ui.tell(ui.summary(found, household.inventory))
-        if found.todo and not found.layout.unplaced:
+        if found.todo and not found.layout.unplaced and facts is None:
             ui.tell(f"Next: homelab deploy{_again(household)}")
-    _refuse_unplaced(found)
+    _refuse_unplaced(found, household, errors)
     _unreachable(household, errors)
     if check and found.todo:
         raise typer.Exit(5)
@@ -148,7 +163,7 @@ def render(
                 target.write(file.content.encode())
             written += 1
     ui.say(f"{written} files for {len({s.node for s in found.services})} nodes in {output}")
-    _refuse_unplaced(found)
+    _refuse_unplaced(found, household, errors)
     _unreachable(household, errors)
 
 
@@ -163,7 +178,7 @@ def deploy(ctx: typer.Context, inventory: InventoryOption = None, yes: YesOption
         found, errors, secrets = _plan(household, None)
         ui.planned(found)
         ui.tell(ui.summary(found, household.inventory))
-        _refuse_unplaced(found)
+        _refuse_unplaced(found, household, errors)
         if found.todo:
             if not yes and not ui.is_terminal():
                 raise DeployError(
@@ -174,6 +189,59 @@ def deploy(ctx: typer.Context, inventory: InventoryOption = None, yes: YesOption
             _carry_out(household, found, secrets)
     ui.next_steps(_address(household, found), str(state.key_file(cluster)), _again(household))
     _unreachable(household, errors)
+
+
+@app.command()
+def fit(
+    ctx: typer.Context,
+    source: Annotated[str | None, typer.Argument(help="A repository (Org/Repo, Org/Repo:Q4_K_M), a file or folder here, or a name of the catalog.")] = None,
+    what: Annotated[bool, typer.Option("--what", help="What can this house run? The catalog, on the devices of all nodes (or --gpu, --node).")] = False,
+    engine: Annotated[str | None, typer.Option("--engine", help="vllm or llamacpp; default: what reads the source.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Its memory as CUDA reports it (24GiB), a name (RTX 4090), or several (2x RTX 3090).")] = None,
+    node: Annotated[str | None, typer.Option("--node", help="A node of the inventory: what is free there now.")] = None,
+    context: Annotated[str | None, typer.Option("--context", "-c", help="Tokens of one request: 8192 or 32k.")] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Requests at once.")] = 2,
+    kv_cache_dtype: Annotated[str | None, typer.Option("--kv-cache-dtype", help="vLLM: fp8, fp8_e5m2, int8_per_token_head …")] = None,
+    parallel: Annotated[int | None, typer.Option("--parallel", min=1, max=1024, help="llama.cpp: slots, in place of --concurrency.")] = None,
+    ubatch: Annotated[int | None, typer.Option("--ubatch", min=1, help="llama.cpp: tokens of a micro-batch.")] = None,
+    cache_type_k: Annotated[str | None, typer.Option("--cache-type-k", help="llama.cpp: f16, q8_0, q4_0 …")] = None,
+    cache_type_v: Annotated[str | None, typer.Option("--cache-type-v", help="llama.cpp: the same for values.")] = None,
+    flash_attn: Annotated[str | None, typer.Option("--flash-attn", help="llama.cpp: on or off.")] = None,
+    n_gpu_layers: Annotated[int | None, typer.Option("--n-gpu-layers", min=0, help="llama.cpp: layers on the GPU, the output layer first.")] = None,
+    n_cpu_moe: Annotated[int | None, typer.Option("--n-cpu-moe", min=0, help="llama.cpp: layers whose experts stay in RAM.")] = None,
+    outputs: Annotated[str, typer.Option("--outputs", help="llama.cpp: `slots`, what a server reserves; `all`, llama-fit-params' bound.")] = "slots",
+    inventory: InventoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what a model takes, whether it fits, and what would fit instead. Downloads no weights, changes nothing."""
+    from homelab import fit_command, ui
+
+    path = inventory or ctx.obj or Path("inventory.yml")
+    fit_command.check(source, what=what, engine=engine, gpu=gpu, node=node, outputs=outputs)
+    places = fit_command.places_of(path, node) if node or (what and not gpu) else fit_command.places_named(gpu) if what else []
+    if what:
+        rows = fit_command.what(places, context=context, concurrency=concurrency)
+        ui.print_json(fit_command.what_document(rows)) if json else ui.shown_what(rows)
+        return
+    args = fit_command.arguments(
+        {
+            "kv-cache-dtype": kv_cache_dtype, "parallel": parallel, "ubatch-size": ubatch, "cache-type-k": cache_type_k, "cache-type-v": cache_type_v,
+            "flash-attn": flash_attn, "n-gpu-layers": n_gpu_layers, "n-cpu-moe": n_cpu_moe,
+        }
+    )  # fmt: skip
+    found = fit_command.run(
+        source or "",
+        engine=engine,
+        gpu=gpu,
+        places=places,
+        context=context,
+        concurrency=parallel or concurrency,
+        args=args,
+        outputs="all" if outputs == "all" else "slots",
+    )
+    ui.print_json(fit_command.document(found)) if json else ui.shown_fit(found)
+    if found.verdict == "does-not-fit":
+        raise typer.Exit(DoesNotFit.exit_code)
 
 
 @app.command()
@@ -207,14 +275,12 @@ def ask(
 @app.command()
 def connect(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     """Show how clients reach the gateway: address, key, model. Changes nothing."""
-    from homelab import state, ui
+    from homelab import pipeline, state, ui
 
     household = _household(ctx, inventory)
     key_file = state.key_file(household.inventory.cluster)
-    if not key_file.exists():
-        raise DeployError(
-            f"This controller has no key for cluster `{household.inventory.cluster}`", hint=f"homelab deploy{_again(household)}"
-        )
+    if asyncio.run(pipeline.secrets_of(household)) is None:
+        raise DeployError(f"Nothing is deployed for cluster `{household.inventory.cluster}`", hint=f"homelab deploy{_again(household)}")
     chat = [n for n, m in sorted(household.inventory.models.items(), key=lambda x: (-x[1].priority, x[0])) if m.kind == "chat"]
     ui.connections(_remembered_address(household), str(key_file), chat[0] if chat else "MODEL", _again(household))
 
@@ -234,7 +300,8 @@ def status(ctx: typer.Context, inventory: InventoryOption = None, json: JsonOpti
         ui.print_json(documents.status_document(household.inventory, found, key_file))
     else:
         ui.shown_status(found)
-        ui.tell(f"key in {key_file}")
+        if secrets is not None:
+            ui.tell(f"key in {key_file}")
         if not all(m.healthy for m in found.models) or not found.gateway.healthy:
             ui.tell(f"Next: homelab plan{_again(household)}")
     _unreachable(household, errors)
@@ -383,12 +450,12 @@ def _plan(household: Household, facts: Path | None) -> tuple[Plan, dict[str, Nod
 def _carry_out(household: Household, found: Plan, secrets: Secrets) -> None:
     """Deploy, then ask every model that should answer one question of its kind."""
     from homelab import ask as asking
+    from homelab import measure as measuring
     from homelab import pipeline, ui
     from homelab.deploy.apply import deploy as carry_out
 
     progress = ui.Progress()
     outcome = asyncio.run(carry_out(household.inventory, found, secrets, progress))
-    asyncio.run(pipeline.survey_nodes(household))  # look again: what is remembered of a node that sleeps later
     failures = list(outcome.failed)
     url, key = _address(household, found), secrets.gateway_key.get_secret_value()
     left = {(c.node, c.service) for c in found.todo} - set(outcome.done)
@@ -401,6 +468,9 @@ def _carry_out(household: Household, found: Plan, secrets: Secrets) -> None:
                 except HomelabError as e:
                     failures.append(e)
                     ui.error(e)
+    # Look again: what is remembered of a node that sleeps later, and what was predicted beside what is used.
+    after = asyncio.run(pipeline.survey_nodes(household)).survey
+    asyncio.run(measuring.measure(household.inventory, found.layout, after, outcome.done))
     if failures:
         ui.tell(
             f"{len(outcome.done)} of {len(found.todo)} changes are done, {len(failures)} failed. Mend what is said above, then run it again"
@@ -427,10 +497,11 @@ def _remembered_address(household: Household) -> str:
     return f"http://{host_in_url(gateway_address(household.inventory, survey))}:{household.inventory.gateway.port}"
 
 
-def _refuse_unplaced(found: Plan) -> None:
-    """What does not fit is an error; what only waits for a silent node is not: that node's own error comes last."""
+def _refuse_unplaced(found: Plan, household: Household, errors: dict[str, NodeError]) -> None:
+    """What does not fit is an error; what only waits for a silent node is not: that node's own error says enough."""
     short = [u for u in found.layout.unplaced if not u.unreachable]
     if short:
+        _show_unreachable(household, errors)
         names = ", ".join(dict.fromkeys(u.model for u in short))
         cause = "\n".join(dict.fromkeys(f"{u.model}: {d}" for u in short for d in (u.details or (u.reason,))))
         raise DoesNotFit(
@@ -441,15 +512,18 @@ def _refuse_unplaced(found: Plan) -> None:
 
 
 def _unreachable(household: Household, errors: dict[str, NodeError]) -> None:
-    """All nodes that could not be asked, at once; those marked as away do not count."""
-    counted = {n: e for n, e in errors.items() if not household.inventory.nodes[n].away}
-    if not counted:
-        return
+    if _show_unreachable(household, errors):
+        raise typer.Exit(NodeError.exit_code)
+
+
+def _show_unreachable(household: Household, errors: dict[str, NodeError]) -> bool:
+    """Show all nodes that could not be asked; those marked as away do not count."""
     from homelab import ui
 
-    for _, e in sorted(counted.items()):
+    counted = [e for n, e in sorted(errors.items()) if not household.inventory.nodes[n].away]
+    for e in counted:
         ui.error(e)
-    raise typer.Exit(NodeError.exit_code)
+    return bool(counted)
 
 
 def _fail(failed: tuple[HomelabError, ...]) -> None:

@@ -40,24 +40,15 @@ def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
     single = [s for gpu in facts.gpus for s in _gpu_slots(name, node, facts, gpu, ours)]
     groups = []
     for size in (2, 4, 8):
-        for alike in {g.gpus[0].name for g in single}:
+        for alike in sorted({g.gpus[0].name for g in single}):
             pool = sorted(
                 (s for s in single if s.gpus[0].name == alike and s.device.memory_kind == "dedicated" and not s.gpus[0].mig),
-                key=lambda s: -s.free_bytes,
+                key=lambda s: (-s.free_bytes, s.gpus[0].index),
             )
-            if len(pool) >= size:
-                chosen = sorted(pool[:size], key=lambda s: s.gpus[0].index)
-                groups.append(
-                    Slot(
-                        node=name,
-                        gpus=tuple(s.gpus[0] for s in chosen),
-                        device=replace(chosen[0].device, total_bytes=min(s.device.total_bytes for s in chosen), count=size),
-                        free_bytes=min(s.free_bytes for s in chosen),
-                        explained=" on the fullest of them",
-                    )
-                )
+            # The two with most free, the next two …: no GPU is in two groups of one size.
+            groups += [group_of(pool[start : start + size]) for start in range(0, len(pool) - size + 1, size)]
     if single:
-        return single + sorted(groups, key=lambda s: (len(s.gpus), s.label))
+        return single + sorted(groups, key=lambda s: (len(s.gpus), [g.index for g in s.gpus]))
     held = sum(_planned(s) for s in ours if s.state in ("running", "starting") and s.memory_bytes is None and s.model)
     held += sum(s.memory_bytes or 0 for s in ours if s.model)
     reserve = RAM_RESERVE_BYTES if node.reserve is None else int(node.reserve)
@@ -72,6 +63,18 @@ def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
             explained=f" of {gib(facts.memory_total_bytes)} RAM after a reserve of {gib(reserve)}",
         )
     ]
+
+
+def group_of(slots: Sequence[Slot]) -> Slot:
+    """Several GPUs of a node as one device to split a model over; each gives the same."""
+    chosen = sorted(slots, key=lambda s: s.gpus[0].index)
+    return Slot(
+        node=chosen[0].node,
+        gpus=tuple(s.gpus[0] for s in chosen),
+        device=replace(chosen[0].device, total_bytes=min(s.device.total_bytes for s in chosen), count=len(chosen)),
+        free_bytes=min(s.free_bytes for s in chosen),
+        explained=" on the fullest of them",
+    )
 
 
 def _gpu_slots(name: str, node: Node, facts: Facts, gpu: GPU, ours: Sequence[Service]) -> Iterator[Slot]:
@@ -171,6 +174,11 @@ def image_for(inventory: Inventory, node: str, engine: str, vendor: str) -> str:
 
 def gib(size: int) -> str:
     return f"{size / GIB:.2f}" if abs(size) < 10 * GIB else f"{size / GIB:.1f}"
+
+
+def names_of(gpus: Sequence[GPU | str]) -> list[str]:
+    """What a slot's devices are called in the books of its node."""
+    return [g if isinstance(g, str) else g.uuid for g in gpus] or ["ram"]
 
 
 def _planned(service: Service) -> int:

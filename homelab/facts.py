@@ -174,6 +174,26 @@ class Facts(Loose):
     problems: tuple[Problem, ...] = ()
 
 
+class Measurement(Loose):
+    """One placement, healthy and asked once. `reported` are terms in the engine's own words, `used_bytes` what NVML (or the kernel, for
+    a model in RAM) counts for its process; `planned_bytes` is the sum of `predicted` on one device."""
+
+    device: str
+    engine: str
+    version: str
+    source: str
+    model: str
+    node: str
+    context: int
+    concurrency: int
+    flags: str = ""
+    predicted: Mapping[str, int]
+    grades: Mapping[str, str]
+    reported: Mapping[str, int]
+    planned_bytes: int
+    used_bytes: int | None = None
+
+
 class Failure(Loose):
     """Why a node gave no facts."""
 
@@ -196,6 +216,7 @@ class Survey(Loose):
     schema_version: int = SCHEMA_VERSION
     nodes: Mapping[str, NodeReport] = Field(default_factory=dict)
     models: Mapping[str, Weights] = Field(default_factory=dict)
+    measured: tuple[Measurement, ...] = ()
     remembered: Mapping[str, Facts] = Field(default_factory=dict)  # what an unreachable node said when it was last there
 
 

@@ -63,7 +63,7 @@ async def survey_nodes(household: Household, meanwhile: Callable[[], object] = b
             facts = last.facts if last is not None and last.facts is not None else before.remembered.get(name)
             if facts is not None:
                 remembered[name] = facts
-    survey = found.survey.model_copy(update={"remembered": remembered})
+    survey = found.survey.model_copy(update={"remembered": remembered, "measured": state.load_measurements(inventory.cluster)})
     state.save_survey(inventory.cluster, survey)
     return Discovery(survey=survey, errors=found.errors)
 

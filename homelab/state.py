@@ -13,7 +13,7 @@ import platformdirs
 from pydantic import SecretStr, ValidationError
 
 from homelab.errors import DeployError, HomelabError
-from homelab.facts import Survey
+from homelab.facts import Measurement, Survey
 from homelab.nodes.local import aside
 from homelab.secrets import Secrets
 
@@ -68,8 +68,24 @@ def save_survey(cluster: str, survey: Survey) -> None:
     _write(directory(cluster) / "survey.json", survey.model_dump_json())
 
 
+def load_measurements(cluster: str) -> tuple[Measurement, ...]:
+    """What was measured so far; nothing where there is no record or it cannot be read."""
+    try:
+        return Survey.model_validate_json(_measurements(cluster).read_text()).measured
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return ()
+
+
+def save_measurements(cluster: str, measured: tuple[Measurement, ...]) -> None:
+    _write(_measurements(cluster), Survey(measured=measured).model_dump_json(include={"schema_version", "measured"}))
+
+
+def _measurements(cluster: str) -> Path:
+    return platformdirs.user_cache_path("homelab") / "measured" / f"{cluster}.json"
+
+
 def forget(cluster: str) -> None:
-    """Remove what is kept of a cluster that is gone."""
+    """Remove what is kept of a cluster that is gone. What was measured stays in the cache: it is true of the machines, not of the cluster."""
     for name in ("secrets.json", "gateway.key", "survey.json", "lock"):
         (directory(cluster) / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from homelab.deploy.events import Event
     from homelab.devices import Slot
     from homelab.facts import GPU, NodeReport, Survey
+    from homelab.fit import Fit
+    from homelab.fit_command import Row
     from homelab.inventory import Inventory
     from homelab.placement import Placement
     from homelab.plan import Plan
@@ -145,8 +147,6 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
     for name, report in survey.nodes.items():
         for problem in report.facts.problems if report.facts else ():
             out.print(f"[yellow]{escape(name)}[/]: {escape(problem.source)}: {escape(problem.message)}")
-        if report.error is not None and not inventory.nodes[name].away and report.error.hint:
-            out.print(f"[yellow]{escape(name)}[/]: {escape(report.error.hint)}")
     unified = any(g.memory_kind == "unified" for r in survey.nodes.values() if r.facts for g in r.facts.gpus)
     count = len(survey.nodes)
     tell(
@@ -159,7 +159,7 @@ def _silent(report: NodeReport, *, away: bool) -> list[str]:
     message = report.error.message if report.error else "no answer"
     cause = report.error.cause.splitlines()[-1] if report.error and report.error.cause else ""
     said = f"{message}" + (f" ({cause})" if cause else "")
-    return [escape(f"{'away' if away else 'NOT REACHED'}: {said}"), "", "", "", "", ""]
+    return ["-", "-", "-", "-", "-", escape(f"{'away' if away else 'NOT REACHED'}: {said}")]
 
 
 def _used_by(gpu: GPU) -> str:
@@ -236,10 +236,21 @@ def _change(change: Any, p: Placement | None) -> None:
         why = p.reason if change.action in ("create", "keep", "move") else f"{change.reason}; {p.reason}"
         tell(f"      {why}")
         tell("      " + _terms(p, host=False) + (f"  · RAM: {ram}" if (ram := _terms(p, host=True)) else ""))
-    for place in p.elsewhere if p is not None and change.action != "keep" else ():
-        out.print(f"      [dim]not {escape(place)}[/]")
+    if p is not None and change.action != "keep":
+        for line in _elsewhere(p):
+            out.print(f"      [dim]not {escape(line)}[/]")
     if change.blocked:
         out.print(f"      [bold red]blocked:[/] {escape(change.blocked)}")
+
+
+def _elsewhere(p: Placement) -> list[str]:
+    """Why not in other places: those with the same reason in one line, without those that could never have been meant."""
+    places: dict[str, list[str]] = {}
+    for line in p.elsewhere:
+        place, _, why = line.partition(": ")
+        if "does not run on" not in why:
+            places.setdefault(why, []).append(place)
+    return [f"{', '.join(found)}: {why}" for why, found in places.items()]
 
 
 def _terms(p: Placement, *, host: bool) -> str:
@@ -264,6 +275,44 @@ def _bar(slot: Slot, here: Sequence[Placement]) -> str:
             fill = "." if name == "free" else " " if name == "others" else "#"
             cells.append(name[:width].center(width, fill))
     return "[" + "|".join(cells) + "]"
+
+
+# fit
+
+
+def shown_fit(found: Fit) -> None:
+    """Terms, verdict, flags; what would fit instead."""
+    where = f" on {found.place.label or found.place.device.name}" if found.place else ""
+    tell(f"{found.candidate.source}  {found.candidate.engine}  {found.request.context} ctx × {found.request.concurrency}{where}")
+    terms = table("TERM", "GiB", "GRADE", "WHERE", right=("GiB",))
+    for t in found.footprint.terms:
+        terms.add_row(t.name, f"{t.bytes / GIB:.2f}", t.grade, {"device": "GPU", "context": "GPU, outside the budget", "host": "RAM"}[t.where])
+    if found.footprint.terms:
+        print_table(terms)
+    need, colour = found.footprint.device_bytes / GIB, {"fits": "green", "does-not-fit": "red", "no-device": "cyan"}[found.verdict]
+    free = f", free {found.place.free_bytes / GIB:.2f} GiB" if found.place else ": name a device with --gpu 24GiB or --node NAME to know if it fits"
+    out.print(f"[bold {colour}]{found.verdict}[/]  " + escape(found.reason or f"needs {need:.2f} GiB{free}"))
+    for note in found.notes:
+        out.print(f"[yellow]note[/]  {escape(note)}")
+    if found.flags:
+        tell(f"flags {' '.join(found.flags)}")
+    for a in found.alternatives:
+        ram = f" and {a.footprint.host_bytes / GIB:.2f} GiB of RAM" if a.footprint.host_bytes else ""
+        tell(f"instead: {a.what}: {a.bytes / GIB:.2f} GiB{ram}")
+
+
+def shown_what(rows: Sequence[Row]) -> None:
+    """What each device can run of the catalog."""
+    found = table("MODEL", "DEVICE", "VARIANT", "GiB", "CONTEXT", "LICENCE", right=("GiB", "CONTEXT"))
+    for row in rows:
+        best = row.found
+        if best is None:
+            found.add_row(row.model, escape(row.where), f"[dim]{escape(row.shortest)}[/]", "-", "-", row.licence)
+        else:
+            size = f"{best.footprint.device_bytes / GIB:.1f}"
+            found.add_row(row.model, escape(row.where), escape(best.candidate.source), size, str(best.request.context), row.licence)
+    print_table(found)
+    tell("Next: homelab fit MODEL --gpu … --context …")
 
 
 # deploy

@@ -14,8 +14,8 @@ from homelab.runtimes import RENDER
 
 ROOT = Path(__file__).parent.parent
 PURE = {
-    "errors", "facts", "inventory", "images", "secrets", "service", "templating", "resources", "devices", "placement", "gateway", "render", "plan", "documents",
-    "engines", "runtimes", "models.header", "models.shape", "models.gguf", "models.huggingface", "models.paged_kv", "models.source",
+    "errors", "facts", "inventory", "images", "secrets", "service", "templating", "resources", "devices", "assignment", "columns", "search", "candidates", "resume", "layout", "explain", "placement", "gateway", "render", "plan", "documents",
+    "engines", "measured", "runtimes", "models.header", "models.shape", "models.gguf", "models.huggingface", "models.paged_kv", "models.source",
 }  # fmt: skip
 EFFECTS = {
     "asyncio",

@@ -88,7 +88,10 @@ def test_no_inventory_says_how_to_get_one(homelab, tmp_path: Path) -> None:  # t
     (tmp_path / "inventory.yml").unlink()
     done = homelab("plan")
     assert done.returncode == 2
-    assert "cp inventory.example.yml inventory.yml" in done.stderr
+    assert "homelab init" in done.stderr
+    assert homelab("init").returncode == 0
+    assert homelab("plan", "--facts", "facts.json").returncode == 0
+    assert "there already" in homelab("init").stderr
 
 
 def test_an_unknown_verb_or_option_is_a_usage_error(homelab) -> None:  # type: ignore[no-untyped-def]

@@ -1,14 +1,16 @@
 """llama.cpp's `llama-server`: GGUF files on NVIDIA, AMD, Apple and Intel GPUs, and on plain CPUs.
 
 Formulas from llama.cpp 0.6.0 (`src/llama-kv-cache*.cpp`, `src/llama-memory-recurrent.cpp`, `src/llama-model.cpp`), checked against its own
-`llama-fit-params`. Flags checked against the parser of the same release."""
+`llama-fit-params` and against b11549 (`bench/fit`). Flags checked against the parser of the same release."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from homelab.engines import ArgValue, Device, Footprint, Launch, Request, Term, Unsupported, flags
+from homelab.models.ggml_graph import Graph, pad
 from homelab.models.shape import Layer, ModelShape
 
 NAME = "llamacpp"
@@ -33,6 +35,7 @@ CACHE_MIB, SMALLEST_CACHE_MIB = 1024, 128
 CHECKPOINTS = 8
 UBATCH = 512
 BATCH = 2048
+DRAFTS = 16
 # Bytes of one element of the cache (`ggml_type_size / ggml_blck_size`).
 CACHE_TYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32}
 CACHE_TYPES |= {"q4_0": 18 / 32, "iq4_nl": 18 / 32}
@@ -48,24 +51,29 @@ SPELLINGS = {
 ALIASES = {other: name for name, others in SPELLINGS.items() for other in others.split()}
 
 
-def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
+def footprint(shape: ModelShape, request: Request, device: Device, *, outputs: Literal["all", "slots"] = "all") -> Footprint:
     """What `llama-server` takes on each device, in bytes. With several devices, the fullest one.
 
-    Raises Unsupported when llama.cpp cannot serve the model there, or the arguments ask for what cannot be computed."""
+    `outputs`: for how many tokens of a batch rows of logits are reserved. `all` is what `llama-fit-params` counts and older servers do;
+    `slots` what servers from 0.6.0 on reserve (`server-context.cpp`, `server_output_limits`): one for each slot and draft token. Raises Unsupported when llama.cpp cannot serve the model there, or the arguments ask for what cannot be computed."""
     args = _canonical(request.args)
     _check(shape, request, device, args)
     resolved = _flags(shape, request, device, args)
     asked: dict[str, ArgValue] = {**resolved, **args}
     slots = _number(asked, "parallel")
     unified = _on(args, "kv-unified")
-    cells = _pad(_number(asked, "ctx-size") // (1 if unified else slots))
+    cells = pad(_number(asked, "ctx-size") // (1 if unified else slots))
     streams = 1 if unified else slots
     batch = min(_number(asked, "batch-size", BATCH), cells * streams) if shape.causal else _number(asked, "batch-size", BATCH)
     ubatch = min(_number(asked, "ubatch-size", UBATCH), batch)
     window_slots = slots if unified else 1
     contexts = [_context(shape, layer, asked, cells, streams, slots, ubatch, window_slots) for layer in shape.layers]
     on_device, on_host = _placed(shape, device, asked, contexts)
-    compute = _compute(shape, asked, cells, ubatch) + _copies(shape, device, asked, cells, ubatch)
+    drafts = _number(asked, "spec-draft-n-max", DRAFTS) if {"spec-type", "model-draft", "md"} & set(asked) else 0
+    rows = ubatch if outputs == "all" or request.kind != "chat" else min(ubatch, slots * (1 + drafts))
+    flash = asked.get("flash-attn") != "off"
+    graph = Graph(cells=cells, ubatch=ubatch, outputs=rows, slots=slots, flash=flash, windowed=not _on(asked, "swa-full"))
+    compute = graph.bytes(shape) + _copies(shape, device, asked, cells, ubatch)
     # Where RAM is the device, or is shared with it, everything comes out of one pool.
     host: Literal["device", "host"] = "host" if device.memory_kind == "dedicated" and device.vendor != "cpu" else "device"
     terms = [
@@ -102,13 +110,24 @@ def command(launch: Launch) -> list[str]:
         ours["no-mmproj"] = True  # -hf would fetch and load a vision projector that no plan has counted
     ours |= {"alias": launch.model, "host": launch.host, "port": launch.port}
     ours |= launch.footprint.flags
-    ours |= {"jinja": True, "metrics": True}
+    ours |= {"jinja": True, "metrics": True, "log-verbosity": 4}  # 4 tells the sizes of its buffers, and no prompts
     return flags({name: value for name, value in ours.items() if name not in args}) + flags(_worded(launch.request.args))
 
 
 def environment(launch: Launch) -> dict[str, str]:
     """Variables of the server's process that are no secrets. The key goes into KEY_VARIABLE."""
     return {}
+
+
+def reported(log: str) -> dict[str, int]:
+    """The buffers that its log tells of at start, in bytes by the names of our terms: those on GPUs, or all where there is none."""
+    found = re.findall(r"(\S+)\s+(model|KV|RS|compute) buffer size\s*=\s*([\d.]+) MiB", log)
+    on_gpu = [row for row in found if not row[0].startswith("CPU") and not row[0].endswith("_Host")]
+    out: dict[str, int] = {}
+    for _, kind, mib in on_gpu or found:
+        name = {"KV": "context", "RS": "context"}.get(kind, kind)
+        out[name] = out.get(name, 0) + int(float(mib) * 2**20)
+    return out
 
 
 def served_context(document: Any) -> int | None:
@@ -121,7 +140,7 @@ def served_context(document: Any) -> int | None:
 
 def _flags(shape: ModelShape, request: Request, device: Device, args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     slots = _number(args, "parallel", request.concurrency)
-    out: dict[str, ArgValue] = {"ctx-size": _pad(request.context) * slots, "parallel": slots}
+    out: dict[str, ArgValue] = {"ctx-size": pad(request.context) * slots, "parallel": slots}
     out["n-gpu-layers"] = 0 if device.vendor == "cpu" else 999
     if device.count > 1:
         out |= {"split-mode": "layer", "tensor-split": ",".join(["1"] * device.count)}
@@ -173,16 +192,18 @@ def _context(
     if layer.attention != "none":
         own = cells
         if layer.window and not _on(args, "swa-full"):
-            own = _pad(min(cells, layer.window * window_slots + ubatch))
-        size = int(own * streams * _cell_bytes(layer, args))
+            own = pad(min(cells, layer.window * window_slots + ubatch))
+        # Without flash attention values lie transposed, and where layers differ all are as wide as the widest (`n_embd_v_gqa_max`).
+        values = max(x.kv_heads * x.value_dim for x in shape.layers) if args.get("flash-attn") == "off" and not shape.mla else None
+        size = int(own * streams * _cell_bytes(layer, args, values))
     if layer.recurrent and shape.recurrent:
         size += slots * _state(shape)
     return size
 
 
-def _cell_bytes(layer: Layer, args: Mapping[str, Any]) -> float:
+def _cell_bytes(layer: Layer, args: Mapping[str, Any], values: int | None = None) -> float:
     key, value = (CACHE_TYPES[str(args.get(f"cache-type-{which}", "f16"))] for which in "kv")
-    return layer.kv_heads * (layer.key_dim * key + layer.value_dim * value)
+    return layer.kv_heads * layer.key_dim * key + (layer.kv_heads * layer.value_dim if values is None else values) * value
 
 
 def _state(shape: ModelShape) -> int:
@@ -230,23 +251,6 @@ def _placed(shape: ModelShape, device: Device, args: Mapping[str, Any], contexts
     return (weights[fullest], context[fullest]), (host, sum(contexts[:first]))
 
 
-def _compute(shape: ModelShape, args: Mapping[str, Any], cells: int, ubatch: int) -> int:
-    """Upper bound of the graph's buffer: a logits row for every token of a micro-batch. Servers from 0.6.0 reserve one row for each slot
-    only (`server-context.cpp` `server_output_limits`), so they take up to `ubatch * vocab * 4` less."""
-    attends = [layer for layer in shape.layers if layer.attention != "none" or not shape.causal]
-    window = 0 if _on(args, "swa-full") else max((layer.window or 0 for layer in attends), default=0)
-    seen = (cells if shape.causal else ubatch) if attends else 0
-    tokens = seen + (_pad(min(cells, window + ubatch)) if window else 0)  # columns of both masks
-    last = shape.vocab + 6 * shape.hidden + shape.lookup_width if shape.causal else 2 * shape.intermediate + shape.hidden
-    final = ubatch * last * 4
-    if args.get("flash-attn") != "off":
-        return final + ubatch * tokens * 2
-    heads = max((layer.heads for layer in attends), default=0)
-    query = max((layer.heads * layer.key_dim or shape.hidden for layer in attends), default=0)
-    scores = ubatch * (seen * heads * 4 + 6 * shape.hidden * 4 + 3 * query * 4)
-    return max(final, scores) + ubatch * tokens * 4
-
-
 def _copies(shape: ModelShape, device: Device, args: Mapping[str, Any], cells: int, ubatch: int) -> int:
     """Experts kept in RAM are copied to the device a layer at a time; a pipeline over devices keeps up to four copies of its inputs."""
     in_ram = device.vendor != "cpu" and (_on(args, "cpu-moe") or _number(args, "n-cpu-moe") > 0)
@@ -285,8 +289,3 @@ def _number(args: Mapping[str, Any], name: str, default: int = 0) -> int:
         return int(value)
     except (TypeError, ValueError):
         raise Unsupported(f"llama.cpp's `{name}` is a number, not {value!r}") from None
-
-
-def _pad(tokens: int) -> int:
-    """llama.cpp rounds the context of a sequence up to 256."""
-    return -(-tokens // 256) * 256

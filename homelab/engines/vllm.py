@@ -126,6 +126,18 @@ def environment(launch: Launch) -> dict[str, str]:
     return {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
+def reported(log: str) -> dict[str, int]:
+    """What its log tells of its memory at start, in bytes by the names of our terms (vLLM 0.32: `v1/worker/gpu/model_runner.py`; the
+    longer line of `gpu_worker.py` comes only without `--kv-cache-memory-bytes`)."""
+    patterns = {
+        "weights": r"Model loading took ([\d.]+) GiB",
+        "cuda_graphs": r"Graph capturing finished in [\d.]+ secs, took ([\d.]+) GiB",
+        "activation": r"([\d.]+) GiB for peak activation",
+    }
+    found = {name: re.search(pattern, log) for name, pattern in patterns.items()}
+    return {name: int(float(m[1]) * GiB) for name, m in found.items() if m}
+
+
 def served_context(document: Any) -> int | None:
     """The longest request it takes, from the answer to `CONTEXT_PATH` (vLLM 0.33: ModelCard.max_model_len)."""
     try:

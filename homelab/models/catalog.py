@@ -184,17 +184,30 @@ def _metadata(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
     if experts:
         out |= {"expert_count": experts, "expert_used_count": config.get("num_experts_per_tok"), "expert_weights_scale": 1.0}
         out |= {"expert_feed_forward_length": config.get("moe_intermediate_size") or config["intermediate_size"]}
-        out |= {"expert_shared_count": config.get("n_shared_experts"), "expert_shared_feed_forward_length": config.get("shared_expert_intermediate_size")}
+        out |= {
+            "expert_shared_count": config.get("n_shared_experts"),
+            "expert_shared_feed_forward_length": config.get("shared_expert_intermediate_size"),
+        }
     if latent := config.get("kv_lora_rank"):
         rope = config["qk_rope_head_dim"]
-        out |= {"attention.head_count_kv": 1, "attention.key_length": latent + rope, "attention.value_length": latent, "attention.kv_lora_rank": latent}
+        out |= {
+            "attention.head_count_kv": 1,
+            "attention.key_length": latent + rope,
+            "attention.value_length": latent,
+            "attention.kv_lora_rank": latent,
+        }
         out |= {"attention.key_length_mla": config["qk_nope_head_dim"] + rope, "attention.value_length_mla": config["v_head_dim"]}
         out |= {"attention.q_lora_rank": config.get("q_lora_rank")}
     if architecture == "gemma4":
         wide, few = config.get("global_head_dim") or dim, config.get("num_global_key_value_heads") or kv
         out |= {"attention.head_count_kv": [few if k == "full_attention" else kv for k in kinds]}
         out |= {"attention.sliding_window_pattern": [k == "sliding_attention" for k in kinds], "embedding_length_per_layer_input": 0}
-        out |= {"attention.key_length": wide, "attention.value_length": wide, "attention.key_length_swa": dim, "attention.value_length_swa": dim}
+        out |= {
+            "attention.key_length": wide,
+            "attention.value_length": wide,
+            "attention.key_length_swa": dim,
+            "attention.value_length_swa": dim,
+        }
         out |= {"rope.dimension_count": wide, "rope.dimension_count_swa": dim, "attention.shared_kv_layers": 0}
     if interval := config.get("full_attention_interval"):
         values = config["linear_num_value_heads"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from homelab.errors import InventoryError
-from homelab.models.shape import Attention, Layer, ModelShape, Pooling, Purpose, Recurrent, need
+from homelab.models.shape import Attention, Layer, ModelShape, Pooling, Purpose, Recurrent, layer_count, need
 
 # architecture: (one full layer in so many, whether that one comes first). llama.cpp `load_swa_pattern`; only when a window is set.
 SLIDING = {
@@ -90,7 +90,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
             hint="Name the first part, with the others beside it.",
         )
     reader = _Reader(metadata, architecture)
-    count = int(reader.need("block_count"))
+    count = layer_count(reader.need("block_count"))
     by_layer: dict[int, dict[str, tuple[list[int], int]]] = defaultdict(dict)
     outside: dict[str, tuple[list[int], int]] = {}
     for name, dims, _type, size in tensors:
@@ -103,7 +103,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
     embedding = outside.get("token_embd.weight")
     if embedding is None:
         raise InventoryError("The GGUF header lacks the tensor `token_embd.weight`: it is not a language model (a vision projector?)")
-    mtp = int(reader.get("nextn_predict_layers") or 0)
+    mtp = min(count, int(reader.get("nextn_predict_layers") or 0))
     layers = tuple(_layer(reader, i, by_layer[i], count - mtp) for i in range(count))
     notes = (
         ()
@@ -111,6 +111,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         else (f"architecture {architecture} is not known here: every layer is counted as full attention, an upper bound",)
     )
     output = outside.get("output.weight", ([], 0))[1]
+    routed = _largest(reader.get("expert_used_count")) * _routed(by_layer, reader)
     lookup = outside.get("per_layer_token_embd.weight", ([0], 0))  # Gemma 3n and 4
     return ModelShape(
         format="gguf",
@@ -118,7 +119,8 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         layers=layers,
         hidden=int(reader.need("embedding_length")),
         heads=max((layer.heads for layer in layers), default=0),
-        intermediate=_largest(reader.get("feed_forward_length")) or _largest(reader.get("expert_feed_forward_length")),
+        intermediate=max(_dense(by_layer, reader), routed),
+        expert_intermediate=routed,
         vocab=int(embedding[0][1]),
         max_context=_context(reader),
         weights_bytes=sum(int(t[3]) for t in tensors),
@@ -203,6 +205,19 @@ def _layer(reader: _Reader, index: int, tensors: Mapping[str, tuple[list[int], i
         bytes=size,
         expert_bytes=experts,
     )
+
+
+def _dense(by_layer: Mapping[int, Mapping[str, tuple[list[int], int]]], reader: _Reader) -> int:
+    """Width of the widest feed-forward part that is not of experts. Some files give one in their metadata that no layer has."""
+    widths = [t["ffn_up.weight"][0][-1] for t in by_layer.values() if "ffn_up.weight" in t]
+    experts = any("_exps" in name for t in by_layer.values() for name in t)
+    return max(widths, default=0 if experts else _largest(reader.get("feed_forward_length")))
+
+
+def _routed(by_layer: Mapping[int, Mapping[str, tuple[list[int], int]]], reader: _Reader) -> int:
+    """Width of one expert."""
+    widths = [t["ffn_down_exps.weight"][0][0] for t in by_layer.values() if "ffn_down_exps.weight" in t]
+    return max(widths, default=_largest(reader.get("expert_feed_forward_length")))
 
 
 def _has_cache(reader: _Reader, index: int) -> bool:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 LAYOUT = 1  # of the cached documents; a newer homelab does not read an older one's
 FIRST_BYTES = 4 * 2**20  # most headers with their vocabulary are 2 to 12 MB
 MAX_HEADER = 2**28
+MAX_CONFIG = 2**24
 TIMEOUT_S = 20.0
+READER_S = 120.0
 TRUNCATED_STATUS = 3  # of the agent's reader
 DIGITS = re.compile(r"\d+")
 SPLIT = re.compile(r"^(?P<prefix>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf$")
@@ -115,7 +117,11 @@ def _open(repo: str, endpoint: str | None, token: str | None) -> _Repository:
 
 def _safetensors(repository: _Repository) -> dict[str, Any]:
     """The same document that the agent makes of a folder."""
-    config = json.loads(_fetch(repository, "config.json", 0, repository.sizes.get("config.json") or 2**20))
+    text = _fetch(repository, "config.json", 0, min(repository.sizes.get("config.json") or 2**20, MAX_CONFIG))
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise InventoryError(f"`config.json` of `{repository.name}` is not JSON", cause=str(e)[:200]) from e
     found = repository.api.get_safetensors_metadata(repository.name, revision=repository.revision)
     dtypes: dict[str, int] = {}
     groups: dict[str, list[Any]] = {}
@@ -210,7 +216,10 @@ def _fetch(repository: _Repository, name: str, start: int, end: int) -> bytes:
 
 def _reader(path: Path, size: int | None = None) -> tuple[int, dict[str, Any]]:
     argv = [sys.executable, "-I", str(resources.path("agent")), "gguf", str(path)]
-    result = subprocess.run(argv + (["--size", str(size)] if size else []), capture_output=True, timeout=120, check=False)
+    try:
+        result = subprocess.run(argv + (["--size", str(size)] if size else []), capture_output=True, timeout=READER_S, check=False)
+    except subprocess.TimeoutExpired:
+        return 1, {"error": f"its header was not read within {READER_S:.0f} s"}
     try:
         answer = json.loads(result.stdout)
     except ValueError:

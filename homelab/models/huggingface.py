@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from homelab.models.shape import Attention, Layer, ModelShape, Purpose, Recurrent, need
+from homelab.models.shape import Attention, Layer, ModelShape, Purpose, Recurrent, layer_count, need
 
 # `model_type`s whose layers are what the generic keys say: full attention, or the layer kinds that `layer_types` names.
 GENERIC = frozenset(
@@ -104,13 +104,14 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
 
 
 def _layers(config: Mapping[str, Any], model_type: str) -> tuple[Layer, ...]:
-    count = int(need(config, "num_hidden_layers", "n_layer", "num_layers", what="config.json"))
+    count = layer_count(need(config, "num_hidden_layers", "n_layer", "num_layers", what="config.json"))
     heads = int(need(config, "num_attention_heads", "n_head", what="config.json"))
     hidden = int(need(config, "hidden_size", "n_embd", "d_model", what="config.json"))
     kv_heads = int(_first(config, "num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num") or heads)
     key = int(_first(config, "head_dim", "attention_head_dim") or hidden // heads)
     latent = config.get("kv_lora_rank")
     kinds = _kinds(config, model_type, count)
+    layer_count(len(kinds))
     window = config.get("sliding_window") or config.get("attention_chunk_size")
     full_heads = int(config.get("num_global_key_value_heads") or kv_heads)
     full_key = int(config.get("global_head_dim") or key)

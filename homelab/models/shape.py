@@ -13,6 +13,7 @@ from homelab.errors import InventoryError
 Format = Literal["gguf", "safetensors"]
 Attention = Literal["full", "sliding", "mla", "none"]
 Purpose = Literal["chat", "embedding", "rerank"]
+MAX_LAYERS = 2048
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 
@@ -50,7 +51,10 @@ class ModelShape:
     `weights_bytes` counts every tensor in the files. Parts of it: `embedding_bytes` (the input table), `output_bytes` (0 when tied),
     `lookup_bytes` (further tables that llama.cpp keeps in RAM; `lookup_width`
     elements of them for a token), `vision_bytes`, `mtp_bytes`, `kv_projection_bytes`, and
-    `replicated_bytes` (what tensor parallelism copies to every rank instead of splitting)."""
+    `replicated_bytes` (what tensor parallelism copies to every rank instead of splitting).
+
+    `intermediate` is the widest activation of a token: a dense layer's, or that of all experts which one token visits;
+    `expert_intermediate` the latter alone."""
 
     format: Format
     architecture: str
@@ -72,6 +76,7 @@ class ModelShape:
     parameters: int | None = None
     experts: int = 0
     experts_used: int = 0
+    expert_intermediate: int = 0
     rope_dim: int = 0
     recurrent: Recurrent | None = None
     mtp_layers: int = 0
@@ -110,6 +115,18 @@ class ModelShape:
             for layer in self.layers
             if layer.attention in ("full", "mla")
         )
+
+
+def layer_count(value: Any) -> int:
+    """The number of layers, before anything is made for each of them.
+
+    Raises InventoryError when no model has so many."""
+    count = int(value)
+    if not 0 < count <= MAX_LAYERS:
+        raise InventoryError(
+            f"The model's header says that it has {str(count)[:40]} layers", hint="The file may be damaged. Name another source."
+        )
+    return count
 
 
 def need(mapping: Mapping[str, Any], *keys: str, what: str) -> Any:

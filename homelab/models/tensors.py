@@ -49,12 +49,20 @@ def tensors(config: Mapping[str, Any]) -> Iterator[Tensor]:
     if not config.get("tie_word_embeddings"):
         yield Tensor("output.weight", (hidden, vocab))
     kinds = layer_kinds(config)
+    if config.get("global_head_dim"):
+        yield Tensor("rope_freqs.weight", (config["global_head_dim"] // 2,))
     gemma = str(config["model_type"]).startswith("gemma")
     for i in range(count):
         yield from (Tensor(n, (hidden,), i) for n in ("attn_norm.weight", "post_attention_norm.weight"))
         if gemma:
             yield from (Tensor(n, (hidden,), i) for n in ("ffn_norm.weight", "post_ffw_norm.weight"))
-        mixer = _delta_net(config) if kinds[i] == "linear_attention" else _mla(config) if "kv_lora_rank" in config else _attention(config, kinds[i])
+        mixer = (
+            _delta_net(config)
+            if kinds[i] == "linear_attention"
+            else _mla(config)
+            if "kv_lora_rank" in config
+            else _attention(config, kinds[i])
+        )
         yield from (Tensor(name, dims, i) for name, dims in (mixer | _feed_forward(config, i)).items())
 
 
@@ -93,7 +101,9 @@ def _attention(config: Mapping[str, Any], kind: str) -> dict[str, tuple[int, ...
 def _mla(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, heads, latent, rope = (config[k] for k in ("hidden_size", "num_attention_heads", "kv_lora_rank", "qk_rope_head_dim"))
     key, value, low = config["qk_nope_head_dim"], config["v_head_dim"], config.get("q_lora_rank")
-    queries = {"attn_q_a.weight": (hidden, low), "attn_q_a_norm.weight": (low,), "attn_q_b.weight": (low, heads * (key + rope))} if low else {}
+    queries = (
+        {"attn_q_a.weight": (hidden, low), "attn_q_a_norm.weight": (low,), "attn_q_b.weight": (low, heads * (key + rope))} if low else {}
+    )
     return {
         **(queries or {"attn_q.weight": (hidden, heads * (key + rope))}),
         "attn_kv_a_mqa.weight": (hidden, latent + rope),
@@ -115,17 +125,24 @@ def _delta_net(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         "ssm_conv1d.weight": (config["linear_conv_kernel_dim"], channels),
         "ssm_dt.bias": (heads,),
         "ssm_a": (heads,),
-        "ssm_beta.weight": (hidden, heads),
-        "ssm_alpha.weight": (hidden, heads),
+        **(
+            {"ssm_ba.weight": (hidden, 2 * heads)}
+            if config["model_type"] == "qwen3_next"
+            else {"ssm_beta.weight": (hidden, heads), "ssm_alpha.weight": (hidden, heads)}
+        ),
         "ssm_norm.weight": (dim,),
         "ssm_out.weight": (heads * dim, hidden),
     }
 
 
 def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int, ...]]:
-    hidden, width = config["hidden_size"], config.get("intermediate_size")
+    hidden, width = int(config["hidden_size"]), int(config.get("intermediate_size") or 0)
     experts = config.get("num_experts") or config.get("n_routed_experts") or config.get("num_local_experts")
-    dense = {"ffn_gate.weight": (hidden, width), "ffn_up.weight": (hidden, width), "ffn_down.weight": (width, hidden)}
+    dense: dict[str, tuple[int, ...]] = {
+        "ffn_gate.weight": (hidden, width),
+        "ffn_up.weight": (hidden, width),
+        "ffn_down.weight": (width, hidden),
+    }
     if not experts or layer < config.get("first_k_dense_replace", 0):
         return dense
     own = config.get("moe_intermediate_size") or width
@@ -141,7 +158,11 @@ def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int,
     if config["model_type"] == "glm4_moe":
         out |= {"exp_probs_b.bias": (experts,)}
     if shared := config.get("shared_expert_intermediate_size") or own * config.get("n_shared_experts", 0):
-        out |= {"ffn_gate_shexp.weight": (hidden, shared), "ffn_up_shexp.weight": (hidden, shared), "ffn_down_shexp.weight": (shared, hidden)}
+        out |= {
+            "ffn_gate_shexp.weight": (hidden, shared),
+            "ffn_up_shexp.weight": (hidden, shared),
+            "ffn_down_shexp.weight": (shared, hidden),
+        }
     if config.get("shared_expert_intermediate_size"):
         out |= {"ffn_gate_inp_shexp.weight": (hidden,)}
     return dense | out if str(config["model_type"]).startswith("gemma") else out  # Gemma 4 has both in each layer
@@ -157,7 +178,9 @@ def hub_name(tensor: Tensor) -> str:
 
 def hub_bytes(tensor: Tensor, weights: str) -> int:
     """Bytes in a safetensors file: `bf16`, `fp8` (blocks of 128 by 128), `awq` (four bits, groups of 128) or `mxfp4` (experts only)."""
-    linear = len(tensor.dims) >= 2 and not tensor.name.startswith(("token_embd", "output.", "ffn_gate_inp.", "ssm_conv1d", "ssm_a", "ssm_beta"))
+    linear = len(tensor.dims) >= 2 and not tensor.name.startswith(
+        ("token_embd", "output.", "ffn_gate_inp.", "ssm_conv1d", "ssm_a", "ssm_b")
+    )
     experts = "_exps.weight" in tensor.name
     if weights == "fp8" and linear:
         return tensor.elements + tensor.elements // 128**2 * 4

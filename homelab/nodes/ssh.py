@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import shlex
@@ -138,6 +139,9 @@ def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
             kind="identity",
         )
     said = os.strerror(e.errno) if isinstance(e, OSError) and e.errno and e.errno > 0 else str(e)
+    if isinstance(e, OSError) and e.errno in (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH):
+        hint = f"Is it on? If it sleeps often: `away: true` under nodes.{name}"
+        return NodeError(f"Node `{name}` does not answer", cause=f"{where}: {said}", hint=hint, kind="timeout")
     return NodeError(f"Cannot reach node `{name}`", cause=f"{where}: {said}", hint=f"Try by hand: {login}", kind="unreachable")
 
 

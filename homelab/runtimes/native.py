@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import shlex
 from functools import cache
 
@@ -21,7 +22,8 @@ def render(unit: Unit) -> Service:
     provision = None
     if unit.engine == "litellm":
         provision = _provision("litellm")
-        program = [f"~/{provision.directory}/bin/litellm"]
+        # Named by its Python, not by its first line: that holds the path where the environment was made.
+        program = [f"~/{provision.directory}/bin/python", f"~/{provision.directory}/bin/litellm"]
     elif unit.image:  # an executable of the node's own
         program = [unit.image]
     else:
@@ -80,7 +82,7 @@ def provision_command(provision: Provision) -> str:
 
 def link_command(provision: Provision, target: str) -> str:
     """The environment's folder is named after the node's Python too; rendered files know it by this link."""
-    return shlex.join(["ln", "-sfn", target, provision.directory])
+    return shlex.join(["ln", "-sfn", posixpath.basename(target), provision.directory])
 
 
 @cache

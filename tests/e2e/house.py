@@ -61,7 +61,13 @@ class House:
         nodes = self.household.inventory_nodes()
         for name, own in more.pop("nodes", {}).items():
             nodes.setdefault(name, {}).update(own)
-        self.document = {"cluster": CLUSTER, "gateway": {"node": gateway}, **more, "nodes": nodes, "models": {n: dict(m) for n, m in models.items()}}
+        self.document = {
+            "cluster": CLUSTER,
+            "gateway": {"node": gateway},
+            **more,
+            "nodes": nodes,
+            "models": {n: dict(m) for n, m in models.items()},
+        }
         self.save()
 
     def save(self) -> None:
@@ -130,12 +136,21 @@ class House:
         return httpx.post(self.url + path, json=body, headers={"Authorization": f"Bearer {key or self.key}"}, timeout=60, trust_env=False)
 
     def chat(self, model: str, *, tokens: int = 8) -> httpx.Response:
-        return self.post("/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "Say hi"}], "max_tokens": tokens})
+        return self.post(
+            "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "Say hi"}], "max_tokens": tokens}
+        )
 
     def streamed(self, model: str) -> list[str]:
         """The pieces of an answer as they come."""
         body = {"model": model, "messages": [{"role": "user", "content": "Tell me a story"}], "max_tokens": 16, "stream": True}
-        with httpx.stream("POST", self.url + "/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {self.key}"}, timeout=60, trust_env=False) as answer:
+        with httpx.stream(
+            "POST",
+            self.url + "/v1/chat/completions",
+            json=body,
+            headers={"Authorization": f"Bearer {self.key}"},
+            timeout=60,
+            trust_env=False,
+        ) as answer:
             assert answer.status_code == 200, answer.read()
             assert answer.headers["content-type"].startswith("text/event-stream")
             events = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: ")]

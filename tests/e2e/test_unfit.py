@@ -46,7 +46,7 @@ def test_discover_shows_what_is_wrong_with_each_machine(home: House, lab: Lab) -
     said = home.homelab("discover")
     assert "8 nodes, 8 reachable" in said.out
     assert re.search(r"mismatch.*[Dd]river/library version mismatch", said.out)
-    assert re.search(r"lost.*GPU is lost", said.out, re.I) and "RTX 3060" in said.out
+    assert re.search(r"lost.*GPU is lost", said.out, re.IGNORECASE) and "RTX 3060" in said.out
     assert "permission denied" in said.out and "no compose plugin" in said.out
     document = home.homelab("discover", "--json").json
     assert all(document["nodes"][n]["facts"]["problems"] for n in ("mismatch", "lost"))
@@ -82,7 +82,9 @@ def test_what_does_not_fit_shows_the_arithmetic(home: House, lab: Lab) -> None:
 
 def test_a_port_that_a_stranger_listens_on_is_named_with_its_owner(home: House, lab: Lab) -> None:
     node = home["front"]
-    node.run("setsid python3 -m http.server 9000 --bind 0.0.0.0 >/dev/null 2>&1 & setsid python3 -m http.server 4000 --bind 0.0.0.0 >/dev/null 2>&1 & sleep 0.5")
+    node.run(
+        "setsid python3 -m http.server 9000 --bind 0.0.0.0 >/dev/null 2>&1 & setsid python3 -m http.server 4000 --bind 0.0.0.0 >/dev/null 2>&1 & sleep 0.5"
+    )
     home.write(gateway="front", models={"busy": llama(lab.model, node="front", port=9000)})
     said = home.homelab("plan", code=3)
     assert "port 9000 is in use by" in said.err

@@ -17,7 +17,12 @@ pytestmark = pytest.mark.lab
 
 @pytest.fixture(scope="module")
 def home(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    specs = {"good": "rtx4090", "other": "laptop3070", "bare": NodeSpec(docker=False, python=False), "old": NodeSpec(docker=False, python="3.6")}
+    specs = {
+        "good": "rtx4090",
+        "other": "laptop3070",
+        "bare": NodeSpec(docker=False, python=False),
+        "old": NodeSpec(docker=False, python="3.6"),
+    }
     household = start(specs, tmp_path_factory.mktemp("home"))
     yield House(household, tmp_path_factory.mktemp("work"))
     household.remove()
@@ -64,14 +69,58 @@ def forgotten(home: House) -> None:
 
 
 FAULTS = [
-    Fault("refused", lambda h: h["other"].stop_ssh(), lambda h: h["other"].start_ssh(), ("Cannot reach node `other`", "Connection refused"), "away: true"),
-    Fault("unplugged", lambda h: h["other"].cut_network(), lambda h: h["other"].restore_network(), ("`other`", "connect to host"), "away: true"),
-    Fault("hanging", lambda h: h["other"].freeze(), lambda h: h["other"].thaw(), ("Node `other` does not answer", "no answer in time"), "away: true"),
-    Fault("unknown key", forgotten, lambda h: h.household.trust(), ("The host key of node `other` is not known yet", "SHA256:"), "ssh-keygen -lf"),
-    Fault("changed key", reinstalled, lambda h: h.household.trust(), ("The host key of node `other` has CHANGED", "SHA256:"), "ssh-keygen -R"),
-    Fault("wrong user", node_entry(user="nobody-here"), nothing, ("Node `other` lets nobody in with these keys", "nobody-here@"), "ssh-copy-id nobody-here@"),
-    Fault("no identity", node_entry(identity="~/.ssh/none"), nothing, ("The identity file of node `other` cannot be used", "~/.ssh/none", "No such file"), "`identity` under nodes.other"),
-    Fault("no such name", node_entry(host="laptop.invalid"), nothing, ("Cannot find node `other`", "laptop.invalid"), "`host` under nodes.other"),
+    Fault(
+        "refused",
+        lambda h: h["other"].stop_ssh(),
+        lambda h: h["other"].start_ssh(),
+        ("Cannot reach node `other`", "Connection refused"),
+        "away: true",
+    ),
+    Fault(
+        "unplugged",
+        lambda h: h["other"].cut_network(),
+        lambda h: h["other"].restore_network(),
+        ("`other`", "connect to host"),
+        "away: true",
+    ),
+    Fault(
+        "hanging",
+        lambda h: h["other"].freeze(),
+        lambda h: h["other"].thaw(),
+        ("Node `other` does not answer", "no answer in time"),
+        "away: true",
+    ),
+    Fault(
+        "unknown key",
+        forgotten,
+        lambda h: h.household.trust(),
+        ("The host key of node `other` is not known yet", "SHA256:"),
+        "ssh-keygen -lf",
+    ),
+    Fault(
+        "changed key", reinstalled, lambda h: h.household.trust(), ("The host key of node `other` has CHANGED", "SHA256:"), "ssh-keygen -R"
+    ),
+    Fault(
+        "wrong user",
+        node_entry(user="nobody-here"),
+        nothing,
+        ("Node `other` lets nobody in with these keys", "nobody-here@"),
+        "ssh-copy-id nobody-here@",
+    ),
+    Fault(
+        "no identity",
+        node_entry(identity="~/.ssh/none"),
+        nothing,
+        ("The identity file of node `other` cannot be used", "~/.ssh/none", "No such file"),
+        "`identity` under nodes.other",
+    ),
+    Fault(
+        "no such name",
+        node_entry(host="laptop.invalid"),
+        nothing,
+        ("Cannot find node `other`", "laptop.invalid"),
+        "`host` under nodes.other",
+    ),
 ]
 
 
@@ -139,4 +188,3 @@ def test_deploy_serves_what_it_reaches_and_says_what_waits(pair: House) -> None:
         assert "Everything is up to date" in said.out
     finally:
         pair["other"].restore_network()
-    pair.homelab("remove", "--yes")

@@ -28,7 +28,9 @@ def test_two_vllm_instances_on_one_gpu_come_up_and_answer(lab: Lab, house: House
         assert home.streamed(model)
     document = home.homelab("status", "--json").json
     assert {m["name"]: (m["healthy"], m["context"]) for m in document["models"]} == {"one": (True, 1024), "two": (True, 512)}
-    first, second = sorted((c for c in home.ours("box") if c["Config"]["Labels"].get("homelab.model")), key=lambda c: c["State"]["StartedAt"])
+    first, second = sorted(
+        (c for c in home.ours("box") if c["Config"]["Labels"].get("homelab.model")), key=lambda c: c["State"]["StartedAt"]
+    )
     assert first["State"]["StartedAt"] < second["State"]["StartedAt"]
     assert "Everything is up to date" in home.homelab("deploy", "--yes").out
     home.homelab("remove", "--yes")

@@ -1,0 +1,19 @@
+"""How well homelab's memory figures hold, as the tables in docs/memory.md: python bench/fit [llama|vllm|others …]"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+
+import llama
+import others
+import vllm_logs
+
+PARTS = {"llama": llama.main, "vllm": vllm_logs.main, "others": others.main}
+
+for number, part in enumerate(sys.argv[1:] or PARTS):
+    if number:
+        print()
+    PARTS[part]()

@@ -1,0 +1,63 @@
+"""vLLM's own figures, logged on people's machines, beside what homelab computes. No GPU is needed: cache memory in, tokens out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from homelab.engines import Device, Request, vllm
+from homelab.models.paged_kv import Element, Paging, pool
+from tests.models.examples import safetensors
+
+GIB = 2**30
+ROWS = [json.loads(line) for line in (Path(__file__).parent / "data" / "vllm.jsonl").read_text().splitlines()]
+
+
+def compared(row: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """(what, logged, ours) of one case."""
+    options = dict(row.get("paging", {}))
+    element = Element(bytes=1) if options.pop("fp8", False) else Element()
+    found = pool(safetensors(row["model"]), row["context"], Paging(element=element, **options))
+    out = []
+    if "tokens" in row:
+        ours = int(row["available_gib"] * GIB) // found.block_bytes / found.blocks_per_request * row["context"]
+        out.append(("tokens", float(row["tokens"]), ours))
+    if "needed_gib" in row:
+        out.append(("GiB needed", row["needed_gib"], found.block_bytes * found.blocks_per_request / GIB))
+    if "longest" in row:
+        out.append(
+            ("longest context", float(row["longest"]), float(int(row["available_gib"] * GIB) // found.block_bytes * found.block_tokens))
+        )
+    return out
+
+
+def main() -> None:
+    print("### vLLM: cache memory to tokens, and what refusals asked for\n")
+    print("| case | kind | figure | logged | homelab | error | source |\n|---|---|---|---:|---:|---:|---|")
+    for row in ROWS:
+        if "left_out" in row:
+            continue
+        for what, logged, ours in compared(row):
+            print(f"| {row['case']} | {row['kind']} | {what} | {logged:,.2f} | {ours:,.2f} | {ours / logged - 1:+.2%} | {row['source']} |")
+    device = Device(vendor="nvidia", name="x", total_bytes=1)
+    one = vllm.footprint(
+        safetensors("llama-3.1-8b", tensor_bytes=16_060_522_496), Request(kind="chat", context=20000, concurrency=1), device
+    )
+    groups = {"model.layers.*.mlp.gate.weight": [48, 48 * 2048 * 128 * 2, "BF16"]}
+    four = vllm.footprint(
+        safetensors("qwen3-30b-a3b", tensor_bytes=61_064_245_248, groups=groups),
+        Request(kind="chat", context=8192, concurrency=1),
+        Device(vendor="nvidia", name="x", total_bytes=1, count=4),
+    )
+    print("\n| weights | logged GiB | homelab | error | source |\n|---|---:|---:|---:|---|")
+    for case, logged, found, source in (
+        ("Llama-3.1-8B bf16", 14.9888, one, "vllm-project/vllm#10517"),
+        ("Qwen3-30B-A3B bf16, each of 4 GPUs", 14.2474, four, "vllm-project/vllm#17327"),
+    ):
+        ours = found.terms[0].bytes / GIB
+        print(f"| {case} | {logged:.4f} | {ours:.4f} | {ours / logged - 1:+.2%} | {source} |")
+    print("\nLeft out:\n")
+    for row in ROWS:
+        if "left_out" in row:
+            print(f"* {row['case']} ({row['source']}): {row['left_out']}")

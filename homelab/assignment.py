@@ -1,0 +1,193 @@
+"""What may be put where, as plain numbers, and which of two choices is the better one. Pure; `search.py` finds the best.
+
+A problem has nodes (RAM and disk), devices (bytes free) and options: one option is one way to run one model, with the bytes that it takes
+on each device. A choice of options is allowed when no device, RAM or disk gives more than it has, no model gets more than was asked
+for, and no running service is counted twice. Choices are compared by `LEVELS`, the first that differs decides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+# What is compared below the models and replicas that have a place, in this order; more is better, so costs are negative.
+LEVELS = (
+    "placements kept",
+    "needless splits",  # over several GPUs, where one of them would hold it were it empty
+    "variant ranks",
+    "models in RAM",
+    "tokens of context",
+    "bytes of weights already there",
+    "nodes",  # over which the replicas of each model spread
+    "replicas beside another on one GPU",
+    "GPUs",
+    "bytes free on the devices taken",  # the tightest device that holds it
+    "places in the order of names",
+)
+SPREAD, BESIDE = 6, 7
+# Models on a node that are split over several GPUs although an empty one of them would hold each: what makes room where bytes are scattered.
+NEEDLESS_SPLITS = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want:
+    """How much of a model is asked for. `per_node` is how many of it one node may hold (a fixed port: one)."""
+
+    priority: int = 0
+    replicas: int = 1
+    per_node: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """What a node gives beside its devices, in bytes: RAM for what engines hold there, disk for weights to fetch."""
+
+    ram: int
+    disk: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One way to run a model: on `node`, taking `loads` (device, bytes). `fetch` names weights that must be there and are not; several
+    placements share them. A running service may be kept `once`."""
+
+    model: int
+    node: int
+    loads: tuple[tuple[int, int], ...]
+    host: int = 0
+    fetch: str = ""
+    fetch_bytes: int = 0
+    once: bool = False
+    kept: bool = False
+    avoidable: bool = False
+    rank: int = 0
+    in_ram: bool = False
+    tokens: int = 0
+    there: int = 0
+    gpus: int = 0
+    free: int = 0
+    place: int = 0
+
+    @property
+    def worth(self) -> tuple[int, ...]:
+        """Its part in each of `LEVELS`; the spread of replicas is no option's own."""
+        return (
+            int(self.kept), -int(self.avoidable), -self.rank, -int(self.in_ram), self.tokens, self.there, 0, 0, -self.gpus, -self.free, -self.place,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """`devices` are (node, bytes free)."""
+
+    wants: tuple[Want, ...]
+    rooms: tuple[Room, ...]
+    devices: tuple[tuple[int, int], ...]
+    options: tuple[Option, ...]
+
+    @property
+    def classes(self) -> list[int]:
+        """The priorities, the highest first."""
+        return sorted({w.priority for w in self.wants}, reverse=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Indices of the options chosen, and what they come to by level. `bound`: no choice comes to more; equal to `levels` when proven."""
+
+    chosen: tuple[int, ...]
+    levels: tuple[int, ...]
+    bound: tuple[int, ...]
+
+    @property
+    def proven(self) -> bool:
+        return self.levels == self.bound
+
+    def gap(self, problem: Problem) -> str | None:
+        """How far from the bound it may be, at the first level where they differ; None when it is the best there is."""
+        if self.proven:
+            return None
+        names = ["models with a place"] * len(problem.classes) + ["replicas with a place"] * len(problem.classes) + list(LEVELS)
+        level = next(i for i, (x, y) in enumerate(zip(self.levels, self.bound, strict=True)) if x != y)
+        return f"{abs(self.bound[level] - self.levels[level])} {names[level]}"
+
+
+def levels(problem: Problem, chosen: Iterable[int]) -> tuple[int, ...]:
+    """What a choice comes to: by priority the models with a place, by priority the replicas, then `LEVELS`."""
+    options = [problem.options[i] for i in chosen]
+    counts = Counter(o.model for o in options)
+    classes = problem.classes
+    models = [sum(problem.wants[m].priority == c for m in counts) for c in classes]
+    replicas = [sum(n for m, n in counts.items() if problem.wants[m].priority == c) for c in classes]
+    sums = [sum(column) for column in zip(*(o.worth for o in options), strict=True)] or [0] * len(LEVELS)
+    sums[SPREAD] = len({(o.model, o.node) for o in options})
+    sums[BESIDE] = -sum(n - 1 for n in Counter((o.model, o.loads[0][0]) for o in options if len(o.loads) == 1).values())
+    return (*models, *replicas, *sums)
+
+
+def violations(problem: Problem, chosen: Sequence[int]) -> list[str]:
+    """What a choice takes too much of; empty when it is allowed."""
+    options = [problem.options[i] for i in chosen]
+    used: Counter[int] = Counter()
+    for o in options:
+        used.update(dict(o.loads))
+    found = [f"device {d}" for d, n in used.items() if n > problem.devices[d][1]]
+    for node, room in enumerate(problem.rooms):
+        here = [o for o in options if o.node == node]
+        # What holds nothing there (it runs already, or needs none) is no violation of a node that has none.
+        if any(o.host for o in here) and sum(o.host for o in here) > room.ram:
+            found.append(f"RAM of node {node}")
+        fetched = {o.fetch: o.fetch_bytes for o in here if o.fetch}
+        if fetched and sum(fetched.values()) > room.disk:
+            found.append(f"disk of node {node}")
+        if sum(o.avoidable for o in here) > NEEDLESS_SPLITS:
+            found.append(f"needless splits on node {node}")
+        found += [f"model {m} on node {node}" for m, n in Counter(o.model for o in here).items() if n > problem.wants[m].per_node]
+    found += [f"model {m}" for m, n in Counter(o.model for o in options).items() if n > problem.wants[m].replicas]
+    found += [f"option {i} twice" for i, n in Counter(chosen).items() if n > 1 and problem.options[i].once]
+    return found
+
+
+class Scale:
+    """All levels as one integer: a higher level weighs more than everything that the lower ones can come to."""
+
+    def __init__(self, problem: Problem, *, fine: bool = True) -> None:
+        """Without `fine` the spread of replicas does not count."""
+        most = sum(w.replicas for w in problem.wants)
+        tops = [most * max((abs(x) for x in column), default=0) for column in zip(*(o.worth for o in problem.options), strict=True)]
+        tops = tops or [0] * len(LEVELS)
+        tops[SPREAD] = tops[BESIDE] = most
+        tops = [most] * (2 * len(problem.classes)) + tops
+        weights, weight = [], 1
+        for top in reversed(tops):
+            weights.append(weight)
+            weight *= 2 * top + 1
+        self.weights = weights[::-1]
+        self._own = self.weights[2 * len(problem.classes) :]
+        self.spread, self.beside = (self._own[SPREAD], self._own[BESIDE]) if fine else (0, 0)
+        self.fine = fine
+        ranks = {c: i for i, c in enumerate(problem.classes)}
+        self.first = [self.weights[ranks[w.priority]] for w in problem.wants]
+        self.each = [self.weights[len(ranks) + ranks[w.priority]] for w in problem.wants]
+
+    def value(self, option: Option) -> int:
+        """An option's worth, the replica that it places with it."""
+        return self.each[option.model] + sum(w * x for w, x in zip(self._own, option.worth, strict=True) if x)
+
+    def worth(self, found: Sequence[int]) -> int:
+        """`encode`, of what counts."""
+        if self.fine:
+            return self.encode(found)
+        start = len(self.weights) - len(LEVELS)
+        return self.encode([0 if i - start in (SPREAD, BESIDE) else x for i, x in enumerate(found)])
+
+    def encode(self, found: Sequence[int]) -> int:
+        return sum(w * x for w, x in zip(self.weights, found, strict=True))
+
+    def decode(self, value: int) -> tuple[int, ...]:
+        found = []
+        for weight in self.weights:
+            x = (2 * value + weight) // (2 * weight)  # to the nearest: what is below may be negative
+            found.append(x)
+            value -= x * weight
+        return tuple(found)

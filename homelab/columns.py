@@ -1,0 +1,273 @@
+"""All that one node can hold, and the best way to hold it: {how many of each model: (value, options)}. Pure; the search combines nodes.
+
+A GPU is filled model by model. Of the ways to put the same models on it only those stay that take less or are worth more than the others.
+The GPUs of a node are then joined, under each set of models that is split over several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.assignment import NEEDLESS_SPLITS, Problem, Scale
+
+# One way to fill a device: bytes on it, value, bytes of RAM, weights to fetch, and the options (nested pairs).
+Way = tuple[int, int, int, frozenset[tuple[str, int]], Any]
+# Models over several devices: how many of each, bytes left of each device, how many of the splits are needless.
+Split = tuple[int, tuple[int, ...], int]
+NOTHING: Way = (0, 0, 0, frozenset(), None)
+
+
+class Counts:
+    """How many of each model, packed into one integer: sums and limits cost one operation for all models together."""
+
+    def __init__(self, limits: Sequence[int]) -> None:
+        self.limits = list(limits)
+        self.unit: list[int] = []
+        self.mask: list[int] = []
+        shift = self.guard = self.fill = 0
+        for limit in limits:
+            width = limit.bit_length()
+            self.unit.append(1 << shift)
+            self.mask.append(((1 << (width + 1)) - 1) << shift)
+            self.guard |= 1 << (shift + width)
+            self.fill |= ((1 << width) - 1) << shift
+            shift += width + 1
+        self.bias = self.within(limits)
+
+    def within(self, limits: Sequence[int]) -> int:
+        """`(counts + this) & guard` is zero as long as no model exceeds its limit."""
+        return self.fill - sum(limit * unit for limit, unit in zip(limits, self.unit, strict=True))
+
+    def models(self, counts: int) -> int:
+        """One bit for each model that is there."""
+        return (counts + self.fill) & self.guard
+
+    def of(self, counts: int, model: int) -> int:
+        return (counts & self.mask[model]) // self.unit[model]
+
+
+@dataclass(slots=True)
+class Budget:
+    """Steps that may still be taken; `cut` says that something was left out for want of them."""
+
+    steps: int
+    keep: int = 1 << 30  # ways to keep of each set of models
+    sets: int = 1 << 30  # sets of models to keep
+    cut: bool = False
+
+    def spend(self, steps: int) -> None:
+        self.steps -= steps
+        if self.steps < 0 and self.keep > 4:
+            self.keep, self.sets, self.cut = 4, 200, True
+
+
+def options_of(picks: Any) -> list[int]:
+    """The options in nested pairs."""
+    found, rest = [], [picks]
+    while rest:
+        pick = rest.pop()
+        if isinstance(pick, int):
+            found.append(pick)
+        elif pick is not None:
+            rest += pick
+    return found
+
+
+class Node:
+    """One node of a problem, with the options that lie on it."""
+
+    def __init__(
+        self, problem: Problem, scale: Scale, counts: Counts, node: int, indices: Sequence[int], budget: Budget, least: Callable[[int], int]
+    ) -> None:
+        """`least`: what a way to hold so many of each model must be worth to be of use."""
+        self.least = least
+        self.scale, self.counts, self.budget = scale, counts, budget
+        self.room = problem.rooms[node]
+        self.wants = problem.wants
+        self.options = {i: problem.options[i] for i in indices}
+        self.limits = [min(limit, want.per_node) for limit, want in zip(counts.limits, problem.wants, strict=True)]
+        self.bias = counts.within(self.limits)
+        self.devices = {d: max(0, free) for d, (n, free) in enumerate(problem.devices) if n == node}
+        sources = {o.fetch: o.fetch_bytes for o in self.options.values() if o.fetch}
+        most = {m: max((o.host for o in self.options.values() if o.model == m), default=0) for m in range(len(self.wants))}
+        # Where nothing that could be put here exceeds RAM or disk, neither is counted.
+        self.tight_disk = sum(sources.values()) > self.room.disk
+        self.tight_ram = sum(size * self.limits[m] for m, size in most.items()) > self.room.ram
+
+    def columns(self) -> dict[int, tuple[int, Any]]:
+        """The best way to hold each multiset of models that the node can hold."""
+        by_device: dict[int, list[int]] = {d: [] for d in self.devices}
+        wide = []
+        for i, o in self.options.items():
+            if len(o.loads) == 1:
+                by_device[o.loads[0][0]].append(i)
+            else:
+                wide.append(i)
+        filled = {d: self._fill(d, mine) for d, mine in by_device.items() if mine}
+        best: dict[int, tuple[int, Any]] = {}
+        for (held, left, _), ways in self._splits(wide).items():
+            joined: dict[int, list[Way]] = {held: ways}
+            for (d, _), space in zip(self.devices.items(), left, strict=True):
+                if d in filled:
+                    joined = self._join(joined, filled[d], space)
+            for held_now, found in joined.items():
+                _, value, _, _, picks = max(found, key=lambda w: w[1])
+                if held_now not in best or value > best[held_now][0]:
+                    best[held_now] = (value, picks)
+        return best
+
+    def _allowed(self, host: int, fetch: frozenset[tuple[str, int]]) -> bool:
+        return (not host or host <= self.room.ram) and (not fetch or sum(size for _, size in fetch) <= self.room.disk)
+
+    def _way(self, i: int) -> Way:
+        o = self.options[i]
+        fetch = frozenset({(o.fetch, o.fetch_bytes)}) if o.fetch and self.tight_disk else frozenset()
+        return (o.loads[0][1] if len(o.loads) == 1 else 0, self.scale.value(o), o.host if self.tight_ram else 0, fetch, i)
+
+    def _fill(self, device: int, indices: Iterable[int]) -> dict[int, list[Way]]:
+        """What one device can hold, with every way to hold it that is not worse than another."""
+        cap = self.devices[device]
+        by_model: dict[int, list[int]] = {}
+        for i in indices:
+            by_model.setdefault(self.options[i].model, []).append(i)
+        found: dict[int, list[Way]] = {0: [NOTHING]}
+        for model in sorted(by_model):
+            bundles = self._bundles(model, by_model[model], cap)
+            unit = self.counts.unit[model]
+            added: dict[int, list[Way]] = {}
+            for held, ways in found.items():
+                for count, more in bundles.items():
+                    if joined := self._useful(held + count * unit, self._product(ways, more, cap)):
+                        added[held + count * unit] = joined
+            found |= added
+            if len(found) > self.budget.sets:
+                found = self._thinned(found)
+        return found
+
+    def _bundles(self, model: int, indices: Sequence[int], cap: int) -> dict[int, list[Way]]:
+        """One and more of a model on one device. A running one is taken at most once."""
+        limit = self.limits[model]
+        found: dict[int, list[Way]] = {0: [NOTHING]}
+        for i in indices:
+            if self.options[i].once:
+                way = [self._way(i)]
+                for count in sorted(found, reverse=True):
+                    if count < limit and (joined := self._product(found[count], way, cap)):
+                        found[count + 1] = self._front(found.get(count + 1, []) + joined)
+        fresh = self._front([self._way(i) for i in indices if not self.options[i].once and self.options[i].loads[0][1] <= cap])
+        again, count = fresh, 1
+        kept = dict(found)
+        while again and count <= limit:
+            for k, ways in kept.items():
+                if k + count <= limit and (joined := self._product(ways, again, cap)):
+                    found[k + count] = self._front(found.get(k + count, []) + joined)
+            again, count = self._product(again, fresh, cap), count + 1
+        s = self.scale
+        return {
+            count: [(load, value + s.spread - (count - 1) * s.beside, host, fetch, picks) for load, value, host, fetch, picks in ways]
+            for count, ways in found.items()
+            if count
+        }
+
+    def _product(self, ways: Sequence[Way], more: Sequence[Way], cap: int) -> list[Way]:
+        self.budget.spend(len(ways) * len(more))
+        found = []
+        for load, value, host, fetch, picks in ways:
+            for load2, value2, host2, fetch2, picks2 in more:
+                if load + load2 <= cap:
+                    both = fetch | fetch2 if fetch2 else fetch
+                    if not (host2 or fetch2) or self._allowed(host + host2, both):
+                        found.append((load + load2, value + value2, host + host2, both, (picks, picks2)))
+        return self._front(found)
+
+    def _front(self, ways: list[Way]) -> list[Way]:
+        """Without those that take no less and are worth no more than another."""
+        if len(ways) < 2:
+            return ways
+        ways.sort(key=lambda w: (w[0], -w[1]))
+        found: list[Way] = []
+        for way in ways:
+            if self.tight_ram or self.tight_disk:
+                if any(w[1] >= way[1] and w[2] <= way[2] and w[3] <= way[3] for w in found):
+                    continue
+            elif found and way[1] <= found[-1][1]:
+                continue
+            found.append(way)
+        if len(found) > self.budget.keep:
+            found = [*found[: self.budget.keep // 2], *found[-(self.budget.keep // 2) :]]
+        return found
+
+    def _useful(self, held: int, ways: list[Way]) -> list[Way]:
+        """Those with which the whole may still become better than what is known."""
+        if not ways:
+            return ways
+        least = self.least(held)
+        return [w for w in ways if w[1] >= least]
+
+    def _thinned(self, found: Mapping[int, list[Way]]) -> dict[int, list[Way]]:
+        """The sets worth most, and with them those of one model."""
+        self.budget.cut = True
+        order = sorted(found, key=lambda held: (self.counts.models(held).bit_count() > 1, -found[held][-1][1], held))
+        return {held: found[held] for held in order[: self.budget.sets]}
+
+    def _splits(self, indices: Sequence[int]) -> dict[Split, list[Way]]:
+        """Sets of models over several devices (or none): by what they are and what they leave of each device."""
+        place = {d: i for i, d in enumerate(self.devices)}
+        found: dict[Split, list[Way]] = {(0, tuple(self.devices.values()), 0): [NOTHING]}
+        for i in indices:
+            o = self.options[i]
+            unit, way = self.counts.unit[o.model], self._way(i)
+            fresh = found
+            while fresh:
+                again: dict[Split, list[Way]] = {}
+                for (held, left, needless), ways in fresh.items():
+                    if needless + o.avoidable > NEEDLESS_SPLITS:
+                        continue
+                    rest = list(left)
+                    for d, load in o.loads:
+                        rest[place[d]] -= load
+                    if min(rest, default=0) < 0 and any(rest[place[d]] < 0 for d, _ in o.loads):
+                        continue
+                    if (held + unit + self.bias) & self.counts.guard:
+                        continue
+                    new = not self.counts.models(held) & self.counts.models(unit)
+                    gain = (0, way[1] + self.scale.spread * new, *way[2:])
+                    if joined := self._useful(held + unit, self._product(ways, [gain], 0)):
+                        again[held + unit, tuple(rest), needless + o.avoidable] = joined
+                for key, ways in again.items():
+                    found = found | {key: self._front(found.get(key, []) + ways)}
+                if len(found) > self.budget.sets:
+                    self.budget.cut = True
+                    found = dict(list(found.items())[: self.budget.sets])
+                fresh = {} if o.once else again
+        return found
+
+    def _join(self, held: Mapping[int, list[Way]], device: Mapping[int, list[Way]], space: int) -> dict[int, list[Way]]:
+        """What is held already, with one more device filled as far as `space` bytes."""
+        ways_here: dict[int, list[Way]] = {}
+        plain = not (self.tight_ram or self.tight_disk)
+        for more, ways in device.items():
+            fitting = [(0, *w[1:]) for w in ways if w[0] <= space]
+            if fitting:
+                ways_here[more] = [fitting[-1]] if plain else self._front(fitting)
+        if list(held) == [0] and held[0] == [NOTHING]:
+            return {more: ways for more, ways in ways_here.items() if not (more + self.bias) & self.counts.guard}
+        found: dict[int, list[Way]] = {}
+        self.budget.spend(len(held) * len(ways_here))
+        for have, ways in held.items():
+            there = self.counts.models(have)
+            for more, others in ways_here.items():
+                both = have + more
+                if (both + self.bias) & self.counts.guard:
+                    continue
+                twice = (there & self.counts.models(more)).bit_count() * self.scale.spread
+                joined = [(0, w[1] + v[1] - twice, w[2] + v[2], w[3] | v[3], (w[4], v[4])) for w in ways for v in others]
+                if not plain:
+                    joined = [w for w in joined if self._allowed(w[2], w[3])]
+                joined = self._useful(both, joined)
+                if both in found:
+                    joined += found[both]
+                if joined:
+                    found[both] = [max(joined, key=lambda w: w[1])] if plain else self._front(joined)
+        return self._thinned(found) if len(found) > self.budget.sets else found

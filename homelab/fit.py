@@ -1,0 +1,329 @@
+"""Does a model fit, what does each part of it take, which flags say so to the engine, and what would fit instead. Pure: shapes and devices in,
+numbers out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from homelab.engines import ArgValue, Device, Footprint, Request, Unsupported, engines, flags, llamacpp
+from homelab.errors import InventoryError
+from homelab.models.shape import ModelShape
+
+Verdict = Literal["fits", "does-not-fit", "no-device"]
+Outputs = Literal["all", "slots"]
+GiB = 2**30
+STEP = 1024  # contexts are offered in thousands
+ANY = Device(vendor="nvidia", name="a GPU", total_bytes=1 << 50)
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+# What CUDA reports of cards that people have, in GiB: from engines' logs (3090 23.57, 4090 23.52, 5090 31.36, 4060 7.65, A6000-class 47.5), the
+# others by the same share of their nominal size. Total, compute capability, vendor.
+CARDS: Mapping[str, tuple[float, str | None, str]] = {
+    "RTX 3060": (11.63, "8.6", "nvidia"), "RTX 3070": (7.65, "8.6", "nvidia"), "RTX 3080": (9.65, "8.6", "nvidia"),
+    "RTX 3090": (23.57, "8.6", "nvidia"), "RTX 4060": (7.65, "8.9", "nvidia"), "RTX 4060 Ti": (15.6, "8.9", "nvidia"),
+    "RTX 4070": (11.6, "8.9", "nvidia"), "RTX 4080": (15.6, "8.9", "nvidia"), "RTX 4090": (23.52, "8.9", "nvidia"),
+    "RTX 5060 Ti": (15.5, "12.0", "nvidia"), "RTX 5070": (11.5, "12.0", "nvidia"), "RTX 5070 Ti": (15.5, "12.0", "nvidia"),
+    "RTX 5080": (15.5, "12.0", "nvidia"), "RTX 5090": (31.36, "12.0", "nvidia"), "RTX A6000": (47.4, "8.6", "nvidia"),
+    "RTX 6000 Ada": (47.4, "8.9", "nvidia"), "L4": (22.0, "8.9", "nvidia"), "L40S": (44.4, "8.9", "nvidia"), "T4": (14.6, "7.5", "nvidia"),
+    "A100 40GB": (39.38, "8.0", "nvidia"), "A100 80GB": (79.25, "8.0", "nvidia"), "H100": (79.18, "9.0", "nvidia"),
+    "RX 7900 XTX": (23.98, None, "amd"), "R9700": (31.86, None, "amd"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way to run a model: its source, the engine that reads it, what it is; `catalogued` when no header was read."""
+
+    source: str
+    engine: str
+    shape: ModelShape
+    catalogued: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A device, and what of it may be used. `ram_bytes`: free RAM beside it, where that is known."""
+
+    device: Device
+    free_bytes: int
+    ram_bytes: int | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """The nearest thing that fits, in one direction: what would be asked for instead, and what it takes."""
+
+    what: str
+    candidate: Candidate
+    request: Request
+    footprint: Footprint
+
+    @property
+    def bytes(self) -> int:
+        return self.footprint.device_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """The answer. `reason` says why it does not fit where no arithmetic does."""
+
+    candidate: Candidate
+    request: Request
+    verdict: Verdict
+    footprint: Footprint
+    place: Place | None
+    flags: tuple[str, ...]
+    alternatives: tuple[Alternative, ...] = ()
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+    outputs: Outputs = field(default="slots")
+
+
+def fit(candidate: Candidate, request: Request, place: Place | None, others: Sequence[Candidate] = (), outputs: Outputs = "slots") -> Fit:
+    """Whether the model fits on the device, and otherwise what does: shorter, smaller, fewer, another variant, a part in RAM.
+
+    `outputs` is llama.cpp's: see `llamacpp.footprint`."""
+    device = place.device if place else ANY
+    try:
+        footprint = take(candidate, request, device, outputs)
+    except Unsupported as e:
+        empty = Footprint(terms=(), kv_cache_bytes=0, kv_cache_tokens=0)
+        found = tuple(_alternatives(candidate, request, place, others, outputs)) if place else ()
+        return Fit(
+            candidate=candidate,
+            request=request,
+            verdict="does-not-fit",
+            footprint=empty,
+            place=place,
+            flags=(),
+            reason=str(e),
+            alternatives=found,
+        )
+    verdict: Verdict = "no-device" if place is None else "fits" if holds(candidate, footprint, place) else "does-not-fit"
+    return Fit(
+        candidate=candidate,
+        request=request,
+        verdict=verdict,
+        footprint=footprint,
+        place=place,
+        flags=tuple(said(candidate, request, footprint, place)),
+        alternatives=tuple(_alternatives(candidate, request, place, others, outputs)) if place and verdict == "does-not-fit" else (),
+        notes=tuple(_notes(candidate, request, device, footprint, outputs)),
+        outputs=outputs,
+    )
+
+
+def take(candidate: Candidate, request: Request, device: Device, outputs: Outputs = "slots") -> Footprint:
+    """The footprint of a candidate.
+
+    Raises Unsupported when its engine would refuse it whatever the memory."""
+    if candidate.engine == llamacpp.NAME:
+        found = llamacpp.footprint(candidate.shape, request, device, outputs=outputs)
+    else:
+        found = engines()[candidate.engine].footprint(candidate.shape, request, device)
+    if not candidate.catalogued:
+        return found
+    sizes = {"weights", "model", "model_host"}
+    return replace(found, terms=tuple(replace(t, grade="empirical") if t.name in sizes else t for t in found.terms))
+
+
+def utilization(footprint: Footprint, device: Device) -> float:
+    """What `--gpu-memory-utilization` would be: a share of the total, rounded up to a thousandth."""
+    return math.ceil(footprint.budget_bytes / max(1, device.total_bytes) * 1000) / 1000
+
+
+def holds(candidate: Candidate, footprint: Footprint, place: Place) -> bool:
+    if engines()[candidate.engine].BUDGETED and utilization(footprint, place.device) > 1:
+        return False
+    return footprint.device_bytes <= place.free_bytes and (place.ram_bytes is None or footprint.host_bytes <= place.ram_bytes)
+
+
+def said(candidate: Candidate, request: Request, footprint: Footprint, place: Place | None) -> list[str]:
+    """The engine's flags for this, the user's own last."""
+    ours = dict(footprint.flags)
+    if place is not None and engines()[candidate.engine].BUDGETED:
+        ours["gpu-memory-utilization"] = f"{utilization(footprint, place.device):.3f}"
+    return flags({k: v for k, v in ours.items() if k not in request.args}) + flags(request.args)
+
+
+def largest_context(candidate: Candidate, request: Request, place: Place, outputs: Outputs = "slots") -> int:
+    """The longest context, in whole thousands, that fits: 0 when none does. What a model takes never falls as its context grows."""
+    limit = min(candidate.shape.max_context or request.context, 1 << 21)
+
+    def fits(tokens: int) -> bool:
+        try:
+            return holds(candidate, take(candidate, replace(request, context=tokens), place.device, outputs), place)
+        except Unsupported:
+            return False
+
+    return STEP * _last(lambda step: fits(step * STEP), limit // STEP)
+
+
+def parse_gpu(text: str) -> Device:
+    """`24GiB` (what CUDA sees), a card's name as `RTX 4090`, or several as `2x RTX 3090`.
+
+    Raises InventoryError with what is known."""
+    match = re.fullmatch(r"\s*(?:(\d+)\s*[x×]\s*)?(.+?)\s*", text)
+    count, name = (int(match[1] or 1), match[2]) if match else (1, text)
+    if not 1 <= count <= 64:
+        raise InventoryError(f"{count} GPUs cannot be reckoned with", hint="1 to 64")
+    if size := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", name.lower()):
+        total = int(float(size[1]) * UNITS[size[2] or ""])
+        if total < 2**20:
+            raise InventoryError(f"`{text}` is less than a MiB", hint="Write the unit: --gpu 24GiB")
+        return Device(vendor="nvidia", name=f"a GPU of {total / GiB:.2f} GiB", total_bytes=total, count=count)
+    plain = _plain(name)
+    for card, (gib, capability, vendor) in sorted(CARDS.items(), key=lambda item: -len(item[0])):
+        if _plain(card) in plain:
+            return Device(vendor=vendor, name=card, total_bytes=int(gib * GiB), compute_capability=capability, count=count)
+    raise InventoryError(f"No GPU `{text}` is known here", hint=f"Write its memory (24GiB), or one of: {', '.join(CARDS)}")
+
+
+def parse_tokens(text: str) -> int:
+    """`32k` is 32 768.
+
+    Raises InventoryError."""
+    match = re.fullmatch(r"(\d{1,9})\s*([kKmM])?", text.strip())
+    if match is None or int(match[1]) == 0:
+        raise InventoryError(f"`{text}` is no number of tokens", hint="Write 8192 or 32k")
+    return int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[(match[2] or "").lower()]
+
+
+def document(found: Fit) -> dict[str, Any]:
+    """What `homelab fit --json` prints."""
+    return {
+        "source": found.candidate.source,
+        "engine": found.candidate.engine,
+        "verdict": found.verdict,
+        "context": found.request.context,
+        "concurrency": found.request.concurrency,
+        "terms": [{"name": t.name, "bytes": t.bytes, "grade": t.grade, "where": t.where} for t in found.footprint.terms],
+        "total_bytes": found.footprint.device_bytes,
+        "host_bytes": found.footprint.host_bytes,
+        "device": found.place.device.name if found.place else None,
+        "device_bytes": found.place.device.total_bytes if found.place else None,
+        "free_bytes": found.place.free_bytes if found.place else None,
+        "kv_cache_tokens": found.footprint.kv_cache_tokens,
+        "flags": list(found.flags),
+        "alternatives": [
+            {
+                "what": a.what,
+                "source": a.candidate.source,
+                "engine": a.candidate.engine,
+                "context": a.request.context,
+                "concurrency": a.request.concurrency,
+                "args": dict(a.request.args),
+                "total_bytes": a.bytes,
+                "host_bytes": a.footprint.host_bytes,
+            }
+            for a in found.alternatives
+        ],
+        "notes": list(found.notes),
+        "reason": found.reason,
+    }
+
+
+def _alternatives(
+    candidate: Candidate, request: Request, place: Place | None, others: Sequence[Candidate], outputs: Outputs
+) -> Iterator[Alternative]:
+    assert place is not None
+    seen: set[tuple[str, int, int, tuple[tuple[str, str], ...]]] = set()
+
+    def offer(what: str, other: Candidate, changed: Request) -> Iterator[Alternative]:
+        try:
+            footprint = take(other, changed, place.device, outputs)
+        except Unsupported:
+            return
+        key = (other.source, changed.context, changed.concurrency, tuple(sorted((k, str(v)) for k, v in changed.args.items())))
+        if holds(other, footprint, place) and key not in seen:
+            seen.add(key)
+            yield Alternative(what=what, candidate=other, request=changed, footprint=footprint)
+
+    shorter = min(request.context - 1, largest_context(candidate, request, place, outputs))
+    if shorter >= STEP:
+        yield from offer(f"a context of {shorter}", candidate, replace(request, context=shorter))
+    small = replace(request, args={**request.args, **_small_cache(candidate, place.device)})
+    if small.args != request.args:
+        yield from offer("an 8-bit KV cache", candidate, small)
+        if STEP <= (less := largest_context(candidate, small, place, outputs)) < request.context and less > shorter:
+            yield from offer(f"an 8-bit KV cache and a context of {less}", candidate, replace(small, context=less))
+    for fewer in range(request.concurrency - 1, 0, -1):
+        if found := list(offer(f"{fewer} at once", candidate, replace(request, concurrency=fewer))):
+            yield from found
+            break
+    for other in sorted(others, key=lambda o: -o.shape.weights_bytes):
+        if other.source != candidate.source and (
+            found := list(offer(f"the variant {other.source}", other, _translated(request, candidate, other)))
+        ):
+            yield from found
+            break
+    if candidate.engine == llamacpp.NAME and place.device.vendor != "cpu" and place.device.count == 1:
+        yield from _in_ram(candidate, request, offer, place, outputs)
+
+
+def _in_ram(
+    candidate: Candidate,
+    request: Request,
+    offer: Callable[[str, Candidate, Request], Iterator[Alternative]],
+    place: Place,
+    outputs: Outputs,
+) -> Iterator[Alternative]:
+    """Experts of as few layers as possible, or whole layers, in the RAM beside the GPU."""
+    layers = len(candidate.shape.layers)
+
+    def with_(name: str, number: int) -> Request:
+        return replace(request, args={**request.args, name: number})
+
+    def fits(changed: Request) -> bool:
+        try:
+            return holds(candidate, take(candidate, changed, place.device, outputs), place)
+        except Unsupported:
+            return False
+
+    if candidate.shape.expert_bytes and (kept := _last(lambda n: fits(with_("n-cpu-moe", layers - n)), layers - 1)):
+        yield from offer(f"the experts of {layers - kept} of {layers} layers in RAM", candidate, with_("n-cpu-moe", layers - kept))
+    elif candidate.shape.expert_bytes:
+        yield from offer("all experts in RAM", candidate, with_("n-cpu-moe", layers))
+    if offloaded := _last(lambda n: fits(with_("n-gpu-layers", n)), layers):
+        yield from offer(f"{offloaded} of {layers + 1} layers on the GPU", candidate, with_("n-gpu-layers", offloaded))
+
+
+def _last(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to `limit` that fits, 0 when none does; what does not fit does not fit with more either."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _small_cache(candidate: Candidate, device: Device) -> dict[str, ArgValue]:
+    if candidate.engine == llamacpp.NAME:
+        return {"cache-type-k": "q8_0", "cache-type-v": "q8_0"}
+    modern = device.compute_capability is None or float(device.compute_capability) >= 8.9
+    return {"kv-cache-dtype": "fp8" if modern else "fp8_e5m2"}
+
+
+def _translated(request: Request, candidate: Candidate, other: Candidate) -> Request:
+    """Another engine does not read this one's arguments."""
+    return request if other.engine == candidate.engine else replace(request, args={})
+
+
+def _notes(candidate: Candidate, request: Request, device: Device, footprint: Footprint, outputs: Outputs) -> Iterator[str]:
+    yield from candidate.shape.notes
+    if candidate.catalogued:
+        yield "from the catalog, not from the file's own header: weights may differ by some percent"
+    if "mmproj" in {name.lstrip("-") for name in request.args}:
+        yield "the vision projector (mmproj) is not counted: add its file's size"
+    if candidate.engine == llamacpp.NAME and outputs == "slots":
+        most = take(candidate, request, device, "all").device_bytes - footprint.device_bytes
+        if most > 0:
+            yield f"older servers (before 0.6.0) reserve up to {most / GiB:.2f} GiB more, and `homelab plan` counts that: --outputs all"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"nvidia|geforce|radeon|amd|laptop|[^a-z0-9]", "", text.lower())

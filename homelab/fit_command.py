@@ -1,0 +1,244 @@
+"""The verb `fit`: reads a model's header from wherever it is, the device from a word or from a node, and asks `homelab.fit`.
+
+Effects: files, the hub, nodes, and the agent's readers as subprocesses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from homelab import fit, resources
+from homelab.engines import ArgValue, Request, engines
+from homelab.errors import HomelabError, InventoryError, NodeError
+from homelab.fit import Candidate, Fit, Outputs, Place
+from homelab.models import catalog, hub
+from homelab.models.header import from_header
+from homelab.models.source import parse_source
+
+DEFAULT_CONTEXT = 8192
+READER_S = 60.0
+RAM_RESERVE_BYTES = 2**30
+# `homelab fit --what` asks this of every model: a conversation with an assistant that reads files.
+WHAT_CONTEXT = 32768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """The best variant of one model for one device, as it is shown by `--what`; None where none of them fits."""
+
+    model: str
+    licence: str
+    where: str
+    found: Fit | None
+    shortest: str = ""
+
+
+def check(source: str | None, *, what: bool, engine: str | None, gpu: str | None, node: str | None, outputs: str) -> None:
+    """Raises InventoryError for options that do not go together."""
+    if (source is None) == (not what):
+        raise InventoryError("Name a model, or ask for all with --what", hint="homelab fit Qwen/Qwen3-4B --gpu 24GiB")
+    if engine not in (None, *engines()):
+        raise InventoryError(f"No engine `{engine}`", hint=f"There are: {', '.join(sorted(engines()))}")
+    if gpu and node:
+        raise InventoryError("--gpu and --node both name a device: give one of them")
+    if outputs not in ("all", "slots"):
+        raise InventoryError(f"`--outputs {outputs}`: there are all and slots")
+
+
+def arguments(given: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
+    """The engine's arguments among the options that were given."""
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def document(found: Fit) -> dict[str, Any]:
+    return fit.document(found)
+
+
+def what_document(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    return [
+        {
+            "model": r.model,
+            "licence": r.licence,
+            "device": r.where,
+            "fits": r.found is not None,
+            "fit": fit.document(r.found) if r.found else None,
+        }
+        for r in rows
+    ]
+
+
+def places_named(gpu: str | None) -> list[Place]:
+    if gpu is None:
+        return []
+    device = fit.parse_gpu(gpu)
+    return [Place(device=device, free_bytes=device.total_bytes, label=device.name)]
+
+
+def run(
+    source: str,
+    *,
+    engine: str | None = None,
+    gpu: str | None = None,
+    places: Sequence[Place] = (),
+    context: str | None = None,
+    concurrency: int = 2,
+    args: Mapping[str, ArgValue] | None = None,
+    outputs: Outputs = "slots",
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> Fit:
+    """What a model takes, and whether it fits: on the GPU named, on the best of a node's devices (`places`), or on none in particular.
+
+    Raises InventoryError for a source, a size or a header that is no use."""
+    given: list[Place | None] = [*(places_named(gpu) or places)]
+    named, others = candidates(source, engine, endpoint, token)
+    found: list[Fit] = []
+    for candidate in named:
+        tokens = fit.parse_tokens(context) if context else min(DEFAULT_CONTEXT, candidate.shape.max_context or DEFAULT_CONTEXT)
+        kind = candidate.shape.kind
+        request = Request(kind=kind, context=tokens, concurrency=concurrency, args=args or {})
+        for place in given or [None]:
+            answer = fit.fit(candidate, request, place, others, outputs)
+            if answer.verdict != "does-not-fit":
+                return answer
+            found.append(answer)
+    return min(found, key=lambda f: (not f.alternatives, f.footprint.device_bytes - (f.place.free_bytes if f.place else 0)))
+
+
+def what(places: Sequence[Place], *, context: str | None = None, concurrency: int = 1) -> list[Row]:
+    """For each model of the catalog and each device: the largest variant that fits, else why none does."""
+    tokens = fit.parse_tokens(context) if context else WHAT_CONTEXT
+    rows = []
+    for entry in load_catalog().entries.values():
+        choices = sorted((_catalogued(entry, v) for v in entry.variants), key=lambda c: -c.shape.weights_bytes)
+        for place in places:
+            length = min(tokens, choices[0].shape.max_context or tokens)
+            request = Request(kind="chat", context=length, concurrency=concurrency)
+            answers = [fit.fit(c, request, place) for c in choices]
+            best = next((a for a in answers if a.verdict == "fits"), None)
+            short = min((a.footprint.device_bytes for a in answers if a.footprint.terms), default=0)
+            need = f"needs {short / fit.GiB:.1f} GiB at least" if short else answers[-1].reason
+            rows.append(Row(model=entry.name, licence=entry.licence, where=place.label, found=best, shortest="" if best else need))
+    return rows
+
+
+@cache
+def load_catalog() -> catalog.Catalog:
+    return catalog.parse((Path(catalog.__file__).parent / "catalog.yml").read_text())
+
+
+def candidates(
+    source: str, engine: str | None, endpoint: str | None = None, token: str | None = None
+) -> tuple[list[Candidate], list[Candidate]]:
+    """What a source names, in order of preference, and the catalog's other variants of the same model.
+
+    The file's own header is taken where it can be had; the catalog answers for names of its own, without a network, and for gated repositories."""
+    known = load_catalog().find(source)
+    path = Path(source).expanduser()
+    if path.exists() and (path.suffix == ".gguf" or path.is_dir()):
+        return [_candidate(source, _document(path), engine)], []
+    if known is not None and "/" not in source:
+        entry = known[0]
+        every = [_catalogued(entry, v) for v in entry.variants]
+        chosen = [c for c in every if engine in (None, c.engine)]
+        if not chosen:
+            raise InventoryError(
+                f"The catalog has no variant of {entry.name} for {engine}", hint=f"It has {', '.join(c.source for c in every)}"
+            )
+        return chosen, every
+    try:
+        parsed = parse_source(source)
+    except ValueError as e:
+        from homelab.inventory import did_you_mean
+
+        raise InventoryError(
+            str(e), hint=f"Or a name of the catalog{did_you_mean(source, load_catalog().entries)}: homelab fit --what lists them"
+        ) from e
+    if parsed.path is not None:
+        raise InventoryError(f"There is no `{source}` on this machine", hint="A node's file is looked at by `homelab plan`")
+    others = [_catalogued(known[0], v) for v in known[0].variants] if known else []
+    try:
+        if known is not None and engine not in (None, known[1].engine):
+            return _of_engine(known[0], engine), others
+        return [_candidate(source, hub.read_header(source, endpoint=endpoint, token=token), engine)], others
+    except HomelabError as e:
+        if known is None:
+            raise _bad_input(e) from e
+        return [_catalogued(*known)], others
+
+
+def _of_engine(entry: catalog.Entry, engine: str | None) -> list[Candidate]:
+    found = [_catalogued(entry, v) for v in entry.variants if v.engine == engine]
+    if not found:
+        raise InventoryError(f"The catalog has no variant of {entry.name} for {engine}")
+    return found
+
+
+def _bad_input(error: HomelabError) -> InventoryError:
+    """To `fit`, a hub that cannot be reached is a source that cannot be read."""
+    if isinstance(error, InventoryError):
+        return error
+    hint = "Models of the catalog need no network: homelab fit --what"
+    return InventoryError(error.message, cause=error.cause, hint=f"{error.hint} {hint}" if isinstance(error, NodeError) else hint)
+
+
+def _catalogued(entry: catalog.Entry, variant: catalog.Variant) -> Candidate:
+    return Candidate(source=variant.source, engine=variant.engine, shape=from_header(entry.document(variant)), catalogued=True)
+
+
+def _candidate(source: str, document: Mapping[str, Any], engine: str | None) -> Candidate:
+    shape = from_header(document)
+    own = "llamacpp" if shape.format == "gguf" else "vllm"
+    return Candidate(source=source, engine=engine or own, shape=shape)
+
+
+def _document(path: Path) -> Mapping[str, Any]:
+    """The header document of a GGUF file or of a model's folder on this machine."""
+    if path.is_file():
+        return hub.read_file(path)
+    request = json.dumps({"only": "weights", "sources": [str(path.resolve())]})
+    argv = [sys.executable, "-I", str(resources.path("agent")), request]
+    try:
+        done = subprocess.run(argv, capture_output=True, timeout=READER_S, check=False)
+        (found,) = json.loads(done.stdout)["weights"]
+        header, error = found["header"], found["error"]
+    except (subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as e:
+        raise InventoryError(f"`{path}` cannot be read", cause=str(e)[:200]) from e
+    if not isinstance(header, Mapping):
+        raise InventoryError(f"`{path}` is not a model that homelab can read", cause=str(error or "no weights in it"))
+    return header
+
+
+def places_of(inventory: Path, node: str | None = None) -> list[Place]:
+    """The devices of one node of an inventory, or of all; as they were last seen where a node does not answer.
+
+    Raises InventoryError for an unknown node, NodeError for one that never answered."""
+    from homelab import pipeline
+    from homelab.devices import slots_of
+    from homelab.inventory import did_you_mean
+
+    household = pipeline.read_inventory(inventory)
+    nodes = household.inventory.nodes
+    if node is not None and node not in nodes:
+        raise InventoryError(f"No node `{node}` in `{inventory}`{did_you_mean(node, nodes)}", hint=f"There are: {', '.join(nodes)}")
+    found = asyncio.run(pipeline.survey_nodes(household))
+    out = []
+    for name in [node] if node else nodes:
+        report = found.survey.nodes[name]
+        facts = report.facts or found.survey.remembered.get(name)
+        if facts is None:
+            if node is None:
+                continue
+            raise found.errors.get(name) or NodeError(f"Node `{name}` does not answer, and was never seen before")
+        for slot in slots_of(household.inventory, name, facts):
+            ram = facts.memory_available_bytes - RAM_RESERVE_BYTES if slot.gpus and slot.device.memory_kind == "dedicated" else None
+            seen = "" if report.facts else " (as last seen)"
+            out.append(Place(device=slot.device, free_bytes=slot.free_bytes, ram_bytes=ram, label=f"{name} {slot.label}{seen}"))
+    return out

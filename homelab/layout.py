@@ -1,0 +1,107 @@
+"""The decision as values: what goes where, what found no place, and what is left. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.devices import Slot
+from homelab.engines import Device, Footprint, Launch, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """One instance of a model on one node: `reason` says why there, `elsewhere` why not in the places that were better or as good."""
+
+    model: str
+    service: str
+    variant: int
+    node: str
+    engine: str
+    runtime: str
+    image: str | None
+    source: str
+    gpus: tuple[str, ...]
+    device: Device
+    address: str
+    port: int
+    request: Request
+    footprint: Footprint
+    gpu_memory_utilization: float | None
+    wanted: str
+    reason: str
+    elsewhere: tuple[str, ...] = ()
+    kept: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """What each of its devices gives up."""
+        if self.gpu_memory_utilization is None:
+            return self.footprint.device_bytes
+        outside = self.footprint.device_bytes - self.footprint.budget_bytes
+        return math.ceil(self.gpu_memory_utilization * self.device.total_bytes) + outside
+
+    def launch(self, *, weights: str, host: str) -> Launch:
+        return Launch(
+            model=self.model,
+            weights=weights,
+            host=host,
+            port=self.port,
+            request=self.request,
+            footprint=self.footprint,
+            device=self.device,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """What must be known to keep this placement as it is; travels as a label of the service."""
+        return {
+            "variant": self.variant,
+            "engine": self.engine,
+            "runtime": self.runtime,
+            "source": self.source,
+            "gpus": list(self.gpus),
+            "port": self.port,
+            "context": self.request.context,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "kv_cache_bytes": self.footprint.kv_cache_bytes,
+            "kv_cache_tokens": self.footprint.kv_cache_tokens,
+            "flags": dict(self.footprint.flags),
+            "terms": [[t.name, t.bytes, t.grade, t.where] for t in self.footprint.terms],
+            "bytes": self.bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unplaced:
+    """A model (or one of its replicas) that found no place. `unreachable` names nodes that could not be asked; `suggestion` is what would
+    give it one, where something simple would."""
+
+    model: str
+    reason: str
+    details: tuple[str, ...] = ()
+    unreachable: tuple[str, ...] = ()
+    suggestion: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The decision: what goes where, what does not, and what each device has left. `gap` is how far from the best it may be, for instance
+    `2 replicas with a place`; None when it is proven to be the best."""
+
+    placements: tuple[Placement, ...]
+    unplaced: tuple[Unplaced, ...]
+    slots: tuple[Slot, ...]
+    gap: str | None = None
+
+    @property
+    def proof(self) -> str:
+        """How good the decision is, as a sentence."""
+        if self.gap is None:
+            return "No better placement exists."
+        return f"The household is too large to look at everything: a better placement is at most {self.gap} away."
+
+    def __iter__(self) -> Iterator[Placement]:
+        return iter(self.placements)

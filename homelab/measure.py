@@ -1,0 +1,67 @@
+"""Reads what a healthy engine itself reports of its memory, and keeps it beside what was planned."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from collections.abc import Collection
+
+from homelab import facts as f
+from homelab import state
+from homelab.engines import engines
+from homelab.errors import NodeError
+from homelab.facts import Measurement, Survey
+from homelab.inventory import Inventory
+from homelab.measured import merged
+from homelab.nodes import connect
+from homelab.placement import Layout, Placement
+
+START_LINES = 600  # sizes are told while a model is loaded
+
+
+async def measure(inventory: Inventory, layout: Layout, survey: Survey, services: Collection[tuple[str, str]]) -> tuple[Measurement, ...]:
+    """Measure these services (node, name), as the survey taken after their start shows them, and keep the figures.
+
+    A node that is gone again is passed over: what was deployed is not worse for it."""
+    wanted = [p for p in layout if (p.node, p.service) in services]
+    found = await asyncio.gather(*(_one(inventory, p, survey) for p in wanted))
+    new = tuple(m for m in found if m is not None)
+    state.save_measurements(inventory.cluster, merged(state.load_measurements(inventory.cluster), new))
+    return new
+
+
+async def _one(inventory: Inventory, p: Placement, survey: Survey) -> Measurement | None:
+    facts = survey.nodes[p.node].facts
+    service = next((s for s in facts.services if s.cluster == inventory.cluster and s.name == p.service), None) if facts else None
+    if service is None or service.state != "running":
+        return None
+    try:
+        async with connect(p.node, inventory.nodes[p.node]) as session:
+            log = (await session.run(_beginning(service))).text
+    except NodeError:
+        return None
+    terms = [t for t in p.footprint.terms if t.where != "host"]
+    used = service.gpu_memory_bytes if p.gpus else service.memory_bytes
+    return Measurement(
+        device=p.device.name,
+        engine=p.engine,
+        version=p.image or "native",
+        source=p.source,
+        model=p.model,
+        node=p.node,
+        context=p.request.context,
+        concurrency=p.request.concurrency,
+        flags=json.dumps(dict(p.request.args), sort_keys=True),
+        predicted={t.name: t.bytes for t in terms},
+        grades={t.name: t.grade for t in terms},
+        reported=engines()[p.engine].reported(log),
+        planned_bytes=p.footprint.device_bytes,
+        used_bytes=used // max(len(p.gpus), 1) if used else None,
+    )
+
+
+def _beginning(service: f.Service) -> str:
+    if service.runtime == "docker":
+        return f"docker logs {shlex.quote(service.container or '')} 2>&1 | head -n {START_LINES}"
+    return shlex.join(["head", "-n", str(START_LINES), f"{service.directory}/log"])

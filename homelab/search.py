@@ -1,0 +1,292 @@
+"""The best choice of options of a problem. Pure, and bounded by a number of steps, not by time.
+
+The nodes are taken one after the other. What matters of the nodes taken so far is only how many of each model they hold, so of all choices
+that hold the same the best is enough. A choice that cannot reach the best one known, even if all that is missing got its best place, is
+dropped. When the steps run out, the least promising are dropped too; the best that they could have come to is the bound."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from homelab.assignment import LEVELS, NEEDLESS_SPLITS, Answer, Option, Problem, Scale, levels, violations
+from homelab.columns import Budget, Counts, Node, options_of
+
+# Steps of the search for a household: what 8 nodes with 12 GPUs and 12 models take, several times over.
+EFFORT = 30_000_000
+
+State = tuple[int, int, int]  # value, counts before, column taken
+Column = tuple[int, int, Any]  # counts, value, options
+
+
+def solve(problem: Problem, *, effort: int = EFFORT) -> Answer:
+    """The best choice by `LEVELS`, and a bound that no choice exceeds: the same when the search came to its end."""
+    every = [i for i in range(len(problem.options)) if not violations(problem, [i])]
+    # First what has a place at all, what is kept and what must be split for it: of each model the leanest options do for that.
+    coarse = replace(problem, options=tuple(_coarse(o) for o in problem.options))
+    first = _Search(coarse, Scale(coarse, fine=False), _leanest(problem, every), effort).answer([], 0)
+    decisive = len(first.levels) - len(LEVELS) + 2
+    splits = first.levels[decisive - 1]
+    use = every if splits or not first.proven else [i for i in every if not problem.options[i].avoidable]
+    scale = Scale(problem)
+    floor = scale.encode([*first.levels[:decisive], *[0] * (len(first.levels) - decisive)]) - scale.weights[decisive - 1] // 2
+    answer = _Search(problem, scale, use, effort).answer(list(first.chosen), floor)
+    if first.proven and not answer.proven:
+        # The first part is certain, however far the second came.
+        answer = replace(answer, bound=min(answer.bound, (*first.levels[:decisive], *answer.bound[decisive:])))
+    return answer
+
+
+def _coarse(o: Option) -> Option:
+    return replace(o, rank=0, in_ram=False, tokens=0, there=0, gpus=0, free=0, place=0)
+
+
+def _leanest(problem: Problem, indices: Sequence[int]) -> list[int]:
+    """The options that no other of the same model on the same devices makes needless, as far as having a place goes."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i in indices:
+        o = problem.options[i]
+        groups.setdefault((o.model, o.node, tuple(d for d, _ in o.loads), o.once, o.kept, o.avoidable), []).append(i)
+    found = []
+    for mine in groups.values():
+        lean: list[int] = []
+        for i in sorted(mine, key=lambda i: (problem.options[i].loads, problem.options[i].host, problem.options[i].fetch, i)):
+            o = problem.options[i]
+            if o.once or not any(_covers(problem.options[j], o) for j in lean):
+                lean.append(i)
+        found += lean
+    return sorted(found)
+
+
+def _covers(one: Option, other: Option) -> bool:
+    loads = all(x <= y for (_, x), (_, y) in zip(one.loads, other.loads, strict=True))
+    return loads and one.host <= other.host and one.fetch in ("", other.fetch)
+
+
+class _Search:
+    def __init__(self, problem: Problem, scale: Scale, indices: Sequence[int], effort: int) -> None:
+        self.problem, self.scale, self.effort = problem, scale, effort
+        self.indices = list(indices)
+        self.values = {i: scale.value(problem.options[i]) for i in self.indices}
+        self.counts = Counts([w.replicas for w in problem.wants])
+        self.models = range(len(problem.wants))
+
+    def everything(self) -> list[list[int]]:
+        """[model][how many it has]: what the model could still come to if all that is missing got its best place."""
+        best: list[int | None] = [None] * len(self.models)
+        for i, value in self.values.items():
+            m = self.problem.options[i].model
+            best[m] = max(best[m] or value, value)
+        return self._most([None if v is None else v + self.scale.spread for v in best], self.counts.limits)
+
+    def answer(self, warm: list[int], floor: int) -> Answer:
+        """`floor`: the best choice is known to come to more than this."""
+        best = max((self.greedy(), self.improved(warm)), key=self.worth)
+        self.known = self.worth(best)
+        self.floor = max(floor, self.known)
+        rows = self.everything()
+        bound = self._hope(0, rows)
+        if bound > self.known:
+            stages, cut = self.stages(rows)
+            reach = self.reach(stages)
+            for effort in (min(self.effort, 20_000 * len(stages)), self.effort):
+                found, reached = self.sweep(stages, reach, effort)
+                if found is not None and self.worth(found) > self.known:
+                    best = self.improved(found)
+                    self.known = self.worth(best)
+                    self.floor = max(self.floor, self.known)
+                if reached <= self.known:
+                    break
+            bound = bound if cut else max(reached, self.known)
+        return Answer(chosen=tuple(sorted(best)), levels=levels(self.problem, best), bound=self.scale.decode(max(bound, self.known)))
+
+    def worth(self, chosen: Sequence[int]) -> int:
+        return self.scale.worth(levels(self.problem, chosen))
+
+    # -- a first choice: one model after the other
+
+    def greedy(self) -> list[int]:
+        """By priority, each model the best option that is left, at the least that it needs; then better ones where they fit."""
+        wants, options = self.problem.wants, self.problem.options
+        weight = {
+            m: min((sum(n for _, n in options[i].loads) for i in self.indices if options[i].model == m), default=0) for m in self.models
+        }
+        by_model = {m: [i for i in self.indices if options[i].model == m] for m in self.models}
+        for mine in by_model.values():
+            mine.sort(
+                key=lambda i: (
+                    -options[i].kept,
+                    options[i].rank,
+                    options[i].in_ram,
+                    options[i].gpus,
+                    sum(n for _, n in options[i].loads),
+                    options[i].free,
+                    i,
+                )
+            )
+        books = _Books(self.problem)
+        order = sorted(self.models, key=lambda m: (-wants[m].priority, -weight[m], m))
+        for kept in (True, False):
+            for turn in range(max((w.replicas for w in wants), default=0)):
+                waiting = [m for m in order if turn < wants[m].replicas]
+                for m in waiting:
+                    best = next((i for i in by_model[m] if options[i].kept >= kept and books.fits(i)), None)
+                    if best is not None:
+                        books.take(best)
+                if not waiting:
+                    break
+        return self.improved(books.chosen)
+
+    def improved(self, chosen: Sequence[int]) -> list[int]:
+        """The choice with each option replaced by a better one of the same model where that fits, and what is missing added."""
+        books = _Books(self.problem)
+        for i in chosen:
+            books.take(i)
+        options = self.problem.options
+        alike: dict[tuple[int, frozenset[int]], list[int]] = {}
+        for i in self.indices:
+            alike.setdefault((options[i].model, frozenset(d for d, _ in options[i].loads)), []).append(i)
+        for i in chosen:
+            books.give_back(i)
+            better = alike[options[i].model, frozenset(d for d, _ in options[i].loads)]
+            books.take(
+                next(
+                    (j for j in sorted(better, key=lambda j: (-self.values[j], j)) if self.values[j] > self.values[i] and books.fits(j)), i
+                )
+            )
+        return max((list(chosen), books.chosen), key=self.worth)
+
+    # -- the search itself
+
+    def stages(self, rows: Sequence[Sequence[int]]) -> tuple[list[list[Column]], bool]:
+        """What each node can hold, and whether something was left out."""
+        by_node: dict[int, list[int]] = {}
+        for i in self.indices:
+            by_node.setdefault(self.problem.options[i].node, []).append(i)
+        found, cut = [], False
+        for node, mine in sorted(by_node.items()):
+            budget = Budget(steps=self.effort // max(1, len(by_node)))
+            columns = Node(
+                self.problem, self.scale, self.counts, node, mine, budget, lambda held: self.floor - self._hope(held, rows)
+            ).columns()
+            cut = cut or budget.cut
+            found.append(sorted(((held, value, picks) for held, (value, picks) in columns.items()), key=lambda c: (-c[1], c[0])))
+        # The node with the most to choose from first: there is one state before it only.
+        return sorted(found, key=lambda columns: -len(columns)), cut
+
+    def reach(self, stages: Sequence[Sequence[Column]]) -> list[list[list[int]]]:
+        """[stage][model][how many are placed before it]: the most that the model can still come to."""
+        best: list[int | None] = [None] * len(self.models)
+        most = [0] * len(self.models)
+        table = [self._most(best, most)]
+        for columns in reversed(stages):
+            for m in self.models:
+                most[m] += max(self.counts.of(held, m) for held, _, _ in columns)
+            for _, _, picks in columns:
+                for i in options_of(picks):
+                    m, value = self.problem.options[i].model, self.values[i] + self.scale.spread
+                    if (known := best[m]) is None or value > known:
+                        best[m] = value
+            table.append(self._most(best, most))
+        return table[::-1]
+
+    def _most(self, best: Sequence[int | None], most: Sequence[int]) -> list[list[int]]:
+        table = []
+        for m in self.models:
+            row, value, first = [], best[m], self.scale.first[m]
+            for placed in range(self.counts.limits[m] + 1):
+                more = min(self.counts.limits[m] - placed, most[m]) if value is not None else 0
+                row.append((first if placed or more else 0) + more * (value or 0))
+            table.append(row)
+        return table
+
+    def sweep(
+        self, stages: Sequence[Sequence[Column]], reach: Sequence[Sequence[Sequence[int]]], effort: int
+    ) -> tuple[list[int] | None, int]:
+        """A choice that is better than the one known, if there is one, and a bound on all that there are."""
+        bias, guard = self.counts.bias, self.counts.guard
+        each = effort // max(1, len(stages))
+        states: dict[int, State] = {0: (0, 0, -1)}
+        history, bound = [states], 0
+        for columns, rows in zip(stages, reach[1:], strict=True):
+            hopes = sorted(
+                ((value + self._hope(held, reach[len(history) - 1]), held, value) for held, (value, _, _) in states.items()), reverse=True
+            )
+            use = columns
+            if len(columns) > each:
+                use, bound = columns[: max(each, 1)], max(bound, hopes[0][0] if hopes else 0)
+            room = max(1, each // len(use))
+            if len(hopes) > room:
+                bound = max(bound, hopes[room][0])
+                hopes = hopes[:room]
+            after: dict[int, State] = {}
+            for _, held, value in hopes:
+                for number, (more, gain, _) in enumerate(use):
+                    both = held + more
+                    if (both + bias) & guard:
+                        continue
+                    if both not in after or value + gain > after[both][0]:
+                        after[both] = (value + gain, held, number)
+            states = {held: s for held, s in after.items() if s[0] + self._hope(held, rows) > self.floor}
+            history.append(states)
+        if not states:
+            return None, bound
+        last = max(states, key=lambda held: (states[held][0] + self._hope(held, reach[-1]), -held))
+        total, chosen = states[last][0] + self._hope(last, reach[-1]), []
+        for columns, before in zip(reversed(stages), reversed(history[1:]), strict=True):
+            _, held, number = before[last]
+            chosen += options_of(columns[number][2])
+            last = held
+        return chosen, max(bound, total)
+
+    def _hope(self, held: int, rows: Sequence[Sequence[int]]) -> int:
+        counts = self.counts
+        return sum(row[(held & mask) // unit] for row, mask, unit in zip(rows, counts.mask, counts.unit, strict=True))
+
+
+class _Books:
+    """What is left while options are taken one by one."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.chosen: list[int] = []
+        self.free = [free for _, free in problem.devices]
+        self.ram = [room.ram for room in problem.rooms]
+        self.fetched: list[Counter[tuple[str, int]]] = [Counter() for _ in problem.rooms]
+        self.count: Counter[int] = Counter()
+        self.needless: Counter[int] = Counter()
+        self.count_on: Counter[tuple[int, int]] = Counter()
+
+    def fits(self, i: int) -> bool:
+        o = self.problem.options[i]
+        want = self.problem.wants[o.model]
+        if self.count[o.model] >= want.replicas or self.count_on[o.model, o.node] >= want.per_node or (o.once and i in self.chosen):
+            return False
+        if o.avoidable and self.needless[o.node] >= NEEDLESS_SPLITS:
+            return False
+        if any(load > self.free[d] for d, load in o.loads) or (o.host and o.host > self.ram[o.node]):
+            return False
+        there = self.fetched[o.node]
+        if not o.fetch or there[o.fetch, o.fetch_bytes]:
+            return True
+        return o.fetch_bytes + sum(size for (_, size), n in there.items() if n) <= self.problem.rooms[o.node].disk
+
+    def take(self, i: int, sign: int = 1) -> None:
+        o = self.problem.options[i]
+        for d, load in o.loads:
+            self.free[d] -= sign * load
+        self.ram[o.node] -= sign * o.host
+        self.needless[o.node] += sign * o.avoidable
+        self.count[o.model] += sign
+        self.count_on[o.model, o.node] += sign
+        if o.fetch:
+            self.fetched[o.node][o.fetch, o.fetch_bytes] += sign
+        if sign > 0:
+            self.chosen.append(i)
+        else:
+            self.chosen.remove(i)
+
+    def give_back(self, i: int) -> None:
+        self.take(i, -1)
