@@ -64,7 +64,9 @@ def _text(kind: Kind, document: Any) -> str:
     match kind:
         case "chat":
             message = document["choices"][0]["message"]
-            return str(message.get("content") or message.get("reasoning_content") or "").strip()
+            text = str(message.get("content") or message.get("reasoning_content") or "").strip()
+            # A model may say anything; control characters would steer the terminal.
+            return "".join(c for c in text if c.isprintable() or c in "\n\t")
         case "embedding":
             return f"{len(document['data'][0]['embedding'])} dimensions"
         case "rerank":

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from homelab import fit, resources
+from homelab import cards, fit, resources
 from homelab.engines import ArgValue, Request, engines
 from homelab.errors import HomelabError, InventoryError, NodeError
 from homelab.fit import Candidate, Fit, Outputs, Place
@@ -77,7 +77,7 @@ def what_document(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def places_named(gpu: str | None) -> list[Place]:
     if gpu is None:
         return []
-    device = fit.parse_gpu(gpu)
+    device = cards.parse_gpu(gpu)
     return [Place(device=device, free_bytes=device.total_bytes, label=device.name)]
 
 

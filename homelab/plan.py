@@ -96,13 +96,18 @@ def _change(
             # It was started, and nobody waited for it and cleaned up after it.
             why = "an earlier deploy was interrupted"
             return Change(action="replace", node=service.node, service=service.name, reason=why, wanted=service, actual=left)
+        if same.state == "starting":
+            why = "still loading: deploy waits until it is healthy"
+            return Change(action="restart", node=service.node, service=service.name, reason=why, wanted=service, actual=found)
         return Change(action="keep", node=service.node, service=service.name, reason="up to date", wanted=service, actual=found)
     if same is not None:
         why = same.state + (f": {same.detail}" if same.detail else "")
         return Change(action="restart", node=service.node, service=service.name, reason=why, wanted=service, actual=found)
     blocked = _blocked(inventory, survey, service, found)
     if current is not None:
-        reason = "; ".join(_differences(current, service)) or ("its configuration changed" if service.model is None else "its command line or environment changed")
+        reason = "; ".join(_differences(current, service)) or (
+            "its configuration changed" if service.model is None else "its command line or environment changed"
+        )
         return Change(
             action="replace", node=service.node, service=service.name, reason=reason, wanted=service, actual=found, blocked=blocked
         )

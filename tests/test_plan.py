@@ -74,6 +74,12 @@ def test_what_stopped_or_is_unhealthy_is_started_again() -> None:
     assert actions(again)["q"] == ("restart", "unhealthy")
 
 
+def test_what_still_loads_is_waited_for() -> None:
+    _, plan = make(TEXT, fresh())
+    _, again = make(TEXT, after(plan, t="starting"))
+    assert actions(again)["t"] == ("restart", "still loading: deploy waits until it is healthy")
+
+
 def test_what_is_no_longer_asked_for_is_removed_and_nothing_of_another_cluster() -> None:
     _, plan = make(TEXT, fresh())
     found = after(plan)
@@ -102,7 +108,10 @@ def test_a_port_that_a_stranger_holds_blocks_the_gateway() -> None:
 
 
 def test_changes_that_share_a_gpu_are_one_lane_and_others_are_not() -> None:
-    text = TEXT + "  a: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 0}\n  b: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 0}\n  c: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 1}\n"
+    text = (
+        TEXT
+        + "  a: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 0}\n  b: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 0}\n  c: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 1}\n"
+    )
     text = text.replace("context: 2048, node: server", "context: 2048, node: server, gpu: 1")
     _, plan = make(text, fresh())
     on_server: list[Change] = [c for c in plan.changes if c.node == "server"]
@@ -114,7 +123,9 @@ def test_a_node_that_does_not_answer_loses_nothing() -> None:
     found = after(plan)
     report = found.nodes["server"]
     assert report.facts is not None
-    gone = survey(HUB, workstation=found.nodes["workstation"].facts or "", server="no answer").model_copy(update={"remembered": {"server": report.facts}})
+    gone = survey(HUB, workstation=found.nodes["workstation"].facts or "", server="no answer").model_copy(
+        update={"remembered": {"server": report.facts}}
+    )
     _, again = make(TEXT, gone)
     assert not again.todo
     assert not again.layout.unplaced

@@ -65,6 +65,7 @@ class _Node:
         self, inventory: Inventory, session: Session, secrets: Secrets, tell: Tell, done: list[tuple[str, str]], failed: list[HomelabError]
     ) -> None:
         self.inventory, self.session, self.secrets, self.tell, self.done, self.failed = inventory, session, secrets, tell, done, failed
+        self.missing: set[str] = set()
 
     async def carry_out(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -105,7 +106,9 @@ class _Node:
         files = list(service.files)
         if service.model is None:
             # A second controller reads the keys back from here.
-            files.append(File(path=f"{cluster_directory(self.inventory.cluster)}/{SECRETS_FILE}", content=self.secrets.to_json(), mode=0o600))
+            files.append(
+                File(path=f"{cluster_directory(self.inventory.cluster)}/{SECRETS_FILE}", content=self.secrets.to_json(), mode=0o600)
+            )
         await self.session.put(files)
         for upload in service.unit.uploads:
             there = await self.session.run(f"stat -c %s {shlex.quote(upload.path)} 2>/dev/null || stat -f %z {shlex.quote(upload.path)}")
@@ -120,13 +123,27 @@ class _Node:
 
             self._say(change, "copy", upload.local)
             await self.session.upload(upload.local, upload.path, progress)
-        await RUNTIMES[service.runtime].fetch(self.session, service, self.tell)
+        await self._fetch(service)
+
+    async def _fetch(self, service: Service) -> None:
+        """Bring the image or environment that several services may share: what cannot be had is asked for once."""
+        what = service.unit.image or (service.provision.name if service.provision else "")
+        if what in self.missing:
+            raise DeployError(
+                f"`{service.name}` cannot be deployed on node `{service.node}`", cause=f"{what}: see above", hint="homelab plan"
+            )
+        try:
+            await RUNTIMES[service.runtime].fetch(self.session, service, self.tell)
+        except DeployError:
+            self.missing.add(what)
+            raise
 
     async def _start(self, change: Change, service: Service) -> None:
         runtime = RUNTIMES[service.runtime]
         self._say(change, "start")
         try:
-            await runtime.start(self.session, service, again=change.action == "restart")
+            loading = any(old.spec == service.spec and old.state == "starting" for old in change.actual)
+            await runtime.start(self.session, service, again=change.action == "restart" and not loading)
             await runtime.wait_healthy(self.session, service, self.tell)
         except DeployError as e:
             await self._take_back(change, service)
@@ -171,4 +188,3 @@ async def drop(session: Session, cluster: str, old: f.Service) -> None:
     await RUNTIMES[old.runtime].remove(session, old)
     directory = f"{cluster_directory(cluster)}/{old.name}"
     await session.run(f"rm -rf -- {shlex.quote(f'{directory}/{old.spec}')}; rmdir -- {shlex.quote(directory)} 2>/dev/null; true")
-

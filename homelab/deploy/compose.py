@@ -46,7 +46,10 @@ async def fetch(session: Session, service: Service, tell: Tell) -> None:
 
 
 def _pull(client: docker.DockerClient, image: str, service: Service, tell: Tell) -> None:
-    with _engine_errors(f"Image `{image}` cannot be pulled on node `{service.node}`", "Check the tag, and that the node can reach the registry: `images:` in the inventory takes another one"):
+    with _engine_errors(
+        f"Image `{image}` cannot be pulled on node `{service.node}`",
+        "Check the tag, and that the node can reach the registry: `images:` in the inventory takes another one",
+    ):
         try:
             client.images.get(image)
             return
@@ -57,14 +60,22 @@ def _pull(client: docker.DockerClient, image: str, service: Service, tell: Tell)
         told = 0.0
         for line in client.api.pull(image, stream=True, decode=True):
             if "error" in line:
-                raise DeployError(f"Image `{image}` cannot be pulled on node `{service.node}`", cause=line["error"], hint="Check the tag under `images:` in the inventory")
+                raise DeployError(
+                    f"Image `{image}` cannot be pulled on node `{service.node}`",
+                    cause=line["error"],
+                    hint="Check the tag under `images:` in the inventory",
+                )
             detail = line.get("progressDetail") or {}
             if detail.get("total") and line.get("status") == "Downloading":
                 layers[line["id"]] = (detail["current"], detail["total"])
             if layers and time.monotonic() - told > 1:
                 told = time.monotonic()
                 done, total = (sum(x) for x in zip(*layers.values(), strict=True))
-                tell(Event(node=service.node, service=service.name, step="fetch", text=f"image {done / 2**30:.2f} of {total / 2**30:.2f} GiB"))
+                tell(
+                    Event(
+                        node=service.node, service=service.name, step="fetch", text=f"image {done / 2**30:.2f} of {total / 2**30:.2f} GiB"
+                    )
+                )
 
 
 async def start(session: Session, service: Service, *, again: bool = False) -> None:
@@ -75,10 +86,16 @@ async def start(session: Session, service: Service, *, again: bool = False) -> N
     if not service.unit.is_loopback:
         made = await session.run(create_network_command(service.unit.cluster))
         if made.exit_status != 0:
-            raise DeployError(f"Docker on node `{service.node}` cannot make a network", cause=made.cause, hint="Many networks of old projects? docker network prune")
+            raise DeployError(
+                f"Docker on node `{service.node}` cannot make a network",
+                cause=made.cause,
+                hint="Many networks of old projects? docker network prune",
+            )
     done = await session.run(compose_command(service.project, service.directory, *arguments))
     if done.exit_status != 0:
-        raise DeployError(f"`{service.name}` cannot be started on node `{service.node}`", cause=done.cause, hint=f"homelab logs {service.name}")
+        raise DeployError(
+            f"`{service.name}` cannot be started on node `{service.node}`", cause=done.cause, hint=f"homelab logs {service.name}"
+        )
 
 
 async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
@@ -95,7 +112,11 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
                 return
             dead = state in ("exited", "dead", "missing") or restarts > 0 or health == "unhealthy"
             if dead or time.monotonic() - begun > limit:
-                what = f"died at start{_exit_code(container)}" if dead and health != "unhealthy" else f"is not healthy after {time.monotonic() - begun:.0f} s"
+                what = (
+                    f"died at start{_exit_code(container)}"
+                    if dead and health != "unhealthy"
+                    else f"is not healthy after {time.monotonic() - begun:.0f} s"
+                )
                 lines = await asyncio.to_thread(_last_lines, container)
                 raise DeployError(f"`{service.name}` on node `{service.node}` {what}", cause=lines, hint=_advice(lines, service))
             if (text := await asyncio.to_thread(_last_line, container)) != told:
@@ -167,10 +188,15 @@ async def remove(session: Session, actual: f.Service) -> None:
 
 async def _compose(session: Session, actual: f.Service, *arguments: str) -> None:
     if not actual.project:
-        raise DeployError(f"`{actual.name}` on node `{session.node}` belongs to no Compose project", hint=f"Remove it by hand: docker rm -f {actual.container}")
+        raise DeployError(
+            f"`{actual.name}` on node `{session.node}` belongs to no Compose project",
+            hint=f"Remove it by hand: docker rm -f {actual.container}",
+        )
     done = await session.run(shlex.join(["docker", "compose", "--project-name", actual.project, *arguments]))
     if done.exit_status != 0:
-        raise DeployError(f"docker compose {arguments[0]} failed for `{actual.name}` on node `{session.node}`", cause=done.cause, hint="homelab status")
+        raise DeployError(
+            f"docker compose {arguments[0]} failed for `{actual.name}` on node `{session.node}`", cause=done.cause, hint="homelab status"
+        )
 
 
 def logs_command(actual: f.Service, *, follow: bool, tail: int) -> str:

@@ -36,7 +36,11 @@ async def fetch(session: Session, service: Service, tell: Tell) -> None:
         answer = {"error": {"message": "it ended without an answer", "cause": last, "hint": ""}}
     if "error" in answer:
         e = answer["error"]
-        raise DeployError(f"`{service.name}` cannot be installed on node `{service.node}`: {e.get('message', '')}", cause=e.get("cause", ""), hint=e.get("hint", ""))
+        raise DeployError(
+            f"`{service.name}` cannot be installed on node `{service.node}`: {e.get('message', '')}",
+            cause=e.get("cause", ""),
+            hint=e.get("hint", ""),
+        )
     await session.run(link_command(service.provision, answer["directory"]))
 
 
@@ -66,7 +70,11 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
         if dead or time.monotonic() - begun > limit:
             what = f"died at start (exit code {status.get('exit_code')})" if dead else f"is not healthy after {limit:.0f} s"
             lines = (await session.run(f"tail -n {LAST_LINES} {shlex.quote(service.directory)}/log")).text.strip()
-            raise DeployError(f"`{service.name}` on node `{service.node}` {what}", cause=lines or "it said nothing", hint=f"homelab logs {service.model or service.name}")
+            raise DeployError(
+                f"`{service.name}` on node `{service.node}` {what}",
+                cause=lines or "it said nothing",
+                hint=f"homelab logs {service.model or service.name}",
+            )
         if (text := line.strip()[:120]) != told:
             told = text
             tell(Event(node=service.node, service=service.name, step="load", text=text))
@@ -103,12 +111,18 @@ def _get(url: str) -> str:
 async def _supervise(session: Session, name: str, verb: str, directory: str) -> None:
     done = await session.run(supervise(verb, directory))
     if done.exit_status != 0:
-        raise DeployError(f"`{name}` cannot be {'started' if verb == 'start' else 'stopped'} on node `{session.node}`", cause=done.cause, hint=f"Look at ~/{directory}/log there")
+        raise DeployError(
+            f"`{name}` cannot be {'started' if verb == 'start' else 'stopped'} on node `{session.node}`",
+            cause=done.cause,
+            hint=f"Look at ~/{directory}/log there",
+        )
 
 
 def _directory(session: Session, actual: f.Service) -> str:
     if not actual.directory:
-        raise DeployError(f"`{actual.name}` on node `{session.node}` has no directory", hint="homelab discover --json shows what is known of it")
+        raise DeployError(
+            f"`{actual.name}` on node `{session.node}` has no directory", hint="homelab discover --json shows what is known of it"
+        )
     return actual.directory
 
 

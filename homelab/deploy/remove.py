@@ -33,7 +33,9 @@ async def remove(inventory: Inventory, found: Sequence[tuple[str, f.Service]], t
                     await _one(session, service)
                 if everything and not any(e for e in failed if isinstance(e, NodeError)):
                     await session.run(compose.remove_network_command(inventory.cluster))
-                    await session.run(f"rm -rf -- {shlex.quote(cluster_directory(inventory.cluster))}; rmdir .local/share/homelab 2>/dev/null; true")
+                    await session.run(
+                        f"rm -rf -- {shlex.quote(cluster_directory(inventory.cluster))}; rmdir .local/share/homelab 2>/dev/null; true"
+                    )
         except NodeError as e:
             failed.append(e)
             tell(Event(node=node, service="", step="failed", error=e))
@@ -53,4 +55,3 @@ async def remove(inventory: Inventory, found: Sequence[tuple[str, f.Service]], t
     nodes = sorted({n for n, _ in found} | ({inventory.gateway.node} if everything else set()))
     await asyncio.gather(*(on(n) for n in nodes))
     return Outcome(done=tuple(sorted(done)), failed=tuple(failed))
-

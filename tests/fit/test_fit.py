@@ -5,7 +5,8 @@ import pytest
 from homelab import fit
 from homelab.engines import ArgValue, Device, Request
 from homelab.errors import InventoryError
-from homelab.fit import Candidate, Place, parse_gpu, parse_tokens
+from homelab.cards import parse_gpu
+from homelab.fit import Candidate, Place, parse_tokens
 from homelab.fit_command import load_catalog
 from homelab.models.catalog import Variant
 from homelab.models.header import from_header
