@@ -156,6 +156,9 @@ class Scale:
         most = sum(w.replicas for w in problem.wants)
         tops = [most * max((abs(x) for x in column), default=0) for column in zip(*(o.worth for o in problem.options), strict=True)]
         tops = tops or [0] * len(LEVELS)
+        runs = sum(o.kept for o in problem.options)
+        tops[0] = min(tops[0], runs)
+        tops[1] = min(tops[1], NEEDLESS_SPLITS * len(problem.rooms))
         tops[SPREAD] = tops[BESIDE] = most
         tops = [most] * (2 * len(problem.classes)) + tops
         weights, weight = [], 1
@@ -169,9 +172,12 @@ class Scale:
         ranks = {c: i for i, c in enumerate(problem.classes)}
         self.first = [self.weights[ranks[w.priority]] for w in problem.wants]
         self.each = [self.weights[len(ranks) + ranks[w.priority]] for w in problem.wants]
+        for m, want in enumerate(problem.wants):
+            if want.replicas == 1:  # its only replica is its first
+                self.each[m], self.first[m] = self.each[m] + self.first[m], 0
 
     def value(self, option: Option) -> int:
-        """An option's worth, the replica that it places with it."""
+        """An option's worth, the replica that it places with it. `first` comes on top for a model of which there are several."""
         return self.each[option.model] + sum(w * x for w, x in zip(self._own, option.worth, strict=True) if x)
 
     def worth(self, found: Sequence[int]) -> int:

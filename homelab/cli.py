@@ -194,22 +194,34 @@ def deploy(ctx: typer.Context, inventory: InventoryOption = None, yes: YesOption
 @app.command()
 def fit(
     ctx: typer.Context,
-    source: Annotated[str | None, typer.Argument(help="A repository (Org/Repo, Org/Repo:Q4_K_M), a file or folder here, or a name of the catalog.")] = None,
-    what: Annotated[bool, typer.Option("--what", help="What can this house run? The catalog, on the devices of all nodes (or --gpu, --node).")] = False,
+    source: Annotated[
+        str | None, typer.Argument(help="A repository (Org/Repo, Org/Repo:Q4_K_M), a file or folder here, or a name of the catalog.")
+    ] = None,
+    what: Annotated[
+        bool, typer.Option("--what", help="What can this house run? The catalog, on the devices of all nodes (or --gpu, --node).")
+    ] = False,
     engine: Annotated[str | None, typer.Option("--engine", help="vllm or llamacpp; default: what reads the source.")] = None,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Its memory as CUDA reports it (24GiB), a name (RTX 4090), or several (2x RTX 3090).")] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="Its memory as CUDA reports it (24GiB), a name (RTX 4090), or several (2x RTX 3090).")
+    ] = None,
     node: Annotated[str | None, typer.Option("--node", help="A node of the inventory: what is free there now.")] = None,
     context: Annotated[str | None, typer.Option("--context", "-c", help="Tokens of one request: 8192 or 32k.")] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Requests at once.")] = 2,
     kv_cache_dtype: Annotated[str | None, typer.Option("--kv-cache-dtype", help="vLLM: fp8, fp8_e5m2, int8_per_token_head …")] = None,
-    parallel: Annotated[int | None, typer.Option("--parallel", min=1, max=1024, help="llama.cpp: slots, in place of --concurrency.")] = None,
+    parallel: Annotated[
+        int | None, typer.Option("--parallel", min=1, max=1024, help="llama.cpp: slots, in place of --concurrency.")
+    ] = None,
     ubatch: Annotated[int | None, typer.Option("--ubatch", min=1, help="llama.cpp: tokens of a micro-batch.")] = None,
     cache_type_k: Annotated[str | None, typer.Option("--cache-type-k", help="llama.cpp: f16, q8_0, q4_0 …")] = None,
     cache_type_v: Annotated[str | None, typer.Option("--cache-type-v", help="llama.cpp: the same for values.")] = None,
     flash_attn: Annotated[str | None, typer.Option("--flash-attn", help="llama.cpp: on or off.")] = None,
-    n_gpu_layers: Annotated[int | None, typer.Option("--n-gpu-layers", min=0, help="llama.cpp: layers on the GPU, the output layer first.")] = None,
+    n_gpu_layers: Annotated[
+        int | None, typer.Option("--n-gpu-layers", min=0, help="llama.cpp: layers on the GPU, the output layer first.")
+    ] = None,
     n_cpu_moe: Annotated[int | None, typer.Option("--n-cpu-moe", min=0, help="llama.cpp: layers whose experts stay in RAM.")] = None,
-    outputs: Annotated[str, typer.Option("--outputs", help="llama.cpp: `slots`, what a server reserves; `all`, llama-fit-params' bound.")] = "slots",
+    outputs: Annotated[
+        str, typer.Option("--outputs", help="llama.cpp: `slots`, what a server reserves; `all`, llama-fit-params' bound.")
+    ] = "slots",
     inventory: InventoryOption = None,
     json: JsonOption = False,
 ) -> None:

@@ -5,46 +5,14 @@ The GPUs of a node are then joined, under each set of models that is split over 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from homelab.assignment import NEEDLESS_SPLITS, Problem, Scale
-
-# One way to fill a device: bytes on it, value, bytes of RAM, weights to fetch, and the options (nested pairs).
-Way = tuple[int, int, int, frozenset[tuple[str, int]], Any]
-# Models over several devices: how many of each, bytes left of each device, how many of the splits are needless.
-Split = tuple[int, tuple[int, ...], int]
-NOTHING: Way = (0, 0, 0, frozenset(), None)
-
-
-class Counts:
-    """How many of each model, packed into one integer: sums and limits cost one operation for all models together."""
-
-    def __init__(self, limits: Sequence[int]) -> None:
-        self.limits = list(limits)
-        self.unit: list[int] = []
-        self.mask: list[int] = []
-        shift = self.guard = self.fill = 0
-        for limit in limits:
-            width = limit.bit_length()
-            self.unit.append(1 << shift)
-            self.mask.append(((1 << (width + 1)) - 1) << shift)
-            self.guard |= 1 << (shift + width)
-            self.fill |= ((1 << width) - 1) << shift
-            shift += width + 1
-        self.bias = self.within(limits)
-
-    def within(self, limits: Sequence[int]) -> int:
-        """`(counts + this) & guard` is zero as long as no model exceeds its limit."""
-        return self.fill - sum(limit * unit for limit, unit in zip(limits, self.unit, strict=True))
-
-    def models(self, counts: int) -> int:
-        """One bit for each model that is there."""
-        return (counts + self.fill) & self.guard
-
-    def of(self, counts: int, model: int) -> int:
-        return (counts & self.mask[model]) // self.unit[model]
+from homelab.packing import NOTHING, Counts, Split, Way
+from homelab.prices import Prices, Stock, stock
 
 
 @dataclass(slots=True)
@@ -95,8 +63,8 @@ class Node:
         self.tight_disk = sum(sources.values()) > self.room.disk
         self.tight_ram = sum(size * self.limits[m] for m, size in most.items()) > self.room.ram
 
-    def columns(self) -> dict[int, tuple[int, Any]]:
-        """The best way to hold each multiset of models that the node can hold."""
+    def fill(self) -> Stock:
+        """What each device can hold by itself, and what can be split over several."""
         by_device: dict[int, list[int]] = {d: [] for d in self.devices}
         wide = []
         for i, o in self.options.items():
@@ -104,18 +72,32 @@ class Node:
                 by_device[o.loads[0][0]].append(i)
             else:
                 wide.append(i)
-        filled = {d: self._fill(d, mine) for d, mine in by_device.items() if mine}
+        self.filled = [self._fill(d, mine) for d, mine in by_device.items()]
+        self.splits = self._splits(wide)
+        return stock(self.filled, self.splits)
+
+    def columns(self, prices: Prices, mine: Stock, least: int, most: int = 1 << 30) -> dict[int, tuple[int, Any]]:
+        """The best way to hold each multiset of models that the node can hold, of those that earn at least so much after their prices; no more
+        than `most` at any time, those that earn most."""
+        ladders = [prices.ladder(d) for d in mine.devices]
+        ranked = [_ranked(sets, prices)[:most] for sets in self.filled]
         best: dict[int, tuple[int, Any]] = {}
-        for (held, left, _), ways in self._splits(wide).items():
+        for (held, left, _), ways in self.splits.items():
+            # What the devices from each one on can earn.
+            hopes = [0]
+            for (loads, earned), space in zip(reversed(ladders), reversed(left), strict=True):
+                hopes.append(hopes[-1] + earned[bisect_right(loads, space) - 1][0])
+            hopes.reverse()
+            if max(w[1] for w in ways) - prices.cost(held) + hopes[0] < least:
+                continue
             joined: dict[int, list[Way]] = {held: ways}
-            for (d, _), space in zip(self.devices.items(), left, strict=True):
-                if d in filled:
-                    joined = self._join(joined, filled[d], space)
+            for sets, space, hope in zip(ranked, left, hopes[1:], strict=True):
+                joined = {h: ws for _, h, ws in _ranked(self._join(joined, sets, space, prices, least - hope), prices)[:most]}
             for held_now, found in joined.items():
                 _, value, _, _, picks = max(found, key=lambda w: w[1])
                 if held_now not in best or value > best[held_now][0]:
                     best[held_now] = (value, picks)
-        return best
+        return dict(sorted(best.items(), key=lambda b: (prices.cost(b[0]) - b[1][0], b[0]))[:most])
 
     def _allowed(self, host: int, fetch: frozenset[tuple[str, int]]) -> bool:
         return (not host or host <= self.room.ram) and (not fetch or sum(size for _, size in fetch) <= self.room.disk)
@@ -243,31 +225,47 @@ class Node:
                 fresh = {} if o.once else again
         return found
 
-    def _join(self, held: Mapping[int, list[Way]], device: Mapping[int, list[Way]], space: int) -> dict[int, list[Way]]:
-        """What is held already, with one more device filled as far as `space` bytes."""
-        ways_here: dict[int, list[Way]] = {}
+    def _join(
+        self, held: Mapping[int, list[Way]], device: Sequence[tuple[int, int, list[Way]]], space: int, prices: Prices, least: int
+    ) -> dict[int, list[Way]]:
+        """What is held already, with one more device filled as far as `space` bytes, as far as it earns enough. `device`: those that earn most
+        first."""
+        here: list[tuple[int, int, int, list[Way]]] = []
         plain = not (self.tight_ram or self.tight_disk)
-        for more, ways in device.items():
+        for earned, more, ways in device:
             fitting = [(0, *w[1:]) for w in ways if w[0] <= space]
             if fitting:
-                ways_here[more] = [fitting[-1]] if plain else self._front(fitting)
-        if list(held) == [0] and held[0] == [NOTHING]:
-            return {more: ways for more, ways in ways_here.items() if not (more + self.bias) & self.counts.guard}
+                here.append((earned, more, self.counts.models(more), [fitting[-1]] if plain else self._front(fitting)))
         found: dict[int, list[Way]] = {}
-        self.budget.spend(len(held) * len(ways_here))
+        bias, guard, spread = self.bias, self.counts.guard, self.scale.spread
         for have, ways in held.items():
             there = self.counts.models(have)
-            for more, others in ways_here.items():
+            short = least - (max(w[1] for w in ways) - prices.cost(have))
+            steps = 0
+            for earned, more, models, others in here:
+                if earned < short:
+                    break
+                steps += 1
                 both = have + more
-                if (both + self.bias) & self.counts.guard:
+                if (both + bias) & guard:
                     continue
-                twice = (there & self.counts.models(more)).bit_count() * self.scale.spread
+                twice = (there & models).bit_count() * spread
                 joined = [(0, w[1] + v[1] - twice, w[2] + v[2], w[3] | v[3], (w[4], v[4])) for w in ways for v in others]
-                if not plain:
-                    joined = [w for w in joined if self._allowed(w[2], w[3])]
-                joined = self._useful(both, joined)
+                if plain:
+                    if both not in found or joined[0][1] > found[both][0][1]:
+                        found[both] = joined
+                    continue
+                joined = [w for w in joined if self._allowed(w[2], w[3])]
                 if both in found:
                     joined += found[both]
                 if joined:
-                    found[both] = [max(joined, key=lambda w: w[1])] if plain else self._front(joined)
-        return self._thinned(found) if len(found) > self.budget.sets else found
+                    found[both] = self._front(joined)
+            self.budget.spend(steps)
+            if self.budget.cut:
+                break
+        return {h: ws for h, ws in found.items() if max(w[1] for w in ws) - prices.cost(h) >= least}
+
+
+def _ranked(sets: Mapping[int, list[Way]], prices: Prices) -> list[tuple[int, int, list[Way]]]:
+    """(earned after prices, counts, ways), those that earn most first."""
+    return sorted(((max(w[1] for w in ways) - prices.cost(held), held, ways) for held, ways in sets.items()), key=lambda r: (-r[0], r[1]))

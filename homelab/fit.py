@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -22,12 +22,13 @@ ANY = Device(vendor="nvidia", name="a GPU", total_bytes=1 << 50)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way to run a model: its source, the engine that reads it, what it is; `catalogued` when no header was read."""
+    """One way to run a model: its source, the engine that reads it, what it is; `catalogued` when no header was read, and `why` not."""
 
     source: str
     engine: str
     shape: ModelShape
     catalogued: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,7 +284,9 @@ def _translated(request: Request, candidate: Candidate, other: Candidate) -> Req
 def _notes(candidate: Candidate, request: Request, device: Device, footprint: Footprint, outputs: Outputs) -> Iterator[str]:
     yield from candidate.shape.notes
     if candidate.catalogued:
-        yield "from the catalog, not from the file's own header: weights may differ by some percent"
+        yield "from the catalog, not from the file's own header: weights may differ by some percent" + (
+            f" ({candidate.why})" if candidate.why else ""
+        )
     if "mmproj" in {name.lstrip("-") for name in request.args}:
         yield "the vision projector (mmproj) is not counted: add its file's size"
     if candidate.engine == llamacpp.NAME and outputs == "slots":

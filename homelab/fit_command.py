@@ -9,13 +9,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from homelab import cards, fit, resources
-from homelab.engines import ArgValue, Request, engines
+from homelab.engines import ArgValue, Request, engines, llamacpp, vllm
 from homelab.errors import HomelabError, InventoryError, NodeError
 from homelab.fit import Candidate, Fit, Outputs, Place
 from homelab.models import catalog, hub
@@ -25,6 +25,13 @@ from homelab.models.source import parse_source
 DEFAULT_CONTEXT = 8192
 READER_S = 60.0
 RAM_RESERVE_BYTES = 2**30
+LLAMA_ARGS = frozenset({"parallel", "ubatch-size", "cache-type-k", "cache-type-v", "flash-attn", "n-gpu-layers", "n-cpu-moe"})
+VALUES: Mapping[str, frozenset[str]] = {
+    "kv-cache-dtype": frozenset(vllm.DTYPES),
+    "cache-type-k": frozenset(llamacpp.CACHE_TYPES),
+    "cache-type-v": frozenset(llamacpp.CACHE_TYPES),
+    "flash-attn": frozenset({"on", "off", "auto"}),
+}
 # `homelab fit --what` asks this of every model: a conversation with an assistant that reads files.
 WHAT_CONTEXT = 32768
 
@@ -53,8 +60,30 @@ def check(source: str | None, *, what: bool, engine: str | None, gpu: str | None
 
 
 def arguments(given: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
-    """The engine's arguments among the options that were given."""
-    return {name: value for name, value in given.items() if value is not None}
+    """The engine's arguments among the options that were given.
+
+    Raises InventoryError for a value that no engine has."""
+    out: dict[str, ArgValue] = {name: value for name, value in given.items() if value is not None}
+    for name, known in VALUES.items():
+        if name in out and out[name] not in known:
+            raise InventoryError(f"`--{name} {out[name]}` is not known", hint=f"There are: {', '.join(sorted(known))}")
+    if out.get("flash-attn") == "auto":
+        del out["flash-attn"]
+    return out
+
+
+def engine_of(engine: str | None, args: Mapping[str, ArgValue]) -> str | None:
+    """The engine that was named, or the only one that takes these arguments.
+
+    Raises InventoryError when there is none."""
+    takers = {llamacpp.NAME if name in LLAMA_ARGS else vllm.NAME for name in args}
+    if len(takers) > 1 or (engine and takers and takers != {engine}):
+        said = ", ".join(f"--{name}" for name in args)
+        raise InventoryError(
+            f"{engine or 'No engine'} {'does not take' if engine else 'takes all of'} {said}",
+            hint="Leave one out, or name the other --engine",
+        )
+    return engine or next(iter(takers), None)
 
 
 def document(found: Fit) -> dict[str, Any]:
@@ -97,6 +126,7 @@ def run(
     """What a model takes, and whether it fits: on the GPU named, on the best of a node's devices (`places`), or on none in particular.
 
     Raises InventoryError for a source, a size or a header that is no use."""
+    engine = engine_of(engine, args or {})
     given: list[Place | None] = [*(places_named(gpu) or places)]
     named, others = candidates(source, engine, endpoint, token)
     found: list[Fit] = []
@@ -169,9 +199,10 @@ def candidates(
             return _of_engine(known[0], engine), others
         return [_candidate(source, hub.read_header(source, endpoint=endpoint, token=token), engine)], others
     except HomelabError as e:
-        if known is None:
+        # Not for a source that the hub knows better, as a quantisation that is not there.
+        if known is None or not (isinstance(e, NodeError) or "gated" in e.message):
             raise _bad_input(e) from e
-        return [_catalogued(*known)], others
+        return [replace(_catalogued(*known), why=e.message)], others
 
 
 def _of_engine(entry: catalog.Entry, engine: str | None) -> list[Candidate]:

@@ -12,10 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 from homelab.assignment import LEVELS, NEEDLESS_SPLITS, Answer, Option, Problem, Scale, levels, violations
-from homelab.columns import Budget, Counts, Node, options_of
+from homelab.columns import Budget, Node, options_of
+from homelab.packing import Counts
+from homelab.prices import Prices, Stock, columns_stock
 
 # Steps of the search for a household: what 8 nodes with 12 GPUs and 12 models take, several times over.
 EFFORT = 30_000_000
+
+# Of what a node can hold, so much is looked at for a first good choice.
+FEW = 150
 
 State = tuple[int, int, int]  # value, counts before, column taken
 Column = tuple[int, int, Any]  # counts, value, options
@@ -89,17 +94,22 @@ class _Search:
         rows = self.everything()
         bound = self._hope(0, rows)
         if bound > self.known:
-            stages, cut = self.stages(rows)
-            reach = self.reach(stages)
-            for effort in (min(self.effort, 20_000 * len(stages)), self.effort):
-                found, reached = self.sweep(stages, reach, effort)
-                if found is not None and self.worth(found) > self.known:
-                    best = self.improved(found)
-                    self.known = self.worth(best)
-                    self.floor = max(self.floor, self.known)
-                if reached <= self.known:
+            nodes, stocks, cut = self.nodes(rows)
+            prices = Prices(self.counts, stocks, self.best_values(), self.known, self.extra)
+            bound = bound if cut else min(bound, prices.bound)
+            reached = self.known
+            for most, effort in ((FEW, self.effort // 50), (1 << 30, self.effort)):
+                if bound <= self.known:
                     break
-            bound = bound if cut else max(reached, self.known)
+                stages, reached = self.stages(nodes, stocks, prices, most)
+                if stages:
+                    found, reached = self.sweep(stages, self.reach(stages), effort)
+                    if found is not None and self.worth(found) > self.known:
+                        best = self.improved(found)
+                        self.known = self.worth(best)
+                        self.floor = max(self.floor, self.known)
+            cut = cut or any(node.budget.cut for node in nodes)
+            bound = bound if cut else min(bound, max(reached, self.known))
         return Answer(chosen=tuple(sorted(best)), levels=levels(self.problem, best), bound=self.scale.decode(max(bound, self.known)))
 
     def worth(self, chosen: Sequence[int]) -> int:
@@ -160,21 +170,47 @@ class _Search:
 
     # -- the search itself
 
-    def stages(self, rows: Sequence[Sequence[int]]) -> tuple[list[list[Column]], bool]:
-        """What each node can hold, and whether something was left out."""
+    def best_values(self) -> list[int]:
+        """What the best placement of each model is worth: prices at which nobody buys."""
+        best = [0] * len(self.models)
+        for i, value in self.values.items():
+            m = self.problem.options[i].model
+            best[m] = max(best[m], value + self.scale.spread)
+        return best
+
+    def nodes(self, rows: Sequence[Sequence[int]]) -> tuple[list[Node], list[Stock], bool]:
+        """The nodes, what their devices can hold, and whether something was left out of that for want of steps."""
         by_node: dict[int, list[int]] = {}
         for i in self.indices:
             by_node.setdefault(self.problem.options[i].node, []).append(i)
-        found, cut = [], False
-        for node, mine in sorted(by_node.items()):
-            budget = Budget(steps=self.effort // max(1, len(by_node)))
-            columns = Node(
-                self.problem, self.scale, self.counts, node, mine, budget, lambda held: self.floor - self._hope(held, rows)
-            ).columns()
-            cut = cut or budget.cut
-            found.append(sorted(((held, value, picks) for held, (value, picks) in columns.items()), key=lambda c: (-c[1], c[0])))
-        # The node with the most to choose from first: there is one state before it only.
-        return sorted(found, key=lambda columns: -len(columns)), cut
+        found = [
+            Node(
+                self.problem, self.scale, self.counts, node, mine,
+                Budget(steps=self.effort // len(by_node)), lambda held: self.floor - self._hope(held, rows),
+            )
+            for node, mine in sorted(by_node.items())
+        ]  # fmt: skip
+        self.extra = sum(self.scale.first)
+        stocks = [node.fill() for node in found]
+        return found, stocks, any(node.budget.cut for node in found)
+
+    def stages(self, nodes: Sequence[Node], stocks: Sequence[Stock], prices: Prices, most: int) -> tuple[list[list[Column]], int]:
+        """What each node can hold, as far as it may be part of something better than what is known, and a bound; nothing where nothing may."""
+        found = []
+        for node, mine, earned in zip(nodes, stocks, prices.earned, strict=True):
+            columns = node.columns(prices, mine, self.floor - (prices.bound - earned), most)
+            found.append([(held, value, picks) for held, (value, picks) in columns.items()])
+        if not all(found):
+            return [], self.known
+        # Once more, with what the nodes hold as a whole. The node with the most to choose from comes first: there is one state before it only.
+        found.sort(key=lambda columns: (-len(columns), columns[0][0]))
+        self.prices = prices = Prices(self.counts, [columns_stock(columns) for columns in found], prices.price, self.known, self.extra)
+        self.ahead = [sum(prices.earned[k:]) for k in range(len(found) + 1)]
+        stages = []
+        for mine_all, earned in zip(found, prices.earned, strict=True):
+            least = self.floor - (prices.bound - earned)
+            stages.append(sorted((c for c in mine_all if c[1] - prices.cost(c[0]) >= least), key=lambda c: (-c[1], c[0])))
+        return (stages, prices.bound) if all(stages) else ([], self.known)
 
     def reach(self, stages: Sequence[Sequence[Column]]) -> list[list[list[int]]]:
         """[stage][model][how many are placed before it]: the most that the model can still come to."""
@@ -207,13 +243,16 @@ class _Search:
     ) -> tuple[list[int] | None, int]:
         """A choice that is better than the one known, if there is one, and a bound on all that there are."""
         bias, guard = self.counts.bias, self.counts.guard
+        full = sum(p * limit for p, limit in zip(self.prices.price, self.counts.limits, strict=True)) + self.extra
+
+        def hope(held: int, stage: int) -> int:
+            return min(self._hope(held, reach[stage]), full - self.prices.cost(held) + self.ahead[stage])
+
         each = effort // max(1, len(stages))
         states: dict[int, State] = {0: (0, 0, -1)}
         history, bound = [states], 0
-        for columns, rows in zip(stages, reach[1:], strict=True):
-            hopes = sorted(
-                ((value + self._hope(held, reach[len(history) - 1]), held, value) for held, (value, _, _) in states.items()), reverse=True
-            )
+        for stage, columns in enumerate(stages):
+            hopes = sorted(((value + hope(held, stage), held, value) for held, (value, _, _) in states.items()), reverse=True)
             use = columns
             if len(columns) > each:
                 use, bound = columns[: max(each, 1)], max(bound, hopes[0][0] if hopes else 0)
@@ -229,7 +268,7 @@ class _Search:
                         continue
                     if both not in after or value + gain > after[both][0]:
                         after[both] = (value + gain, held, number)
-            states = {held: s for held, s in after.items() if s[0] + self._hope(held, rows) > self.floor}
+            states = {held: s for held, s in after.items() if s[0] + hope(held, stage + 1) > self.floor}
             history.append(states)
         if not states:
             return None, bound

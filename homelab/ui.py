@@ -285,12 +285,18 @@ def shown_fit(found: Fit) -> None:
     where = f" on {found.place.label or found.place.device.name}" if found.place else ""
     tell(f"{found.candidate.source}  {found.candidate.engine}  {found.request.context} ctx × {found.request.concurrency}{where}")
     terms = table("TERM", "GiB", "GRADE", "WHERE", right=("GiB",))
+    device = "RAM" if found.place and found.place.device.vendor == "cpu" else "GPU"
+    places = {"device": device, "context": f"{device}, outside the budget", "host": "RAM"}
     for t in found.footprint.terms:
-        terms.add_row(t.name, f"{t.bytes / GIB:.2f}", t.grade, {"device": "GPU", "context": "GPU, outside the budget", "host": "RAM"}[t.where])
+        terms.add_row(t.name, f"{t.bytes / GIB:.2f}", t.grade, places[t.where])
     if found.footprint.terms:
         print_table(terms)
     need, colour = found.footprint.device_bytes / GIB, {"fits": "green", "does-not-fit": "red", "no-device": "cyan"}[found.verdict]
-    free = f", free {found.place.free_bytes / GIB:.2f} GiB" if found.place else ": name a device with --gpu 24GiB or --node NAME to know if it fits"
+    free = (
+        f", free {found.place.free_bytes / GIB:.2f} GiB"
+        if found.place
+        else ": name a device with --gpu 24GiB or --node NAME to know if it fits"
+    )
     out.print(f"[bold {colour}]{found.verdict}[/]  " + escape(found.reason or f"needs {need:.2f} GiB{free}"))
     for note in found.notes:
         out.print(f"[yellow]note[/]  {escape(note)}")

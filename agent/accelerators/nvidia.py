@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import ctypes
-import glob
 import re
-from typing import Any, Callable, Dict, List
+import sys
+import types
 
 from .. import host, processes
 
-Problems = List[Dict[str, str]]
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing costs 3 ms
+    from typing import Any, Callable, Dict, List
+
+    Problems = List[Dict[str, str]]
+
 # Chips without memory of their own: NVML has no figure for them (DGX Spark: NOT_SUPPORTED) or a wrong one (N1X: 8128 MiB).
-UNIFIED = re.compile(r"\b(GB10|N1X?|RTX Spark|Thor|Orin|Xavier|Tegra)\b", re.IGNORECASE)
+UNIFIED = r"(?i)\b(GB10|N1X?|RTX Spark|Thor|Orin|Xavier|Tegra)\b"
 ATS_WITHOUT_OWN_MEMORY = 16 * 1024**3  # GH200 and GB200 address the host's memory too, and have more than this
 ADDRESSING_ATS = 2
 
 
 def collect(problems: Problems) -> list[dict[str, Any]]:
+    import _ctypes
+
     try:
-        ctypes.CDLL("libnvidia-ml.so.1")  # pynvml costs 40 ms of import: not without a driver
+        _ctypes.dlopen("libnvidia-ml.so.1")  # what ctypes.CDLL does: pynvml and ctypes cost 20 ms of import, not without a driver
     except OSError as e:
         if has_card():
             missing = "cannot open shared object file: No such file" in str(e)
@@ -27,6 +33,8 @@ def collect(problems: Problems) -> list[dict[str, Any]]:
                 "NVIDIA GPU present, driver not installed" if missing else f"NVIDIA GPU present, its library cannot be loaded: {e}",
             )
         return []
+    # pynvml imports ctypes.util and uses nothing of it; that brings in subprocess, tempfile, shutil and their 15 ms.
+    sys.modules.setdefault("ctypes.util", types.ModuleType("ctypes.util")).__dict__.setdefault("find_library", None)
     import pynvml
 
     try:
@@ -60,10 +68,8 @@ def problem(problems: Problems, message: str) -> None:
 
 def has_card() -> bool:
     """A display controller (class 0x03) of NVIDIA's on the PCI bus, driver or not."""
-    for path in glob.glob("/sys/bus/pci/devices/*/vendor"):
-        if host.read_or_none(path) == "0x10de" and (host.read_or_none(path[: -len("vendor")] + "class") or "").startswith("0x03"):
-            return True
-    return False
+    devices = [f"/sys/bus/pci/devices/{name}/" for name in host.names_in("/sys/bus/pci/devices")]
+    return any(host.read_or_none(d + "vendor") == "0x10de" and (host.read_or_none(d + "class") or "").startswith("0x03") for d in devices)
 
 
 def ask(pynvml: Any, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -106,7 +112,7 @@ def describe(pynvml: Any, handle: Any) -> dict[str, Any]:
 def memory(pynvml: Any, handle: Any, name: str) -> dict[str, Any]:
     figures, reserved = readings(pynvml, handle)
     small = figures is not None and figures.total <= ATS_WITHOUT_OWN_MEMORY
-    if UNIFIED.search(name) or figures is None or (small and ask(pynvml, pynvml.nvmlDeviceGetAddressingMode, handle) == ADDRESSING_ATS):
+    if re.search(UNIFIED, name) or figures is None or (small and ask(pynvml, pynvml.nvmlDeviceGetAddressingMode, handle) == ADDRESSING_ATS):
         ram = host.memory()
         return {
             "memory_kind": "unified",

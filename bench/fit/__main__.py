@@ -7,9 +7,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-import llama
-import others
-import vllm_logs
+import llama  # noqa: E402
+import others  # noqa: E402
+import vllm_logs  # noqa: E402
 
 PARTS = {"llama": llama.main, "vllm": vllm_logs.main, "others": others.main}
 

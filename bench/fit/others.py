@@ -92,7 +92,7 @@ class HfMem:
 def safetensors_folder(folder: Path, entry: Entry, variant: Variant) -> Path:
     """A repository as the hub would show it: a configuration, and a file of the right size with nothing but its header in it."""
     document = entry.document(variant)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(document["config"] | {"torch_dtype": "bfloat16"}))
     header, at = {}, 0
     for name, (_, size, _) in document["groups"].items():
@@ -146,7 +146,7 @@ def main() -> None:
                     "GPUStack": gpustack(shape.weights_bytes),
                     "llmfit": llmfit(shape, parameters, 0.58, context),
                 }
-                row(f"{model} GGUF, {context:,}".replace(",", " "), sum(said[2:]) * MIB, found)
+                row(f"{model} GGUF, " + f"{context:,}".replace(",", " "), sum(said[2:]) * MIB, found)
         for case, name, weights, context, args, logged in LOGGED:
             entry = fit_command.load_catalog().entries[name]
             variant = next(v for v in entry.variants if v.weights == weights)
@@ -158,7 +158,7 @@ def main() -> None:
             width = 2.0 if weights == "bf16" else 1.0
             found = {
                 "homelab": float(sum(terms[t] for t in whole)),
-                "hf-mem": tool.ask(safetensors_folder(Path(place) / name, entry, variant), context),
+                "hf-mem": tool.ask(safetensors_folder(Path(place) / "hub" / name, entry, variant), context),
                 "accelerate": accelerate(int(entry.parameters), width),
                 "GPUStack": gpustack(shape.weights_bytes),
                 "llmfit": llmfit(shape, int(entry.parameters), width, context),

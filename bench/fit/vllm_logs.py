@@ -32,6 +32,10 @@ def compared(row: dict[str, Any]) -> list[tuple[str, float, float]]:
     return out
 
 
+def shown(value: float) -> str:
+    return f"{value:,.0f}".replace(",", " ") if value > 1000 else f"{value:.2f}"
+
+
 def main() -> None:
     print("### vLLM: cache memory to tokens, and what refusals asked for\n")
     print("| case | kind | figure | logged | homelab | error | source |\n|---|---|---|---:|---:|---:|---|")
@@ -39,7 +43,13 @@ def main() -> None:
         if "left_out" in row:
             continue
         for what, logged, ours in compared(row):
-            print(f"| {row['case']} | {row['kind']} | {what} | {logged:,.2f} | {ours:,.2f} | {ours / logged - 1:+.2%} | {row['source']} |")
+            mark = " *" if "note" in row else ""
+            print(
+                f"| {row['case']}{mark} | {row['kind']} | {what} | {shown(logged)} | {shown(ours)} | {ours / logged - 1:+.2%} | {row['source']} |"
+            )
+    for row in ROWS:
+        if "note" in row:
+            print(f"\n\\* {row['note']}.")
     device = Device(vendor="nvidia", name="x", total_bytes=1)
     one = vllm.footprint(
         safetensors("llama-3.1-8b", tensor_bytes=16_060_522_496), Request(kind="chat", context=20000, concurrency=1), device

@@ -72,9 +72,7 @@ def _sources() -> tuple[tuple[str, bytes], ...]:
     files = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*.py")}
     pynvml = importlib.util.find_spec("pynvml")
     if "__main__.py" not in files or pynvml is None or pynvml.origin is None:
-        raise HomelabError(
-            "This homelab is not installed completely: the agent or pynvml is missing", hint="Install homelab again"
-        )
+        raise HomelabError("This homelab is not installed completely: the agent or pynvml is missing", hint="Install homelab again")
     files["pynvml.py"] = Path(pynvml.origin).read_bytes()
     return tuple(sorted(files.items()))
 
@@ -204,11 +202,11 @@ for p in $found; do
 done
 exit 98
 """
-# The common case first: looking for other Pythons starts a dozen processes.
+# The common case first: looking for other Pythons starts a dozen processes. On Linux the agent needs no installed package, so no `site` (-S).
 QUICK = """\
 tried=
 if [ -z "$given" ] && [ -f "$d/__main__.py" ] && [ ! -d /System/Library ] && command -v python3 >/dev/null; then
-  python3 -I "$d" "$request"
+  python3 -I -S "$d/__main__.py" "$request"
   s=$?
   [ $s = 98 ] || exit $s
   tried=$(command -v python3)

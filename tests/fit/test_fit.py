@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from homelab import fit
+from homelab.cards import parse_gpu
 from homelab.engines import ArgValue, Device, Request
 from homelab.errors import InventoryError
-from homelab.cards import parse_gpu
 from homelab.fit import Candidate, Place, parse_tokens
 from homelab.fit_command import load_catalog
 from homelab.models.catalog import Variant
@@ -164,8 +164,10 @@ def test_what_an_engine_refuses_does_not_fit_and_says_why() -> None:
         ("RTX 4090", 23.52, 1),
         ("NVIDIA GeForce RTX 3090", 23.57, 1),
         ("2x RTX 3090", 23.57, 2),
-    ]
-    + [("rtx 4060 ti", 15.6, 1), ("4x24GiB", 24, 4), ("8192MiB", 8, 1)],
+        ("rtx 4060 ti", 15.6, 1),
+        ("4x24GiB", 24, 4),
+        ("8192MiB", 8, 1),
+    ],
 )
 def test_a_gpu_is_a_size_or_a_name(text: str, gib: float, count: int) -> None:
     device = parse_gpu(text)

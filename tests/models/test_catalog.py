@@ -56,8 +56,17 @@ def test_sizes_of_files_are_those_on_the_hub(source: str, gigabytes: float) -> N
 
 @pytest.mark.parametrize(
     ("model", "bytes_per_token"),
-    [("qwen3-4b", 147456), ("qwen3-30b-a3b", 98304), ("qwen3.6-27b", 65536), ("qwen3.6-35b-a3b", 20480), ("gpt-oss-20b", 24576)]
-    + [("deepseek-coder-v2-lite", 31104), ("glm-4.5-air", 188416), ("codellama-7b", 524288), ("glm-4.7-flash", 54144)],
+    [
+        ("qwen3-4b", 147456),
+        ("qwen3-30b-a3b", 98304),
+        ("qwen3.6-27b", 65536),
+        ("qwen3.6-35b-a3b", 20480),
+        ("gpt-oss-20b", 24576),
+        ("deepseek-coder-v2-lite", 31104),
+        ("glm-4.5-air", 188416),
+        ("codellama-7b", 524288),
+        ("glm-4.7-flash", 54144),
+    ],
 )
 def test_every_further_token_costs(model: str, bytes_per_token: int) -> None:
     entry = CATALOG.entries[model]

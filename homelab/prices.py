@@ -1,0 +1,117 @@
+"""A bound on what a household can come to, by prices for models. Pure.
+
+If each replica that is still missing costs a price, and every device takes what pays best by itself, whatever the others take, then what they
+earn together and the prices of all replicas are no less than what any choice comes to (a Lagrangian bound). Prices go down where a model is
+taken too seldom, up where too often, until the bound is near to the best choice known."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from homelab.packing import Counts, Split, Way
+
+ROUNDS = 200
+FULL_PACE = 1024
+# Entries looked at in all rounds together.
+LOOKS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What one node can do: for each device (load, value, counts) of what it can hold, and for each set of splits (value, counts, bytes left
+    of each device)."""
+
+    devices: tuple[tuple[tuple[int, int, int], ...], ...]
+    splits: tuple[tuple[int, int, tuple[int, ...]], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.devices)) + len(self.splits) * len(self.devices)
+
+
+def stock(filled: Sequence[Mapping[int, Sequence[Way]]], splits: Mapping[Split, Sequence[Way]]) -> Stock:
+    whole = len(splits) == 1  # nothing is split: each device has all its bytes
+    devices = []
+    for sets in filled:
+        entries = [(w[0], w[1], held) for held, ways in sets.items() for w in ([max(ways, key=lambda w: w[1])] if whole else ways)]
+        devices.append(tuple(sorted(entries)))
+    return Stock(tuple(devices), tuple((max(w[1] for w in ways), held, left) for (held, left, _), ways in splits.items()))
+
+
+class Prices:
+    """Prices of models (`price`), and what each node earns under them (`earned`)."""
+
+    def __init__(self, counts: Counts, stocks: Sequence[Stock], start: Sequence[int], known: int, extra: int) -> None:
+        self.counts, self.stocks = counts, stocks
+        self._parts: dict[int, tuple[tuple[int, int], ...]] = {}
+        price, self.bound = list(start), 1 << 4096
+        self.price, self.earned = price, [0] * len(stocks)
+        limits, pace, stale = counts.limits, FULL_PACE, 0
+        way = [0] * len(price)  # the direction, with some of the last one in it
+        for _ in range(max(20, min(ROUNDS, LOOKS // max(1, sum(s.size for s in stocks))))):
+            earned, taken = [], [0] * len(price)
+            for s in stocks:
+                gain, sets = self._best(s, price)
+                earned.append(gain)
+                for held in sets:
+                    for m, n in self.parts(held):
+                        taken[m] += n
+            bound = sum(earned) + sum(p * limit for p, limit in zip(price, limits, strict=True)) + extra
+            if bound < self.bound:
+                self.bound, self.price, self.earned, stale = bound, price, earned, 0
+            else:
+                stale += 1
+                if stale == 6:
+                    pace, stale = max(1, pace // 2), 0
+            if self.bound <= known:
+                break
+            way = [100 * (limit - n) + 7 * w // 10 for limit, n, w in zip(limits, taken, way, strict=True)]
+            norm = sum(w * w for w, p in zip(way, price, strict=True) if w < 0 or p > 0)  # a price of nothing cannot go down
+            if not norm:
+                break
+            step = (bound - known) * 100 * pace
+            price = [max(0, p - step * w // (FULL_PACE * norm)) for p, w in zip(price, way, strict=True)]
+
+    def parts(self, held: int) -> tuple[tuple[int, int], ...]:
+        """(model, how many) of what is in it."""
+        if held not in self._parts:
+            self._parts[held] = tuple((m, n) for m in range(len(self.counts.limits)) if (n := self.counts.of(held, m)))
+        return self._parts[held]
+
+    def cost(self, held: int, price: Sequence[int] | None = None) -> int:
+        price = self.price if price is None else price
+        return sum(price[m] * n for m, n in self.parts(held))
+
+    def ladder(self, device: Sequence[tuple[int, int, int]], price: Sequence[int] | None = None) -> tuple[list[int], list[tuple[int, int]]]:
+        """(loads, (earned, counts)): the best that a device earns with so many bytes, each entry better than the one before."""
+        price = self.price if price is None else price
+        loads, best = [0], [(0, 0)]
+        for load, value, held in device:
+            gain = value
+            for m, n in self.parts(held):
+                gain -= price[m] * n
+            if gain > best[-1][0]:
+                loads.append(load)
+                best.append((gain, held))
+        return loads, best
+
+    def _best(self, s: Stock, price: Sequence[int]) -> tuple[int, list[int]]:
+        ladders = [self.ladder(d, price) for d in s.devices]
+        found: tuple[int, list[int]] = (-1, [])
+        for value, held, left in s.splits:
+            gain, sets = value - self.cost(held, price), [held]
+            for (loads, best), space in zip(ladders, left, strict=True):
+                earned, what = best[bisect_right(loads, space) - 1]
+                gain += earned
+                sets.append(what)
+            if gain > found[0]:
+                found = (gain, sets)
+        return found
+
+
+def columns_stock(columns: Sequence[tuple[int, int, Any]]) -> Stock:
+    """A node as one device: what it can hold in all is known."""
+    return Stock((tuple(sorted((0, value, held) for held, value, _ in columns)),), ((0, 0, (0,)),))

@@ -1,0 +1,190 @@
+"""The verb itself: files, catalog, hub, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab import fit_command
+from homelab.errors import InventoryError, NodeError
+from homelab.models import hub
+from tests.models.examples import DATA, FILE_BYTES, SAFETENSORS
+
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(source: str, **_: Any) -> Any:
+        raise NodeError(f"The header of `{source}` cannot be read", cause="no network", hint="Is this machine online?", kind="hub")
+
+    monkeypatch.setattr(hub, "read_header", away)
+
+
+def grown(folder: Path, name: str) -> Path:
+    """A header file at the size of the whole model, with nothing in it."""
+    path = folder / f"{name}.gguf"
+    shutil.copyfile(DATA / f"{name}.gguf", path)
+    os.truncate(path, FILE_BYTES[name])
+    return path
+
+
+def command(*arguments: str, cwd: Path) -> tuple[int, str, str]:
+    env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(cwd), "XDG_STATE_HOME": str(cwd), "NO_COLOR": "1"}
+    argv = [sys.executable, "-m", "homelab", "fit", *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "mib"),
+    [
+        ("qwen3-4b", 32768, (2254, 4608, 381)),
+        ("gemma3-12b", 4096, (6561, 736, 555)),
+        ("gpt-oss-20b", 8192, None),
+        ("qwen3.6-27b", 32768, None),
+    ],
+)
+def test_a_header_grown_to_its_full_size_gives_the_golden_figures(
+    tmp_path: Path, name: str, context: int, mib: tuple[int, ...] | None
+) -> None:
+    from tests.models.examples import GOLDEN
+
+    said = next(g[2:] for g in GOLDEN if g[0] == name and g[1] == f"-c {context} -fa on")
+    found = fit_command.run(
+        str(grown(tmp_path, name)), context=str(context), concurrency=1, args={"flash-attn": "on", "n-gpu-layers": 999}, outputs="all"
+    )
+    terms = {t.name: t.bytes / 2**20 for t in found.footprint.terms}
+    input_table = terms["model_host"]
+    shape = found.candidate.shape
+    whole = terms["model"] + (0 if shape.tied_embeddings else input_table)
+    assert abs(whole - said[0]) <= 1.1
+    assert abs(terms["context"] - said[1]) <= 1
+    assert int(terms["compute"]) <= said[2] * 1.03
+    assert mib is None or mib[:2] == said[:2]
+
+
+def test_a_folder_of_safetensors_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SAFETENSORS["qwen3-4b"]))
+    head = json.dumps({"model.embed_tokens.weight": {"dtype": "BF16", "shape": [10, 10], "data_offsets": [0, 200]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(200))
+    found = fit_command.run(str(tmp_path), gpu="24GiB", context="4k")
+    assert (found.candidate.engine, found.verdict) == ("vllm", "fits")
+    assert not found.candidate.catalogued
+
+
+def test_a_name_of_the_catalog_needs_no_network() -> None:
+    found = fit_command.run("qwen3-14b", gpu="RTX 4090", context="32k", concurrency=1)
+    assert found.verdict == "fits"
+    assert found.candidate.catalogued
+
+
+def test_a_repository_of_the_catalog_is_answered_without_a_network() -> None:
+    assert fit_command.run("Qwen/Qwen3-4B-GGUF:Q4_K_M").candidate.catalogued
+    assert fit_command.run("meta-llama/Llama-3.1-8B-Instruct", engine="llamacpp").candidate.engine == "llamacpp"
+
+
+def test_a_gated_repository_is_answered_from_the_catalog_and_a_wrong_quantisation_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(source: str, **_: Any) -> Any:
+        raise InventoryError(f"`{source}` is gated" if "llama" in source else f"`{source}` has no such file")
+
+    monkeypatch.setattr(hub, "read_header", refuses)
+    assert "is gated" in " ".join(fit_command.run("meta-llama/Llama-3.1-8B-Instruct").notes)
+    with pytest.raises(InventoryError, match="no such file"):
+        fit_command.run("Qwen/Qwen3-4B-GGUF:Q4_K_M")
+
+
+def test_other_repositories_need_one() -> None:
+    with pytest.raises(InventoryError, match="cannot be read") as caught:
+        fit_command.run("marvin/Paranoid-7B")
+    assert "online" in caught.value.hint
+
+
+def test_the_best_device_of_a_node_is_taken() -> None:
+    from homelab.engines import Device
+    from homelab.fit import Place
+
+    small, large = (
+        Place(device=Device(vendor="nvidia", name=f"{g}", total_bytes=g * GIB, compute_capability="8.9"), free_bytes=g * GIB)
+        for g in (8, 24)
+    )
+    found = fit_command.run("qwen3-14b", engine="llamacpp", places=[small, large])
+    assert found.place == large
+
+
+def test_what_can_this_house_run() -> None:
+    rows = fit_command.what(fit_command.places_named("RTX 4090"))
+    assert len(rows) == len(fit_command.load_catalog().entries)
+    fits = {r.model: r.found for r in rows}
+    assert fits["qwen3-30b-a3b"] is not None
+    assert fits["llama-3.3-70b"] is None
+    assert next(r for r in rows if r.model == "llama-3.3-70b").shortest.startswith("needs")
+    assert json.dumps(fit_command.what_document(rows))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"source": None},
+        {"source": "x", "what": True},
+        {"source": "x", "engine": "ollama"},
+        {"source": "x", "gpu": "1GiB", "node": "n"},
+        {"source": "x", "outputs": "none"},
+    ],
+)
+def test_options_that_do_not_go_together(arguments: dict[str, Any]) -> None:
+    given = {"what": False, "engine": None, "gpu": None, "node": None, "outputs": "slots"} | arguments
+    with pytest.raises(InventoryError):
+        fit_command.check(**given)
+
+
+def test_an_engine_s_own_options_choose_the_engine() -> None:
+    assert fit_command.run("qwen3-4b", args={"cache-type-k": "q8_0"}).candidate.engine == "llamacpp"
+    assert fit_command.run("qwen3-4b", args={"kv-cache-dtype": "fp8"}).candidate.engine == "vllm"
+    for engine, args in ((None, {"kv-cache-dtype": "fp8", "ubatch-size": 64}), ("vllm", {"cache-type-k": "q8_0"})):
+        with pytest.raises(InventoryError, match="take"):
+            fit_command.run("qwen3-4b", engine=engine, args=args)
+
+
+@pytest.mark.parametrize("given", [{"cache-type-k": "fp8"}, {"kv-cache-dtype": "q8_0"}, {"flash-attn": "maybe"}])
+def test_a_value_that_no_engine_has(given: dict[str, Any]) -> None:
+    with pytest.raises(InventoryError, match="not known"):
+        fit_command.arguments(given)
+    assert fit_command.arguments({"flash-attn": "auto", "ubatch-size": None}) == {}
+
+
+def test_exit_codes_and_json(tmp_path: Path) -> None:
+    path = str(grown(tmp_path, "qwen3-4b"))
+    status, out, _ = command(path, "--gpu", "8GiB", "--context", "8k", "--concurrency", "1", "--json", cwd=tmp_path)
+    document = json.loads(out)
+    assert (status, document["verdict"]) == (0, "fits")
+    assert {"engine", "terms", "total_bytes", "device_bytes", "kv_cache_tokens", "flags", "alternatives"} <= set(document)
+    status, out, _ = command(path, "--gpu", "4GiB", "--context", "32k", "--json", cwd=tmp_path)
+    document = json.loads(out)
+    assert (status, document["verdict"]) == (3, "does-not-fit")
+    assert document["alternatives"]
+    assert all(a["total_bytes"] <= 4 * GIB for a in document["alternatives"])
+    status, out, _ = command(path, cwd=tmp_path)
+    assert (status, "no-device" in out) == (0, True)
+
+
+def test_bad_input_is_2_and_one_sentence(tmp_path: Path) -> None:
+    whole = (DATA / "qwen3-4b.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[:3000])
+    (tmp_path / "lies.gguf").write_bytes(whole)  # tensors far beyond the end of the file
+    (tmp_path / "noise.gguf").write_bytes(os.urandom(4096))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{")
+    for source in ("cut.gguf", "lies.gguf", "noise.gguf", "folder", "not-there.gguf", "marvin/Paranoid-7B", "a b"):
+        name = f"./{source}" if (tmp_path / source).exists() or source.endswith(".gguf") else source
+        status, out, said = command(name, cwd=tmp_path)
+        assert (status, out) == (2, ""), (source, said)
+        assert said.startswith("error:")
+        assert "Traceback" not in said

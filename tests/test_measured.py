@@ -1,0 +1,87 @@
+"""What engines report and drivers count, beside what was planned, and what the next plan takes from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from homelab.engines import Footprint, Term, engines
+from homelab.facts import Measurement
+from homelab.measured import error, learned, merged, with_measured
+
+MIB = 2**20
+LLAMA_ON_GPU = """\
+load_tensors:   CPU_Mapped model buffer size =    28.69 MiB
+load_tensors:        CUDA0 model buffer size =    92.10 MiB
+llama_kv_cache:      CUDA0 KV buffer size =    45.00 MiB
+llama_memory_recurrent: CUDA0 RS buffer size =     5.00 MiB
+sched_reserve:      CUDA0 compute buffer size =    98.25 MiB
+sched_reserve:  CUDA_Host compute buffer size =     5.13 MiB
+"""
+VLLM = """\
+INFO 11-21 [gpu/model_runner.py:425] Model loading took 15.66 GiB memory and 4.1 seconds
+INFO 11-21 [gpu/model_runner.py:1128] Graph capturing finished in 3 secs, took 0.11 GiB
+"""
+
+
+def measurement(**more: object) -> Measurement:
+    values: dict[str, object] = {
+        "device": "NVIDIA GeForce RTX 4090",
+        "engine": "llamacpp",
+        "version": "server:b1",
+        "source": "/m.gguf",
+        "model": "m",
+        "node": "n",
+        "context": 4096,
+        "concurrency": 1,
+        "predicted": {"model": 92 * MIB, "context": 50 * MIB, "compute": 100 * MIB, "cuda_context": 600 * MIB},
+        "grades": {"model": "exact", "context": "exact", "compute": "bounded", "cuda_context": "empirical"},
+        "reported": {"model": 92 * MIB, "context": 50 * MIB, "compute": 98 * MIB},
+        "planned_bytes": 842 * MIB,
+        "used_bytes": 700 * MIB,
+    }
+    return Measurement.model_validate(values | more)
+
+
+def test_each_engine_tells_its_buffers_in_the_names_of_our_terms() -> None:
+    found = engines()["llamacpp"].reported(LLAMA_ON_GPU)
+    assert {name: round(size / MIB, 2) for name, size in found.items()} == {"model": 92.10, "context": 50.0, "compute": 98.25}
+    on_cpu = engines()["llamacpp"].reported("load_tensors:   CPU_Mapped model buffer size =    92.10 MiB\n")
+    assert round(on_cpu["model"] / MIB, 2) == 92.10
+    assert {name: round(size / 2**30, 2) for name, size in engines()["vllm"].reported(VLLM).items()} == {
+        "weights": 15.66,
+        "cuda_graphs": 0.11,
+    }
+    assert engines()["vllm"].reported("nothing of this") == {}
+
+
+def test_what_is_used_beyond_the_buffers_is_the_context_and_the_next_plan_takes_it() -> None:
+    known = learned([measurement()], "NVIDIA GeForce RTX 4090", "llamacpp", "server:b1")
+    assert known == {"cuda_context": 460 * MIB}
+    terms = (Term(name="model", bytes=1, grade="exact"), Term(name="cuda_context", bytes=600 * MIB, grade="empirical", where="context"))
+    after = with_measured(Footprint(terms=terms, kv_cache_bytes=0, kv_cache_tokens=0), known)
+    assert [(t.name, t.bytes, t.grade) for t in after.terms] == [("model", 1, "exact"), ("cuda_context", 460 * MIB, "measured")]
+
+
+def test_nothing_is_learned_from_another_card_engine_or_version() -> None:
+    for other in (
+        ("NVIDIA GeForce RTX 3090", "llamacpp", "server:b1"),
+        ("NVIDIA GeForce RTX 4090", "vllm", "server:b1"),
+        ("NVIDIA GeForce RTX 4090", "llamacpp", "server:b2"),
+    ):
+        assert learned([measurement()], *other) == {}
+
+
+def test_a_figure_that_experience_contradicts_is_not_believed() -> None:
+    tiny = measurement(used_bytes=241 * MIB)  # a driver that shows hardly more than the buffers
+    assert learned([tiny], "NVIDIA GeForce RTX 4090", "llamacpp", "server:b1") == {"cuda_context": 300 * MIB}
+    assert learned([measurement(used_bytes=None)], "NVIDIA GeForce RTX 4090", "llamacpp", "server:b1") == {}
+
+
+def test_the_newest_measurement_of_a_thing_replaces_the_older() -> None:
+    first, second, other = measurement(), measurement(used_bytes=710 * MIB), measurement(context=8192)
+    assert merged([first, other], [second]) == (other, second)
+
+
+def test_the_error_is_a_share_of_what_is_used_and_counts_no_reserve() -> None:
+    assert error(measurement(predicted={"model": 770 * MIB, "reserve": 300 * MIB})) == pytest.approx(0.1)
+    assert error(measurement(used_bytes=None)) is None
