@@ -165,7 +165,8 @@ def interfaces_by_psutil(problems: list[dict[str, str]]) -> dict[str, list[tuple
 
 def is_virtual(name: str) -> bool:
     kind = name.rstrip("0123456789")
-    return kind == "lo" or (kind == "docker" and kind != name) or name.startswith(VIRTUAL) or (name.startswith("br-") and len(name) == 15)
+    bridge = name.startswith("br-") and len(name) == 15 and not name[3:].strip("0123456789abcdef")  # of a Docker network
+    return bridge or kind == "lo" or (kind == "docker" and kind != name) or name.startswith(VIRTUAL)
 
 
 def interface(name: str, rows: list[Any]) -> dict[str, Any]:

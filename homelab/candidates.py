@@ -13,6 +13,7 @@ from homelab.errors import HomelabError
 from homelab.facts import Facts, Service, Survey, Weights
 from homelab.inventory import Context, Inventory, Model, Variant
 from homelab.layout import Placement
+from homelab.measured import learned, with_measured
 from homelab.models.header import from_header
 from homelab.models.shape import ModelShape
 from homelab.resume import revive, wanted_hash
@@ -175,20 +176,22 @@ class Candidates:
         request = replace(draft.request, context=context, concurrency=concurrency or draft.request.concurrency)
         shape = self.shape(draft.source, draft.node)
         assert isinstance(shape, ModelShape)
-        key = (draft.model, draft.variant, draft.device, id(shape), context, request.concurrency)
+        key = (draft.model, draft.variant, draft.device, draft.image, id(shape), context, request.concurrency)
         if key not in self._footprints:
             try:
-                self._footprints[key] = engines()[draft.engine].footprint(shape, request, draft.device)
+                footprint = engines()[draft.engine].footprint(shape, request, draft.device)
+                known = learned(self.survey.measured, draft.device.name, draft.engine, draft.image or "native")
+                self._footprints[key] = with_measured(footprint, known)
             except Unsupported as e:
                 self._footprints[key] = str(e)
-        footprint = self._footprints[key]
-        if isinstance(footprint, str):
-            return footprint
+        sized = self._footprints[key]
+        if isinstance(sized, str):
+            return sized
         utilization = None
         if engines()[draft.engine].BUDGETED:
             # Rounded up to 0.001: to 0.01 would waste up to 0.24 GiB of a 24 GB card.
-            utilization = math.ceil(footprint.budget_bytes / draft.device.total_bytes * 1000) / 1000
-        return replace(draft, request=request, footprint=footprint, gpu_memory_utilization=utilization)
+            utilization = math.ceil(sized.budget_bytes / draft.device.total_bytes * 1000) / 1000
+        return replace(draft, request=request, footprint=sized, gpu_memory_utilization=utilization)
 
     def _port_refusal(self, model: Model, facts: Facts) -> str | None:
         if model.port is None or model.port not in (strangers := self.strangers(facts)):

@@ -200,6 +200,7 @@ def fit(
     what: Annotated[
         bool, typer.Option("--what", help="What can this house run? The catalog, on the devices of all nodes (or --gpu, --node).")
     ] = False,
+    history: Annotated[bool, typer.Option("--history", help="Predicted against real: what was measured after each deploy so far.")] = False,
     engine: Annotated[str | None, typer.Option("--engine", help="vllm or llamacpp; default: what reads the source.")] = None,
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="Its memory as CUDA reports it (24GiB), a name (RTX 4090), or several (2x RTX 3090).")
@@ -228,6 +229,12 @@ def fit(
     """Show what a model takes, whether it fits, and what would fit instead. Downloads no weights, changes nothing."""
     from homelab import fit_command, ui
 
+    if history:
+        from homelab import documents, state
+
+        measured = state.load_measurements(_household(ctx, inventory).inventory.cluster)
+        ui.print_json(documents.history_document(measured)) if json else ui.shown_history(measured)
+        return
     path = inventory or ctx.obj or Path("inventory.yml")
     fit_command.check(source, what=what, engine=engine, gpu=gpu, node=node, outputs=outputs)
     places = fit_command.places_of(path, node) if node or (what and not gpu) else fit_command.places_named(gpu) if what else []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from homelab.facts import SCHEMA_VERSION, Survey
+from homelab.facts import SCHEMA_VERSION, Measurement, Survey
 from homelab.inventory import Inventory
+from homelab.measured import error
 from homelab.plan import Plan
 
 if TYPE_CHECKING:  # its HTTP client would cost every verb 0.2 s
@@ -57,6 +59,11 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             for c in plan.changes
         ],
     }
+
+
+def history_document(measured: Sequence[Measurement]) -> dict[str, Any]:
+    """`homelab fit --history --json`."""
+    return {"schema_version": SCHEMA_VERSION, "measurements": [{**m.model_dump(mode="json"), "error": error(m)} for m in measured]}
 
 
 def status_document(inventory: Inventory, status: Status, key_file: str) -> dict[str, Any]:

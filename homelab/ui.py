@@ -17,7 +17,7 @@ from homelab.errors import HomelabError, InventoryError
 if TYPE_CHECKING:
     from homelab.deploy.events import Event
     from homelab.devices import Slot
-    from homelab.facts import GPU, NodeReport, Survey
+    from homelab.facts import GPU, Measurement, NodeReport, Survey
     from homelab.fit import Fit
     from homelab.fit_command import Row
     from homelab.inventory import Inventory
@@ -397,3 +397,23 @@ def connections(url: str, key_file: str, model: str, again: str) -> None:
     tell(f'    -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'')
     tell()
     tell(f"Next: homelab ask{again} {model} 'your question'    health: homelab status{again}    take it down: homelab remove{again}")
+
+
+def shown_history(measured: Sequence[Measurement]) -> None:
+    """What was predicted and what is really used, by placement, and how far off the predictions are."""
+    from homelab.measured import error
+
+    if not measured:
+        tell("Nothing was measured yet: every deploy adds to it")
+        return
+    found = table(
+        "MODEL", "DEVICE", "ENGINE", "CONTEXT", "PREDICTED", "USED GiB", "ERROR", right=("CONTEXT", "PREDICTED", "USED GiB", "ERROR")
+    )
+    for m in measured:
+        off = error(m)
+        shown = "-" if off is None else f"{off:+.1%}"
+        found.add_row(m.model, m.device, m.engine, f"{m.context} × {m.concurrency}", gib(m.planned_bytes), gib(m.used_bytes), shown)
+    print_table(found)
+    errors = sorted(abs(e) for m in measured if (e := error(m)) is not None)
+    if errors:
+        tell(f"Median error {errors[len(errors) // 2]:.1%} over {len(errors)} placements; reserves for later growth are left out of it")

@@ -6,7 +6,10 @@ import pytest
 
 from homelab.engines import Footprint, Term, engines
 from homelab.facts import Measurement
+from homelab.inventory import load
 from homelab.measured import error, learned, merged, with_measured
+from homelab.placement import place
+from tests.machines import survey, tiny_gguf, workstation
 
 MIB = 2**20
 LLAMA_ON_GPU = """\
@@ -85,3 +88,16 @@ def test_the_newest_measurement_of_a_thing_replaces_the_older() -> None:
 def test_the_error_is_a_share_of_what_is_used_and_counts_no_reserve() -> None:
     assert error(measurement(predicted={"model": 770 * MIB, "reserve": 300 * MIB})) == pytest.approx(0.1)
     assert error(measurement(used_bytes=None)) is None
+
+
+def test_a_plan_for_something_new_counts_what_was_measured_on_that_card() -> None:
+    wanted = load(
+        "gateway: {node: n}\nnodes: {n: {host: 10.0.0.1}}\nmodels: {t: {engine: llamacpp, source: /models/tiny.gguf, context: 2048}}\n", "i"
+    )
+    found = survey(n=workstation(weights=(tiny_gguf(),)))
+    [before] = place(wanted, found).placements
+    assert before.image is not None
+    seen = measurement(version=before.image)
+    [after] = place(wanted, found.model_copy(update={"measured": (seen,)})).placements
+    assert before.bytes - after.bytes == next(t.bytes for t in before.footprint.terms if t.name == "cuda_context") - 460 * MIB
+    assert next(t.grade for t in after.footprint.terms if t.name == "cuda_context") == "measured"
