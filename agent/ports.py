@@ -15,12 +15,18 @@ LISTEN = "0A"  # TCP_LISTEN, net/tcp_states.h
 
 
 def collect(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
-    return by_proc() if LINUX else by_psutil(problems)
+    return by_kernel() if LINUX else by_psutil(problems)
 
 
-def by_proc() -> list[dict[str, Any]]:
-    found: dict[tuple[int, str], list[str]] = {}
-    for port, address, inode in listeners():
+def by_kernel() -> list[dict[str, Any]]:
+    from . import netlink
+
+    found: dict[tuple[int, str], list[int]] = {}
+    try:
+        listening = list(netlink.listeners())
+    except OSError:
+        listening = list(listeners())
+    for port, address, inode in listening:
         found.setdefault((port, address), []).append(inode)
     owner = owners({inode for inodes in found.values() for inode in inodes})
     named = {pid: processes.name(pid) for pid in set(owner.values())}
@@ -30,27 +36,29 @@ def by_proc() -> list[dict[str, Any]]:
     ]
 
 
-def listeners() -> Iterator[tuple[int, str, str]]:
-    """Port, address and socket inode, from /proc/net/tcp and tcp6: addresses are hexadecimal words in the machine's byte order."""
+def listeners() -> Iterator[tuple[int, str, int]]:
+    """As netlink.listeners, from /proc/net/tcp and tcp6, which every kernel has; there it walks through all its connections for us.
+
+    Addresses are hexadecimal words in the machine's byte order."""
     import _socket
     import struct
 
     for path, family in (("/proc/net/tcp", _socket.AF_INET), ("/proc/net/tcp6", _socket.AF_INET6)):
         if not os.path.exists(path):
             continue  # a kernel without IPv6
-        with open(path, encoding="ascii") as f:
+        with open(path, encoding="utf-8") as f:
             for line in f:
                 fields = line.split(None, 10)
                 if len(fields) > 9 and fields[3] == LISTEN:
                     words, _, port = fields[1].partition(":")
                     packed = b"".join(struct.pack("=I", int(words[i : i + 8], 16)) for i in range(0, len(words), 8))
-                    yield int(port, 16), _socket.inet_ntop(family, packed), fields[9]
+                    yield int(port, 16), _socket.inet_ntop(family, packed), int(fields[9])
 
 
-def owners(inodes: set[str]) -> dict[str, int]:
+def owners(inodes: set[int]) -> dict[int, int]:
     """The process of each socket, of those that we may look at. Where several have it, the youngest: systemd passes sockets on."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
-    found: dict[str, int] = {}
+    found: dict[int, int] = {}
     for pid in sorted((int(n) for n in os.listdir("/proc") if n.isdigit()), reverse=True):
         if len(found) == len(wanted):
             break

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from homelab.engines import ArgValue, Device, Footprint, Request, Unsupported, engines, flags, llamacpp
 from homelab.errors import InventoryError
+from homelab.facts import SCHEMA_VERSION
 from homelab.models.shape import ModelShape
 
 Verdict = Literal["fits", "does-not-fit", "no-device"]
@@ -164,6 +165,7 @@ def parse_tokens(text: str) -> int:
 def document(found: Fit) -> dict[str, Any]:
     """What `homelab fit --json` prints."""
     return {
+        "schema_version": SCHEMA_VERSION,
         "source": found.candidate.source,
         "engine": found.candidate.engine,
         "verdict": found.verdict,

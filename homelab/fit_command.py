@@ -17,6 +17,7 @@ from typing import Any
 from homelab import cards, fit, resources
 from homelab.engines import ArgValue, Request, engines, llamacpp, vllm
 from homelab.errors import HomelabError, InventoryError, NodeError
+from homelab.facts import SCHEMA_VERSION
 from homelab.fit import Candidate, Fit, Outputs, Place
 from homelab.models import catalog, hub
 from homelab.models.header import from_header
@@ -90,8 +91,9 @@ def document(found: Fit) -> dict[str, Any]:
     return fit.document(found)
 
 
-def what_document(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    return [
+def what_document(rows: Sequence[Row]) -> dict[str, Any]:
+    """What `homelab fit --what --json` prints."""
+    models = [
         {
             "model": r.model,
             "licence": r.licence,
@@ -101,6 +103,7 @@ def what_document(rows: Sequence[Row]) -> list[dict[str, Any]]:
         }
         for r in rows
     ]
+    return {"schema_version": SCHEMA_VERSION, "models": models}
 
 
 def places_named(gpu: str | None) -> list[Place]:

@@ -42,16 +42,20 @@ def stock(filled: Sequence[Mapping[int, Sequence[Way]]], splits: Mapping[Split, 
 
 
 class Prices:
-    """Prices of models (`price`), and what each node earns under them (`earned`)."""
+    """Prices of models (`price`), and what each node earns under them (`earned`). `first` is what the first of several replicas is worth beyond
+    the others: part of it is a gift to every replica, which the price takes back from those that are missing."""
 
-    def __init__(self, counts: Counts, stocks: Sequence[Stock], start: Sequence[int], known: int, extra: int) -> None:
+    def __init__(
+        self, counts: Counts, stocks: Sequence[Stock], start: tuple[list[int], list[int]], known: int, first: Sequence[int]
+    ) -> None:
         self.counts, self.stocks = counts, stocks
         self._parts: dict[int, tuple[tuple[int, int], ...]] = {}
-        price, self.bound = list(start), 1 << 4096
-        self.price, self.earned = price, [0] * len(stocks)
+        asked, gift = start
+        self.bound = 1 << 4096
         limits, pace, stale = counts.limits, FULL_PACE, 0
-        way = [0] * len(price)  # the direction, with some of the last one in it
+        way = [0] * (2 * len(asked))  # the direction, with some of the last one in it
         for _ in range(max(20, min(ROUNDS, LOOKS // max(1, sum(s.size for s in stocks))))):
+            price = [p - g for p, g in zip(asked, gift, strict=True)]
             earned, taken = [], [0] * len(price)
             for s in stocks:
                 gain, sets = self._best(s, price)
@@ -59,21 +63,26 @@ class Prices:
                 for held in sets:
                     for m, n in self.parts(held):
                         taken[m] += n
-            bound = sum(earned) + sum(p * limit for p, limit in zip(price, limits, strict=True)) + extra
-            if bound < self.bound:
-                self.bound, self.price, self.earned, stale = bound, price, earned, 0
+            full = sum(p * limit + f - g for p, limit, f, g in zip(asked, limits, first, gift, strict=True))
+            if full + sum(earned) < self.bound:
+                self.full, self.bound, self.price, self.earned = full, full + sum(earned), price, earned
+                self.best, stale = (asked, gift), 0
             else:
                 stale += 1
                 if stale == 6:
                     pace, stale = max(1, pace // 2), 0
             if self.bound <= known:
                 break
-            way = [100 * (limit - n) + 7 * w // 10 for limit, n, w in zip(limits, taken, way, strict=True)]
-            norm = sum(w * w for w, p in zip(way, price, strict=True) if w < 0 or p > 0)  # a price of nothing cannot go down
+            lack = [limit - n for limit, n in zip(limits, taken, strict=True)] + [
+                n - 1 if f else 0 for n, f in zip(taken, first, strict=True)
+            ]
+            way = [100 * x + 7 * w // 10 for x, w in zip(lack, way, strict=True)]
+            norm = sum(w * w for w, p in zip(way, asked + gift, strict=True) if w < 0 or p > 0)  # nothing cannot become less
             if not norm:
                 break
-            step = (bound - known) * 100 * pace
-            price = [max(0, p - step * w // (FULL_PACE * norm)) for p, w in zip(price, way, strict=True)]
+            step = (full + sum(earned) - known) * 100 * pace
+            moved = [max(0, p - step * w // (FULL_PACE * norm)) for p, w in zip(asked + gift, way, strict=True)]
+            asked, gift = moved[: len(asked)], [min(g, f) for g, f in zip(moved[len(asked) :], first, strict=True)]
 
     def parts(self, held: int) -> tuple[tuple[int, int], ...]:
         """(model, how many) of what is in it."""

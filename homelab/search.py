@@ -95,12 +95,15 @@ class _Search:
         bound = self._hope(0, rows)
         if bound > self.known:
             nodes, stocks, cut = self.nodes(rows)
-            prices = Prices(self.counts, stocks, self.best_values(), self.known, self.extra)
+            prices = Prices(self.counts, stocks, (self.best_values(), [0] * len(self.models)), self.known, self.scale.first)
             bound = bound if cut else min(bound, prices.bound)
-            reached = self.known
+            reached = before = self.known
             for most, effort in ((FEW, self.effort // 50), (1 << 30, self.effort)):
                 if bound <= self.known:
                     break
+                if self.known > before:  # there is more to aim at now
+                    prices = Prices(self.counts, stocks, prices.best, self.known, self.scale.first)
+                    before, bound = self.known, bound if cut else min(bound, prices.bound)
                 stages, reached = self.stages(nodes, stocks, prices, most)
                 if stages:
                     found, reached = self.sweep(stages, self.reach(stages), effort)
@@ -190,7 +193,6 @@ class _Search:
             )
             for node, mine in sorted(by_node.items())
         ]  # fmt: skip
-        self.extra = sum(self.scale.first)
         stocks = [node.fill() for node in found]
         return found, stocks, any(node.budget.cut for node in found)
 
@@ -204,7 +206,7 @@ class _Search:
             return [], self.known
         # Once more, with what the nodes hold as a whole. The node with the most to choose from comes first: there is one state before it only.
         found.sort(key=lambda columns: (-len(columns), columns[0][0]))
-        self.prices = prices = Prices(self.counts, [columns_stock(columns) for columns in found], prices.price, self.known, self.extra)
+        self.prices = prices = Prices(self.counts, [columns_stock(columns) for columns in found], prices.best, self.known, self.scale.first)
         self.ahead = [sum(prices.earned[k:]) for k in range(len(found) + 1)]
         stages = []
         for mine_all, earned in zip(found, prices.earned, strict=True):
@@ -243,7 +245,7 @@ class _Search:
     ) -> tuple[list[int] | None, int]:
         """A choice that is better than the one known, if there is one, and a bound on all that there are."""
         bias, guard = self.counts.bias, self.counts.guard
-        full = sum(p * limit for p, limit in zip(self.prices.price, self.counts.limits, strict=True)) + self.extra
+        full = self.prices.full
 
         def hope(held: int, stage: int) -> int:
             return min(self._hope(held, reach[stage]), full - self.prices.cost(held) + self.ahead[stage])

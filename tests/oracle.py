@@ -100,7 +100,7 @@ def household(seed: int, nodes: int, gpus: int, models: int, *, load: float | No
     where = sorted(rng.randrange(nodes) for _ in range(gpus))
     sizes = [rng.choice([8, 8, 12, 16, 24, 24, 24, 32, 48]) * 10 for _ in range(gpus)]
     devices = tuple((n, max(0, size - rng.choice([0, 0, 3, 11, 40]))) for n, size in zip(where, sizes, strict=True))
-    rooms = tuple(Room(ram=rng.choice([100, 300, 600, 600]), disk=rng.choice([200, 2000, 2000])) for _ in range(nodes))
+    rooms = tuple(Room(ram=rng.choice([120, 300, 600, 600]), disk=rng.choice([400, 4000, 4000])) for _ in range(nodes))
     cpu_only = [n for n in range(nodes) if n not in where and rng.random() < 0.6]
     devices += tuple((n, rooms[n].ram) for n in cpu_only)
     wanted = load or rng.choice([0.4, 0.7, 0.9, 1.1])
