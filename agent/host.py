@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # importing typing costs 3 ms
 
 LINUX = sys.platform.startswith("linux")
 VIRTUAL = ("docker_gwbridge", "veth", "virbr", "cni", "flannel")
-PSUTIL_MISSING = "psutil cannot be loaded (%s): %s. Install it with the system's package manager (Debian: python3-psutil)"
+PSUTIL_MISSING = "psutil cannot be loaded (%s): %s. Install it for this Python: pip install psutil"
 
 
 def read(path: str) -> str:

@@ -111,6 +111,8 @@ def check(service: dict[str, Any]) -> None:
 
 def attribute(services: list[dict[str, Any]], gpus: list[dict[str, Any]]) -> None:
     """Names the service of each GPU process, and adds up what a service holds on all GPUs."""
+    if not services:
+        return
     containers = {s["container"]: s for s in services if s.get("container")}
     roots = {s["pid"]: s for s in services if s.get("pid")}
     for gpu in gpus:

@@ -33,7 +33,9 @@ def seconds(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: s
     return time.perf_counter() - begun
 
 
-def compare(what: str, limit: float, a: Sequence[str], b: Sequence[str], env: Mapping[str, str] | None = None, cwd: str | None = None) -> None:
+def compare(
+    what: str, limit: float, a: Sequence[str], b: Sequence[str], env: Mapping[str, str] | None = None, cwd: str | None = None
+) -> None:
     seconds(a, env, cwd), seconds(b, env, cwd)  # warm the file cache
     pairs = [(seconds(a, env, cwd), seconds(b, env, cwd)) for _ in range(PAIRS)]
     ratios = sorted(x / y for x, y in pairs)

@@ -53,6 +53,7 @@ class Prices:
         asked, gift = start
         self.bound = 1 << 4096
         limits, pace, stale = counts.limits, FULL_PACE, 0
+        recent: int | None = None
         way = [0] * (2 * len(asked))  # the direction, with some of the last one in it
         for _ in range(max(20, min(ROUNDS, LOOKS // max(1, sum(s.size for s in stocks))))):
             price = [p - g for p, g in zip(asked, gift, strict=True)]
@@ -64,15 +65,14 @@ class Prices:
                     for m, n in self.parts(held):
                         taken[m] += n
             full = sum(p * limit + f - g for p, limit, f, g in zip(asked, limits, first, gift, strict=True))
-            if full + sum(earned) < self.bound:
-                self.full, self.bound, self.price, self.earned = full, full + sum(earned), price, earned
-                self.best, stale = (asked, gift), 0
-            else:
-                stale += 1
-                if stale == 6:
-                    pace, stale = max(1, pace // 2), 0
+            bound = full + sum(earned)
+            if bound < self.bound:
+                self.full, self.bound, self.price, self.earned, self.best = full, bound, price, earned, (asked, gift)
             if self.bound <= known:
                 break
+            recent, stale = (bound, 0) if recent is None or bound < recent else (recent, stale + 1)
+            if stale == 6:  # steps are too large to come nearer from here
+                pace, recent, stale = max(1, pace // 2), None, 0
             lack = [limit - n for limit, n in zip(limits, taken, strict=True)] + [
                 n - 1 if f else 0 for n, f in zip(taken, first, strict=True)
             ]
@@ -80,7 +80,7 @@ class Prices:
             norm = sum(w * w for w, p in zip(way, asked + gift, strict=True) if w < 0 or p > 0)  # nothing cannot become less
             if not norm:
                 break
-            step = (full + sum(earned) - known) * 100 * pace
+            step = (bound - known) * 100 * pace
             moved = [max(0, p - step * w // (FULL_PACE * norm)) for p, w in zip(asked + gift, way, strict=True)]
             asked, gift = moved[: len(asked)], [min(g, f) for g, f in zip(moved[len(asked) :], first, strict=True)]
 

@@ -21,7 +21,9 @@ def homelab(tmp_path: Path):  # type: ignore[no-untyped-def]
 
     def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "NO_COLOR": "1", "COLUMNS": "200"} | environment
-        done = subprocess.run([sys.executable, "-m", "homelab", *arguments], capture_output=True, text=True, cwd=tmp_path, env=env, input=stdin)
+        done = subprocess.run(
+            [sys.executable, "-m", "homelab", *arguments], capture_output=True, text=True, cwd=tmp_path, env=env, input=stdin
+        )
         assert "Traceback" not in done.stdout + done.stderr
         return done
 
@@ -43,7 +45,19 @@ def test_plan_from_saved_facts_needs_no_network_and_prints_the_documented_json(h
     document = json.loads(done.stdout)
     assert {"schema_version", "placements", "unplaced", "changes"} <= set(document)
     placement = document["placements"][0]
-    assert {"model", "node", "engine", "gpus", "port", "context", "gpu_memory_utilization", "kv_cache_memory_bytes", "bytes", "terms", "reason"} <= set(placement)
+    assert {
+        "model",
+        "node",
+        "engine",
+        "gpus",
+        "port",
+        "context",
+        "gpu_memory_utilization",
+        "kv_cache_memory_bytes",
+        "bytes",
+        "terms",
+        "reason",
+    } <= set(placement)
     assert {"name", "bytes", "grade"} <= set(placement["terms"][0])
     assert {"action", "node", "service", "reason"} <= set(document["changes"][0])
 
@@ -77,7 +91,16 @@ def test_render_writes_what_deploy_would_put_on_each_node(homelab, tmp_path: Pat
 )
 def test_a_bad_inventory_is_exit_2_with_every_mistake(homelab, tmp_path: Path, text: str, said: str) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "inventory.yml").write_text(text)
-    for verb in (["discover"], ["plan"], ["deploy", "--yes"], ["status"], ["render", "-o", "x"], ["remove", "--yes"], ["logs", "x"], ["ask", "x"]):
+    for verb in (
+        ["discover"],
+        ["plan"],
+        ["deploy", "--yes"],
+        ["status"],
+        ["render", "-o", "x"],
+        ["remove", "--yes"],
+        ["logs", "x"],
+        ["ask", "x"],
+    ):
         done = homelab(*verb)
         assert done.returncode == 2, verb
         assert said in done.stderr
@@ -108,7 +131,9 @@ def test_a_file_that_is_no_survey_is_refused(homelab, tmp_path: Path, content: s
 
 
 def test_what_does_not_fit_is_exit_3_with_the_arithmetic(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "inventory.yml").write_text("gateway: {node: workstation}\nnodes: {workstation: {host: 10.0.0.1}}\nmodels: {m: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 40960, concurrency: 8}}\n")
+    (tmp_path / "inventory.yml").write_text(
+        "gateway: {node: workstation}\nnodes: {workstation: {host: 10.0.0.1}}\nmodels: {m: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 40960, concurrency: 8}}\n"
+    )
     (tmp_path / "facts.json").write_text(survey(dict(household().models), workstation=workstation()).model_dump_json())
     done = homelab("plan", "--facts", "facts.json")
     assert done.returncode == 3
@@ -133,11 +158,15 @@ def test_deploy_without_a_terminal_and_without_yes_refuses(homelab, tmp_path: Pa
 
 
 def test_discover_asks_this_machine_and_prints_the_documented_json(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "inventory.yml").write_text("gateway: {node: a}\nnodes: {a: {host: localhost, address: 192.168.0.9}, gone: {host: 127.0.0.1, port: 1, away: true}}\n")
+    (tmp_path / "inventory.yml").write_text(
+        "gateway: {node: a}\nnodes: {a: {host: localhost, address: 192.168.0.9}, gone: {host: 127.0.0.1, port: 1, away: true}}\n"
+    )
     done = homelab("discover", "--json")
     document = json.loads(done.stdout)["nodes"]["a"]
     assert (document["reachable"], document["error"]) == (True, None)
-    assert {"hostname", "os", "arch", "memory_total_bytes", "memory_available_bytes", "gpus", "docker", "problems"} <= set(document["facts"])
+    assert {"hostname", "os", "arch", "memory_total_bytes", "memory_available_bytes", "gpus", "docker", "problems"} <= set(
+        document["facts"]
+    )
 
 
 def test_a_node_that_refuses_is_a_row_and_exit_4_unless_it_is_away(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

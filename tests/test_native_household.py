@@ -38,7 +38,12 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, int
     (home / ".cache/homelab").symlink_to(CACHE)
     subprocess.run([sys.executable, ROOT / "examples/fetch-smollm2"], check=True, capture_output=True)
     port = free_port()
-    text = (ROOT / "examples/this-machine.yml").read_text().replace("port: 4000", f"port: {port}").replace("cluster: this-machine", "cluster: test-machine")
+    text = (
+        (ROOT / "examples/this-machine.yml")
+        .read_text()
+        .replace("port: 4000", f"port: {port}")
+        .replace("cluster: this-machine", "cluster: test-machine")
+    )
     text = text.replace("    concurrency: 2", f"    concurrency: 2\n    port: {free_port()}")
     (home / "inventory.yml").write_text(text)
 
@@ -97,7 +102,13 @@ def test_a_machine_becomes_an_endpoint_stays_as_it_is_and_is_taken_down(machine:
     assert text.rstrip().endswith("[DONE]")
 
     document = json.loads(run("status", "--json").stdout)
-    assert document["gateway"] == {"node": "this", "url": f"http://127.0.0.1:{port}", "state": "running", "healthy": True, "key_file": key_file[1]}
+    assert document["gateway"] == {
+        "node": "this",
+        "url": f"http://127.0.0.1:{port}",
+        "state": "running",
+        "healthy": True,
+        "key_file": key_file[1],
+    }
     [model] = document["models"]
     assert (model["healthy"], model["context"]) == (True, 2048)
     assert model["placements"][0]["planned_bytes"] > model["placements"][0]["used_bytes"] > 100 * 2**20

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import types
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:  # importing typing costs 3 ms
     Problems = List[Dict[str, str]]
 
 # Chips without memory of their own: NVML has no figure for them (DGX Spark: NOT_SUPPORTED) or a wrong one (N1X: 8128 MiB).
-UNIFIED = r"(?i)\b(GB10|N1X?|RTX Spark|Thor|Orin|Xavier|Tegra)\b"
+UNIFIED = ("GB10", "N1", "N1X", "RTX SPARK", "THOR", "ORIN", "XAVIER", "TEGRA")
 ATS_WITHOUT_OWN_MEMORY = 16 * 1024**3  # GH200 and GB200 address the host's memory too, and have more than this
 ADDRESSING_ATS = 2
 
@@ -109,10 +108,15 @@ def describe(pynvml: Any, handle: Any) -> dict[str, Any]:
     return gpu
 
 
+def is_unified(name: str) -> bool:
+    words = " %s " % "".join(c if c.isalnum() else " " for c in name.upper())
+    return any(" %s " % chip in words for chip in UNIFIED)
+
+
 def memory(pynvml: Any, handle: Any, name: str) -> dict[str, Any]:
     figures, reserved = readings(pynvml, handle)
     small = figures is not None and figures.total <= ATS_WITHOUT_OWN_MEMORY
-    if re.search(UNIFIED, name) or figures is None or (small and ask(pynvml, pynvml.nvmlDeviceGetAddressingMode, handle) == ADDRESSING_ATS):
+    if is_unified(name) or figures is None or (small and ask(pynvml, pynvml.nvmlDeviceGetAddressingMode, handle) == ADDRESSING_ATS):
         ram = host.memory()
         return {
             "memory_kind": "unified",

@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from agent import host, netlink, ports, processes
 from homelab.facts import parse_facts
-from tests.agent.conftest import ROOT, pythons
+from tests.agent.conftest import LAB, ROOT, pythons
 
 Run = Callable[..., dict[str, Any]]
 NEW = [p for p in pythons() if not p.parts[-3].startswith(("2.", "3.6", "3.7"))]
@@ -73,7 +74,87 @@ def test_a_listening_port_is_seen_with_its_process(run_agent: Run) -> None:
     assert found == [{"port": port, "address": "127.0.0.1", "process": psutil.Process().name()}]
 
 
-def test_without_psutil_the_rest_is_still_right(agent_folder: Path, tmp_path: Path) -> None:
+def test_a_port_on_ipv6_is_seen_by_the_kernels_list_and_by_proc() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+        port = server.getsockname()[1]
+        inode = os.fstat(server.fileno()).st_ino
+        for listeners in (netlink.listeners, ports.listeners):
+            assert [found for found in listeners() if found[0] == port] == [(port, "::1", inode)]
+
+
+def test_ports_are_those_of_psutil() -> None:
+    """Others may open and close ports meanwhile: what psutil sees before and after must be there, and nothing that it never sees."""
+    with socket.create_server(("127.0.0.1", 0)), socket.create_server(("::", 0), family=socket.AF_INET6):
+        before, found, after = ({tuple(p.values()) for p in ask()} for ask in (by_psutil, ports.by_kernel, by_psutil))
+    assert before & after <= found <= before | after
+    assert len(found) >= 2
+
+
+def by_psutil() -> list[dict[str, Any]]:
+    return ports.by_psutil([])
+
+
+def test_ports_are_known_where_the_kernel_has_no_list_of_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses() -> list[tuple[int, str, int]]:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(netlink, "listeners", refuses)
+    test_ports_are_those_of_psutil()
+
+
+def test_a_long_process_name_is_whole(tmp_path: Path) -> None:
+    program = tmp_path / "a-program-with-a-long-name"
+    program.symlink_to("/bin/sleep")
+    with subprocess.Popen([str(program), "30"]) as process:
+        while psutil.Process(process.pid).name() != program.name:
+            time.sleep(0.01)
+        assert processes.name(process.pid) == program.name
+        process.kill()
+
+
+def test_interfaces_are_those_of_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems: list[dict[str, str]] = []
+    monkeypatch.setattr(host, "is_virtual", lambda name: name.startswith(("veth", "br-")))  # containers of other tests come and go
+    found = host.interfaces(problems)
+    monkeypatch.setattr(host, "LINUX", False)
+    assert found == host.interfaces(problems)
+    assert "127.0.0.1" in next(i["addresses"] for i in found if i["name"] == "lo")
+    assert problems == []
+
+
+@pytest.mark.parametrize("name", ["lo", "lo0", "docker0", "docker_gwbridge", "br-0123456789ab", "veth12ab", "virbr0", "cni0"])
+def test_an_interface_inside_the_machine_is_left_out(name: str) -> None:
+    assert host.is_virtual(name)
+
+
+@pytest.mark.parametrize("name", ["eth0", "wlp2s0", "br-lan", "br-office-floor", "br0", "docker", "lan", "tailscale0"])
+def test_a_network_interface_is_kept(name: str) -> None:
+    assert not host.is_virtual(name)
+
+
+def test_linux_is_read_without_the_imports_that_cost_most(agent_folder: Path, home: Path, fake_nvml: Path) -> None:
+    """Each costs as much as everything that the agent reads; one line anywhere brings it back."""
+    env = {"HOME": str(home), "PATH": "/usr/bin:/bin", "DOCKER_HOST": f"unix://{home}/none.sock"}
+    env |= {"LD_LIBRARY_PATH": str(fake_nvml), "FAKE_NVML": str(LAB / "gpus" / "rtx4090"), "FAKE_NVML_HELD": str(home)}
+    argv = [sys.executable, "-I", "-S", "-X", "importtime", str(agent_folder / "__main__.py"), "{}"]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert parse_facts(done.stdout).gpus
+    assert {"pynvml", "agent.netlink"} <= imported
+    assert not imported & {
+        "psutil",
+        "typing",
+        "socket",
+        "subprocess",
+        "contextlib",
+        "importlib.util",
+        "ctypes.util",
+        "datetime",
+        "agent.gguf",
+    }
+
+
+def test_without_psutil_nothing_is_missing(agent_folder: Path, tmp_path: Path) -> None:
     """As on a machine for which psutil has no wheel."""
     folder = tmp_path / "bare"
     folder.mkdir()
@@ -88,9 +169,8 @@ def test_without_psutil_the_rest_is_still_right(agent_folder: Path, tmp_path: Pa
     )
     facts = parse_facts(done.stdout)
     assert facts.memory_total_bytes == psutil.virtual_memory().total
-    assert facts.ports == () or facts.docker
-    assert {p.source for p in facts.problems} == {"psutil"}
-    assert all("python3-psutil" in p.message for p in facts.problems)
+    assert {i.name for i in facts.interfaces} == {i["name"] for i in host.interfaces([])}
+    assert facts.problems == ()
 
 
 def test_a_request_that_is_no_json_is_a_problem(agent_folder: Path, home: Path) -> None:

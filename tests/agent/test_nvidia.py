@@ -153,3 +153,21 @@ def test_a_card_without_a_driver_is_a_problem(monkeypatch: pytest.MonkeyPatch) -
         pytest.skip("this machine has an NVIDIA driver")
     assert nvidia.collect(problems) == []
     assert problems == [{"source": "nvidia", "message": "NVIDIA GPU present, driver not installed"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "unified"),
+    [
+        ("NVIDIA GB10", True),
+        ("NVIDIA RTX Spark (N1X)", True),
+        ("Orin (nvgpu)", True),
+        ("NVIDIA Thor", True),
+        ("NVIDIA GB100", False),
+        ("NVIDIA GeForce RTX 4090", False),
+        ("NVIDIA Thorium", False),
+    ],
+)
+def test_a_chip_is_known_by_a_whole_word_of_its_name(name: str, unified: bool) -> None:
+    from agent.accelerators import nvidia
+
+    assert nvidia.is_unified(name) is unified

@@ -141,10 +141,9 @@ def test_bundles_that_nobody_ran_for_a_week_go(tmp_path: Path, packed: bytes) ->
     assert sorted(p.name for p in folder(tmp_path).iterdir()) == [NAME, "used"]
 
 
-def test_a_run_counts_as_use(tmp_path: Path) -> None:
+def test_a_run_counts_as_use(tmp_path: Path, packed: bytes) -> None:
+    assert sh(bundle.install_command(NAME), tmp_path, data=packed).returncode == 0
     there = folder(tmp_path) / NAME
-    there.mkdir(parents=True)
-    (there / "__main__.py").write_text("print('{}')\n")
     os.utime(there, (0, 0))
     assert sh(bundle.launch_command(NAME, "{}"), tmp_path).returncode == 0
     assert there.stat().st_mtime > time.time() - 60
