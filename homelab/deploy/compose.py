@@ -110,13 +110,10 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
             state, health, restarts = _state(container)
             if state == "running" and health == "healthy":
                 return
-            dead = state in ("exited", "dead", "missing") or restarts > 0 or health == "unhealthy"
-            if dead or time.monotonic() - begun > limit:
-                what = (
-                    f"died at start{_exit_code(container)}"
-                    if dead and health != "unhealthy"
-                    else f"is not healthy after {time.monotonic() - begun:.0f} s"
-                )
+            # Docker calls a container unhealthy too when it has just exited.
+            died = state in ("exited", "dead", "missing", "restarting") or restarts > 0
+            if died or health == "unhealthy" or time.monotonic() - begun > limit:
+                what = f"died at start{_exit_code(container)}" if died else f"is not healthy after {time.monotonic() - begun:.0f} s"
                 lines = await asyncio.to_thread(_last_lines, container)
                 raise DeployError(f"`{service.name}` on node `{service.node}` {what}", cause=lines, hint=_advice(lines, service))
             if (text := await asyncio.to_thread(_last_line, container)) != told:
