@@ -37,7 +37,7 @@ def ask(port: int, path: str, body: object = None, key: str = "") -> tuple[int, 
         connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
-    except ConnectionRefusedError:
+    except (ConnectionError, http.client.HTTPException):  # refused, or cut off while it dies
         return 0, ""
     finally:
         connection.close()
