@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from homelab.assignment import NEEDLESS_SPLITS, Problem, Scale
-from homelab.packing import NOTHING, Counts, Split, Way
+from homelab.packing import NONE, NOTHING, Counts, Split, Way
 from homelab.prices import Prices, Stock, stock
 
 
@@ -27,7 +27,7 @@ class Budget:
     def spend(self, steps: int) -> None:
         self.steps -= steps
         if self.steps < 0 and self.keep > 4:
-            self.keep, self.sets, self.cut = 4, 200, True
+            self.keep, self.sets, self.cut = 2, 30, True
 
 
 def options_of(picks: Any) -> list[int]:
@@ -57,11 +57,28 @@ class Node:
         self.limits = [min(limit, want.per_node) for limit, want in zip(counts.limits, problem.wants, strict=True)]
         self.bias = counts.within(self.limits)
         self.devices = {d: max(0, free) for d, (n, free) in enumerate(problem.devices) if n == node}
-        sources = {o.fetch: o.fetch_bytes for o in self.options.values() if o.fetch}
-        most = {m: max((o.host for o in self.options.values() if o.model == m), default=0) for m in range(len(self.wants))}
-        # Where nothing that could be put here exceeds RAM or disk, neither is counted.
-        self.tight_disk = sum(sources.values()) > self.room.disk
-        self.tight_ram = sum(size * self.limits[m] for m, size in most.items()) > self.room.ram
+        # Where nothing that the devices can hold exceeds RAM or disk, neither is counted.
+        mine = self.options.values()
+        fetched = sum({o.fetch: o.fetch_bytes for o in mine if o.fetch}.values())
+        density = max((-(-o.fetch_bytes // max(1, sum(n for _, n in o.loads))) for o in mine), default=0)
+        self.tight_disk = min(fetched, density * sum(self.devices.values())) > self.room.disk
+        self.tight_ram = self._most_hosted() > self.room.ram
+
+    def _most_hosted(self) -> int:
+        """A bound on the RAM that placements on this node take: no more of them than the smallest that its devices hold."""
+        least: dict[int, int] = {}
+        most: dict[int, int] = {}
+        for o in self.options.values():
+            load = 0 if o.once else sum(n for _, n in o.loads)
+            least[o.model] = min(least.get(o.model, load), load)
+            most[o.model] = max(most.get(o.model, 0), o.host)
+        left, count = sum(self.devices.values()), 0
+        for load in sorted(load for m, load in least.items() for _ in range(min(self.limits[m], 100))):
+            left -= load
+            if left < 0:
+                break
+            count += 1
+        return sum(sorted((host for m, host in most.items() for _ in range(min(self.limits[m], 100))), reverse=True)[:count])
 
     def fill(self) -> Stock:
         """What each device can hold by itself, and what can be split over several."""
@@ -169,6 +186,8 @@ class Node:
             return ways
         ways.sort(key=lambda w: (w[0], -w[1]))
         found: list[Way] = []
+        if self.tight_ram or self.tight_disk:
+            self.budget.spend(len(ways) * len(ways) // 20)
         for way in ways:
             if self.tight_ram or self.tight_disk:
                 if any(w[1] >= way[1] and w[2] <= way[2] and w[3] <= way[3] for w in found):
@@ -182,7 +201,7 @@ class Node:
 
     def _useful(self, held: int, ways: list[Way]) -> list[Way]:
         """Those with which the whole may still become better than what is known."""
-        if not ways:
+        if not ways or self.budget.cut:
             return ways
         least = self.least(held)
         return [w for w in ways if w[1] >= least]
@@ -236,25 +255,31 @@ class Node:
             fitting = [(0, *w[1:]) for w in ways if w[0] <= space]
             if fitting:
                 here.append((earned, more, self.counts.models(more), [fitting[-1]] if plain else self._front(fitting)))
+        costs = {more: prices.cost(more) for _, more, _, _ in here}
         found: dict[int, list[Way]] = {}
         bias, guard, spread = self.bias, self.counts.guard, self.scale.spread
         for have, ways in held.items():
             there = self.counts.models(have)
-            short = least - (max(w[1] for w in ways) - prices.cost(have))
+            paid = prices.cost(have)
+            short = least - (max(w[1] for w in ways) - paid)
             steps = 0
             for earned, more, models, others in here:
                 if earned < short:
                     break
-                steps += 1
+                steps += len(ways) * len(others)
                 both = have + more
                 if (both + bias) & guard:
                     continue
-                twice = (there & models).bit_count() * spread
-                joined = [(0, w[1] + v[1] - twice, w[2] + v[2], w[3] | v[3], (w[4], v[4])) for w in ways for v in others]
+                # What it is worth must make up for its prices, which are those of its parts.
+                need = least + paid + costs[more] + (twice := (there & models).bit_count() * spread)
                 if plain:
-                    if both not in found or joined[0][1] > found[both][0][1]:
-                        found[both] = joined
+                    value = ways[0][1] + others[0][1]
+                    if value >= need and (both not in found or value - twice > found[both][0][1]):
+                        found[both] = [(0, value - twice, 0, NONE, (ways[0][4], others[0][4]))]
                     continue
+                joined = [
+                    (0, w[1] + v[1] - twice, w[2] + v[2], w[3] | v[3], (w[4], v[4])) for w in ways for v in others if w[1] + v[1] >= need
+                ]
                 joined = [w for w in joined if self._allowed(w[2], w[3])]
                 if both in found:
                     joined += found[both]
@@ -263,7 +288,7 @@ class Node:
             self.budget.spend(steps)
             if self.budget.cut:
                 break
-        return {h: ws for h, ws in found.items() if max(w[1] for w in ws) - prices.cost(h) >= least}
+        return found
 
 
 def _ranked(sets: Mapping[int, list[Way]], prices: Prices) -> list[tuple[int, int, list[Way]]]:

@@ -9,7 +9,8 @@ from typing import Any
 Way = tuple[int, int, int, frozenset[tuple[str, int]], Any]
 # Models over several devices: how many of each, bytes left of each device, how many of the splits are needless.
 Split = tuple[int, tuple[int, ...], int]
-NOTHING: Way = (0, 0, 0, frozenset(), None)
+NONE: frozenset[tuple[str, int]] = frozenset()
+NOTHING: Way = (0, 0, 0, NONE, None)
 
 
 class Counts:

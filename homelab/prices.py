@@ -14,7 +14,8 @@ from typing import Any
 from homelab.packing import Counts, Split, Way
 
 ROUNDS = 200
-FULL_PACE = 1024
+# How far a step goes, in 1024ths of what would close the gap; less where the prices are nearly right.
+FULL_PACE, WARM_PACE = 1024, 64
 # Entries looked at in all rounds together.
 LOOKS = 1_000_000
 
@@ -46,16 +47,24 @@ class Prices:
     the others: part of it is a gift to every replica, which the price takes back from those that are missing."""
 
     def __init__(
-        self, counts: Counts, stocks: Sequence[Stock], start: tuple[list[int], list[int]], known: int, first: Sequence[int]
+        self,
+        counts: Counts,
+        stocks: Sequence[Stock],
+        start: tuple[list[int], list[int]],
+        known: int,
+        first: Sequence[int],
+        pace: int = FULL_PACE,
     ) -> None:
         self.counts, self.stocks = counts, stocks
         self._parts: dict[int, tuple[tuple[int, int], ...]] = {}
         asked, gift = start
         self.bound = 1 << 4096
-        limits, pace, stale = counts.limits, FULL_PACE, 0
+        limits, stale = counts.limits, 0
         recent: int | None = None
+        size = sum(s.size for s in stocks)
+        rounds = max(20, min(ROUNDS, 10 + size // 10, LOOKS // max(1, size)))
         way = [0] * (2 * len(asked))  # the direction, with some of the last one in it
-        for _ in range(max(20, min(ROUNDS, LOOKS // max(1, sum(s.size for s in stocks))))):
+        for _ in range(rounds):
             price = [p - g for p, g in zip(asked, gift, strict=True)]
             earned, taken = [], [0] * len(price)
             for s in stocks:

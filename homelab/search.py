@@ -6,21 +6,23 @@ dropped. When the steps run out, the least promising are dropped too; the best t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from homelab.assignment import LEVELS, NEEDLESS_SPLITS, Answer, Option, Problem, Scale, levels, violations
+from homelab.assignment import LEVELS, Answer, Option, Problem, Scale, levels
 from homelab.columns import Budget, Node, options_of
+from homelab.greedy import Books, Greedy
 from homelab.packing import Counts
-from homelab.prices import Prices, Stock, columns_stock
+from homelab.prices import WARM_PACE, Prices, Stock, columns_stock
 
-# Steps of the search for a household: what 8 nodes with 12 GPUs and 12 models take, several times over.
-EFFORT = 30_000_000
+# Steps of the search, each about a microsecond or two.
+EFFORT = 20_000_000
 
-# Of what a node can hold, so much is looked at for a first good choice.
-FEW = 150
+# Models × devices; in what is larger not all that a device can hold is looked at.
+HOUSEHOLD = 400
+# Of what a node can hold, so much is looked at for a first good choice and a second.
+FEW, MORE = 150, 1000
 
 State = tuple[int, int, int]  # value, counts before, column taken
 Column = tuple[int, int, Any]  # counts, value, options
@@ -28,7 +30,8 @@ Column = tuple[int, int, Any]  # counts, value, options
 
 def solve(problem: Problem, *, effort: int = EFFORT) -> Answer:
     """The best choice by `LEVELS`, and a bound that no choice exceeds: the same when the search came to its end."""
-    every = [i for i in range(len(problem.options)) if not violations(problem, [i])]
+    alone = Books(problem)
+    every = [i for i in range(len(problem.options)) if alone.fits(i)]
     # First what has a place at all, what is kept and what must be split for it: of each model the leanest options do for that.
     coarse = replace(problem, options=tuple(_coarse(o) for o in problem.options))
     first = _Search(coarse, Scale(coarse, fine=False), _leanest(problem, every), effort).answer([], 0)
@@ -77,6 +80,7 @@ class _Search:
         self.values = {i: scale.value(problem.options[i]) for i in self.indices}
         self.counts = Counts([w.replicas for w in problem.wants])
         self.models = range(len(problem.wants))
+        self.prices: Prices | None = None
 
     def everything(self) -> list[list[int]]:
         """[model][how many it has]: what the model could still come to if all that is missing got its best place."""
@@ -88,7 +92,8 @@ class _Search:
 
     def answer(self, warm: list[int], floor: int) -> Answer:
         """`floor`: the best choice is known to come to more than this."""
-        best = max((self.greedy(), self.improved(warm)), key=self.worth)
+        heuristic = Greedy(self.problem, self.values, self.worth)
+        best = max((heuristic.greedy(), heuristic.improved(warm)), key=self.worth)
         self.known = self.worth(best)
         self.floor = max(floor, self.known)
         rows = self.everything()
@@ -97,18 +102,21 @@ class _Search:
             nodes, stocks, cut = self.nodes(rows)
             prices = Prices(self.counts, stocks, (self.best_values(), [0] * len(self.models)), self.known, self.scale.first)
             bound = bound if cut else min(bound, prices.bound)
-            reached = before = self.known
-            for most, effort in ((FEW, self.effort // 50), (1 << 30, self.effort)):
-                if bound <= self.known:
+            reached = self.known
+            for most, effort in ((FEW, self.effort // 50), (MORE, self.effort // 20), (1 << 30, self.effort)):
+                if bound <= self.known or (cut and self.prices is not None):
                     break
-                if self.known > before:  # there is more to aim at now
-                    prices = Prices(self.counts, stocks, prices.best, self.known, self.scale.first)
-                    before, bound = self.known, bound if cut else min(bound, prices.bound)
+                if self.prices is not None:  # the first look has found prices that are nearly right, and more to aim at
+                    again = Prices(self.counts, stocks, self.prices.best, self.known, self.scale.first, pace=WARM_PACE)
+                    prices = min(prices, again, key=lambda p: p.bound)
+                    bound = bound if cut else min(bound, prices.bound)
+                    if bound <= self.known:
+                        break
                 stages, reached = self.stages(nodes, stocks, prices, most)
                 if stages:
                     found, reached = self.sweep(stages, self.reach(stages), effort)
                     if found is not None and self.worth(found) > self.known:
-                        best = self.improved(found)
+                        best = heuristic.improved(found)
                         self.known = self.worth(best)
                         self.floor = max(self.floor, self.known)
             cut = cut or any(node.budget.cut for node in nodes)
@@ -117,59 +125,6 @@ class _Search:
 
     def worth(self, chosen: Sequence[int]) -> int:
         return self.scale.worth(levels(self.problem, chosen))
-
-    # -- a first choice: one model after the other
-
-    def greedy(self) -> list[int]:
-        """By priority, each model the best option that is left, at the least that it needs; then better ones where they fit."""
-        wants, options = self.problem.wants, self.problem.options
-        weight = {
-            m: min((sum(n for _, n in options[i].loads) for i in self.indices if options[i].model == m), default=0) for m in self.models
-        }
-        by_model = {m: [i for i in self.indices if options[i].model == m] for m in self.models}
-        for mine in by_model.values():
-            mine.sort(
-                key=lambda i: (
-                    -options[i].kept,
-                    options[i].rank,
-                    options[i].in_ram,
-                    options[i].gpus,
-                    sum(n for _, n in options[i].loads),
-                    options[i].free,
-                    i,
-                )
-            )
-        books = _Books(self.problem)
-        order = sorted(self.models, key=lambda m: (-wants[m].priority, -weight[m], m))
-        for kept in (True, False):
-            for turn in range(max((w.replicas for w in wants), default=0)):
-                waiting = [m for m in order if turn < wants[m].replicas]
-                for m in waiting:
-                    best = next((i for i in by_model[m] if options[i].kept >= kept and books.fits(i)), None)
-                    if best is not None:
-                        books.take(best)
-                if not waiting:
-                    break
-        return self.improved(books.chosen)
-
-    def improved(self, chosen: Sequence[int]) -> list[int]:
-        """The choice with each option replaced by a better one of the same model where that fits, and what is missing added."""
-        books = _Books(self.problem)
-        for i in chosen:
-            books.take(i)
-        options = self.problem.options
-        alike: dict[tuple[int, frozenset[int]], list[int]] = {}
-        for i in self.indices:
-            alike.setdefault((options[i].model, frozenset(d for d, _ in options[i].loads)), []).append(i)
-        for i in chosen:
-            books.give_back(i)
-            better = alike[options[i].model, frozenset(d for d, _ in options[i].loads)]
-            books.take(
-                next(
-                    (j for j in sorted(better, key=lambda j: (-self.values[j], j)) if self.values[j] > self.values[i] and books.fits(j)), i
-                )
-            )
-        return max((list(chosen), books.chosen), key=self.worth)
 
     # -- the search itself
 
@@ -186,10 +141,15 @@ class _Search:
         by_node: dict[int, list[int]] = {}
         for i in self.indices:
             by_node.setdefault(self.problem.options[i].node, []).append(i)
+        large = len(self.models) * len(self.problem.devices) > HOUSEHOLD
+
+        def budget() -> Budget:
+            return Budget(steps=-1, keep=2, sets=30, cut=True) if large else Budget(steps=self.effort // len(by_node))
+
         found = [
             Node(
                 self.problem, self.scale, self.counts, node, mine,
-                Budget(steps=self.effort // len(by_node)), lambda held: self.floor - self._hope(held, rows),
+                budget(), lambda held: self.floor - self._hope(held, rows),
             )
             for node, mine in sorted(by_node.items())
         ]  # fmt: skip
@@ -206,7 +166,9 @@ class _Search:
             return [], self.known
         # Once more, with what the nodes hold as a whole. The node with the most to choose from comes first: there is one state before it only.
         found.sort(key=lambda columns: (-len(columns), columns[0][0]))
-        self.prices = prices = Prices(self.counts, [columns_stock(columns) for columns in found], prices.best, self.known, self.scale.first)
+        self.prices = prices = Prices(
+            self.counts, [columns_stock(columns) for columns in found], prices.best, self.known, self.scale.first, pace=WARM_PACE
+        )
         self.ahead = [sum(prices.earned[k:]) for k in range(len(found) + 1)]
         stages = []
         for mine_all, earned in zip(found, prices.earned, strict=True):
@@ -245,10 +207,11 @@ class _Search:
     ) -> tuple[list[int] | None, int]:
         """A choice that is better than the one known, if there is one, and a bound on all that there are."""
         bias, guard = self.counts.bias, self.counts.guard
-        full = self.prices.full
+        prices = self.prices
+        assert prices is not None
 
         def hope(held: int, stage: int) -> int:
-            return min(self._hope(held, reach[stage]), full - self.prices.cost(held) + self.ahead[stage])
+            return min(self._hope(held, reach[stage]), prices.full - prices.cost(held) + self.ahead[stage])
 
         each = effort // max(1, len(stages))
         states: dict[int, State] = {0: (0, 0, -1)}
@@ -285,49 +248,3 @@ class _Search:
     def _hope(self, held: int, rows: Sequence[Sequence[int]]) -> int:
         counts = self.counts
         return sum(row[(held & mask) // unit] for row, mask, unit in zip(rows, counts.mask, counts.unit, strict=True))
-
-
-class _Books:
-    """What is left while options are taken one by one."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.chosen: list[int] = []
-        self.free = [free for _, free in problem.devices]
-        self.ram = [room.ram for room in problem.rooms]
-        self.fetched: list[Counter[tuple[str, int]]] = [Counter() for _ in problem.rooms]
-        self.count: Counter[int] = Counter()
-        self.needless: Counter[int] = Counter()
-        self.count_on: Counter[tuple[int, int]] = Counter()
-
-    def fits(self, i: int) -> bool:
-        o = self.problem.options[i]
-        want = self.problem.wants[o.model]
-        if self.count[o.model] >= want.replicas or self.count_on[o.model, o.node] >= want.per_node or (o.once and i in self.chosen):
-            return False
-        if o.avoidable and self.needless[o.node] >= NEEDLESS_SPLITS:
-            return False
-        if any(load > self.free[d] for d, load in o.loads) or (o.host and o.host > self.ram[o.node]):
-            return False
-        there = self.fetched[o.node]
-        if not o.fetch or there[o.fetch, o.fetch_bytes]:
-            return True
-        return o.fetch_bytes + sum(size for (_, size), n in there.items() if n) <= self.problem.rooms[o.node].disk
-
-    def take(self, i: int, sign: int = 1) -> None:
-        o = self.problem.options[i]
-        for d, load in o.loads:
-            self.free[d] -= sign * load
-        self.ram[o.node] -= sign * o.host
-        self.needless[o.node] += sign * o.avoidable
-        self.count[o.model] += sign
-        self.count_on[o.model, o.node] += sign
-        if o.fetch:
-            self.fetched[o.node][o.fetch, o.fetch_bytes] += sign
-        if sign > 0:
-            self.chosen.append(i)
-        else:
-            self.chosen.remove(i)
-
-    def give_back(self, i: int) -> None:
-        self.take(i, -1)
