@@ -17,7 +17,7 @@ TIMEOUT_S = 5.0
 NVIDIA_PROGRAMS = ("nvidia-container-runtime-hook", "nvidia-container-toolkit", "nvidia-ctk", "nvidia-container-runtime")
 PROGRAM_PATH = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/snap/bin")
 # In the bundle's own folder, the one place where the agent may write.
-MEMORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "compose-version.json")
+MEMORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "docker.json")
 # Where docker/cli looks for plugins (cli-plugins/manager), the user's own first.
 PLUGIN_PATH = (
     "~/.docker/cli-plugins",
@@ -57,7 +57,7 @@ def collect(problems: list[dict[str, str]]) -> dict[str, Any]:
     services: list[dict[str, Any]] = []
     ports: list[dict[str, Any]] = []
     try:
-        engine.update(describe(path))
+        engine.update(known(path))
         containers = httpget.get_json(path, "/containers/json?all=1", TIMEOUT_S)
         ports = [p for c in containers for p in published(c)]
         services = details(path, [c for c in containers if "homelab.cluster" in (c.get("Labels") or {})], engine["api_version"], problems)
@@ -92,6 +92,47 @@ class InThread:
         return self.value
 
 
+def known(path: str) -> dict[str, Any]:
+    """What the engine says of itself, kept until it is started anew: for /info and /version Docker runs runc and others for their
+    versions, which takes longer than everything else that is asked here (20.10)."""
+    identity = "engine"
+    for name in (path, "/var/run/docker.pid"):
+        if os.path.exists(name):
+            found = os.stat(name)
+            identity += " %s %d %d" % (name, found.st_ino, found.st_mtime_ns)
+    kept = recall(identity)
+    if isinstance(kept, dict):
+        httpget.get(path, "/_ping", TIMEOUT_S)  # still there, and this user may ask
+        return kept
+    said = describe(path)
+    keep(identity, said)
+    return said
+
+
+def recall(identity: str) -> Any:
+    try:
+        with open(MEMORY, encoding="utf-8") as f:
+            return json.load(f).get(identity)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def keep(identity: str, value: Any) -> None:
+    """The newest of each kind, which is the first word of its identity."""
+    try:
+        with open(MEMORY, encoding="utf-8") as f:
+            kept = {k: v for k, v in json.load(f).items() if k.split()[0] != identity.split()[0]}
+    except (OSError, ValueError, AttributeError):
+        kept = {}
+    try:
+        partial = "%s.%d" % (MEMORY, os.getpid())
+        with open(partial, "w", encoding="utf-8") as f:
+            json.dump(dict(kept, **{identity: value}), f)
+        os.replace(partial, MEMORY)
+    except OSError:
+        pass  # a full disk: it is asked again next time
+
+
 def describe(path: str) -> dict[str, Any]:
     information = InThread(httpget.get_json, path, "/info", TIMEOUT_S)
     version = httpget.get_json(path, "/version", TIMEOUT_S)
@@ -119,8 +160,8 @@ def compose_version() -> str | None:
     for plugin in (os.path.join(d, "docker-compose") for d in directories):
         if os.path.isfile(plugin) and os.access(plugin, os.X_OK):
             found = os.stat(plugin)
-            identity = "%s %d %d" % (os.path.realpath(plugin), found.st_size, found.st_mtime_ns)
-            return remembered(identity) or asked(plugin, identity)
+            identity = "compose %s %d %d" % (os.path.realpath(plugin), found.st_size, found.st_mtime_ns)
+            return recall(identity) or asked(plugin, identity)
     return None
 
 
@@ -136,22 +177,8 @@ def asked(plugin: str, identity: str) -> str | None:
         check=False,
     )
     version = str(json.loads(answer.stdout.decode("utf-8", "replace")).get("Version") or "").lstrip("v")
-    try:
-        partial = "%s.%d" % (MEMORY, os.getpid())
-        with open(partial, "w", encoding="utf-8") as f:
-            json.dump({identity: version}, f)
-        os.replace(partial, MEMORY)
-    except OSError:
-        pass  # a full disk: it is asked again next time
+    keep(identity, version)
     return version or None
-
-
-def remembered(identity: str) -> str | None:
-    try:
-        with open(MEMORY, encoding="utf-8") as f:
-            return str(json.load(f)[identity]) or None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def published(container: dict[str, Any]) -> list[dict[str, Any]]:

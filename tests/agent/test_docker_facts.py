@@ -103,6 +103,7 @@ def test_the_nvidia_runtime_is_seen_listed_or_as_a_hook(run_agent: Run, engine: 
     hook.chmod(0o755)
     assert asked(run_agent, engine, PATH=f"{programs}:/usr/bin:/bin").docker.nvidia_runtime
     engine.answers["/info"]["Runtimes"]["nvidia"] = {"path": "nvidia-container-runtime"}
+    os.utime(str(engine.server_address), (1, 1))  # a new runtime is known once the engine is started anew, and its socket with it
     assert asked(run_agent, engine).docker.nvidia_runtime
 
 
