@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 from homelab.devices import GIB, RAM_RESERVE_BYTES, Slot, bind_address, gib, group_of, image_for, runtime_for, slots_of
 from homelab.engines import Engine, Footprint, Request, Unsupported, engines
@@ -33,6 +33,12 @@ def rungs(context: Context) -> list[int]:
     return sorted({context.min, context.max, *(s for s in inside if context.min < s < context.max)})
 
 
+@cache
+def _engine(name: str) -> Engine:
+    """An engine's module: looking it up by name each time costs more than its arithmetic."""
+    return engines()[name]
+
+
 class Candidates:
     """What is known of the household, and what follows for one model on one device."""
 
@@ -44,6 +50,7 @@ class Candidates:
         self._weights = {n: {w.source: w for w in f.weights} for n, f in self.facts.items()}
         self._shapes: dict[int, ModelShape | str] = {}
         self._footprints: dict[tuple[object, ...], Footprint | str] = {}
+        self._drafts: dict[tuple[str, int, str, str], Placement | str] = {}
         self._away = {n: slots_of(inventory, n, f) for n, f in self.remembered.items()}
 
     # -- what is known about a model
@@ -126,9 +133,15 @@ class Candidates:
 
     def draft(self, name: str, index: int, slot: Slot) -> Placement | str:
         """A placement without its numbers, or why there can be none whatever the memory."""
+        key = (name, index, slot.node, slot.label)
+        if key not in self._drafts:
+            self._drafts[key] = self._draft(name, index, slot)
+        return self._drafts[key]
+
+    def _draft(self, name: str, index: int, slot: Slot) -> Placement | str:
         model, facts = self.inventory.models[name], self.facts[slot.node]
         variant = model.variants[index]
-        engine = engines()[variant.engine]
+        engine = _engine(variant.engine)
         runtime, why_not = runtime_for(self.inventory.nodes[slot.node], facts, gpu=bool(slot.gpus))
         if runtime is None:
             return why_not
@@ -179,7 +192,7 @@ class Candidates:
         key = (draft.model, draft.variant, draft.device, draft.image, id(shape), context, request.concurrency)
         if key not in self._footprints:
             try:
-                footprint = engines()[draft.engine].footprint(shape, request, draft.device)
+                footprint = _engine(draft.engine).footprint(shape, request, draft.device)
                 known = learned(self.survey.measured, draft.device.name, draft.engine, draft.image or "native")
                 self._footprints[key] = with_measured(footprint, known)
             except Unsupported as e:
@@ -188,7 +201,7 @@ class Candidates:
         if isinstance(sized, str):
             return sized
         utilization = None
-        if engines()[draft.engine].BUDGETED:
+        if _engine(draft.engine).BUDGETED:
             # Rounded up to 0.001: to 0.01 would waste up to 0.24 GiB of a 24 GB card.
             utilization = math.ceil(sized.budget_bytes / draft.device.total_bytes * 1000) / 1000
         return replace(draft, request=request, footprint=sized, gpu_memory_utilization=utilization)

@@ -211,6 +211,8 @@ def planned(plan: Plan) -> None:
         if len(u.details) > 1:
             for line in u.details:
                 tell(f"      {line}")
+        if u.suggestion:
+            tell(f"      would fit: {u.suggestion}")
 
 
 def summary(plan: Plan, inventory: Inventory) -> str:

@@ -120,22 +120,28 @@ class Engine(Protocol):
 class _Engines(Mapping[str, Engine]):
     """Engine modules by name, which is their file's; each is imported when it is first asked for."""
 
+    def __init__(self) -> None:
+        self._names = tuple(info.name for info in pkgutil.iter_modules(__path__))
+        self._modules: dict[str, Engine] = {}
+
     def __iter__(self) -> Iterator[str]:
-        return (info.name for info in pkgutil.iter_modules(__path__))
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in list(self)
+        return name in self._names
 
     def __getitem__(self, name: str) -> Engine:
+        if name in self._modules:
+            return self._modules[name]
         if name not in self:
             raise KeyError(name)
         module = importlib.import_module(f"{__name__}.{name}")
         if not isinstance(module, Engine) or name != module.NAME:
             raise TypeError(f"homelab/engines/{name}.py is not an engine: see the Protocol in homelab/engines/__init__.py")
-        return module
+        return self._modules.setdefault(name, module)
 
 
 @cache
