@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ from homelab.engines import Device
 from homelab.facts import GPU, Facts, Service
 from homelab.images import IMAGES
 from homelab.inventory import Inventory, Node
+from homelab.service import numbers_of
 
 GIB = 1024**3
 # What a desktop may still grow by, where the inventory gives no `reserve`: a browser tab with video is 100-300 MiB.
@@ -183,8 +183,8 @@ def names_of(gpus: Sequence[GPU | str]) -> list[str]:
 
 def _planned(service: Service) -> int:
     try:
-        return int(json.loads(service.labels.get("homelab.placement", "{}")).get("bytes", 0))
-    except (ValueError, AttributeError):
+        return int(numbers_of(service.labels).get("bytes", 0))
+    except (ValueError, TypeError):
         return 0
 
 

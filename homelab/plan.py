@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from homelab.devices import runtime_for
 from homelab.facts import Survey
 from homelab.inventory import Inventory
 from homelab.placement import Layout, Unplaced
-from homelab.service import Service
+from homelab.service import Service, numbers_of
 
 Action = Literal["create", "replace", "restart", "move", "remove", "keep"]
 
@@ -133,7 +132,7 @@ def _blocked(inventory: Inventory, survey: Survey, service: Service, found: tupl
 
 def _differences(current: f.Service, service: Service) -> Iterator[str]:
     """What differs, as far as the labels tell, in words."""
-    old, new = _numbers(current.labels), _numbers(service.labels)
+    old, new = numbers_of(current.labels), numbers_of(service.labels)
     for key in ("engine", "source", "runtime", "context", "gpu_memory_utilization", "port", "gpus"):
         if old.get(key) != new.get(key):
             yield f"{key.replace('_', '-')} {_short(old.get(key))} → {_short(new.get(key))}"
@@ -147,14 +146,6 @@ def _differences(current: f.Service, service: Service) -> Iterator[str]:
         if before != after:
             added, gone = set(after.split(",")) - set(before.split(",")), set(before.split(",")) - set(after.split(","))
             yield "models " + " ".join([f"+{m}" for m in sorted(added - {""})] + [f"-{m}" for m in sorted(gone - {""})])
-
-
-def _numbers(labels: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        found = json.loads(labels.get("homelab.placement", "{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _short(value: Any) -> str:

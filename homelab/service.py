@@ -145,3 +145,12 @@ def identified(unit: Unit, definition: Any) -> tuple[Unit, str, str]:
         **unit.labels,
     }
     return replace(unit, labels=dict(sorted(labels.items()))), spec, f"{cluster_directory(unit.cluster)}/{unit.name}/{spec}"
+
+
+def numbers_of(labels: Mapping[str, str]) -> dict[str, Any]:
+    """What a service's labels tell of its placement; nothing where they are missing or another program wrote them."""
+    try:
+        found = json.loads(labels.get("homelab.placement", "{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ from homelab.engines import engines
 from homelab.facts import NodeReport, Survey
 from homelab.inventory import Inventory
 from homelab.secrets import Secrets
-from homelab.service import host_in_url
+from homelab.service import host_in_url, numbers_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +84,7 @@ async def status(inventory: Inventory, survey: Survey, secrets: Secrets | None) 
 
 
 def _instance(node: str, s: f.Service, state: str) -> Instance:
-    numbers = _numbers(s)
+    numbers = numbers_of(s.labels)
     address, port = s.labels.get("homelab.address"), s.labels.get("homelab.port")
     return Instance(
         node=node,
@@ -121,11 +120,3 @@ async def _gateway(inventory: Inventory, front: tuple[str, f.Service, str] | Non
     url = f"http://{host_in_url(address)}:{port}" if address and port else None
     code = (await get(url + gateway.HEALTH))[0] if url and not state else 0
     return GatewayStatus(node=node, url=url, state=state or service.state, healthy=code == 200)
-
-
-def _numbers(s: f.Service) -> dict[str, int]:
-    try:
-        found = json.loads(s.labels.get("homelab.placement", "{}"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
