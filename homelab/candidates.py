@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
@@ -31,6 +31,22 @@ def rungs(context: Context) -> list[int]:
     steps = (context.min * (context.max / context.min) ** (i / (RUNGS - 1)) for i in range(1, RUNGS - 1))
     inside = {round(s / CONTEXT_STEP) * CONTEXT_STEP for s in steps}
     return sorted({context.min, context.max, *(s for s in inside if context.min < s < context.max)})
+
+
+def largest_context(low: int, high: int, fits: Callable[[int], Placement | None]) -> Placement | None:
+    """The placement with the most context from `low` to `high` that `fits`, in steps of 256; None where none does."""
+    if (most := fits(high)) is not None:
+        return most
+    best = fits(low)
+    while best is not None and high - low > CONTEXT_STEP:
+        middle = (low + high) // 2 // CONTEXT_STEP * CONTEXT_STEP
+        if middle <= low:
+            break
+        if (larger := fits(middle)) is not None:
+            best, low = larger, middle
+        else:
+            high = middle
+    return best
 
 
 @cache

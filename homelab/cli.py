@@ -523,10 +523,11 @@ def _refuse_unplaced(found: Plan, household: Household, errors: dict[str, NodeEr
         _show_unreachable(household, errors)
         names = ", ".join(dict.fromkeys(u.model for u in short))
         cause = "\n".join(dict.fromkeys(f"{u.model}: {d}" for u in short for d in (u.details or (u.reason,))))
+        ways = dict.fromkeys(f"`{u.model}` would fit {u.suggestion}" for u in short if u.suggestion)
         raise DoesNotFit(
             f"No place for {names}",
             cause=cause,
-            hint="Give it less `context` or `concurrency`, a smaller variant, or free the memory that is named above",
+            hint="; ".join(ways) or "Give it less `context` or `concurrency`, a smaller variant, or free the memory that is named above",
         )
 
 

@@ -53,7 +53,10 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             }
             for p in plan.layout
         ],
-        "unplaced": [{"model": u.model, "reason": u.reason, "details": list(u.details)} for u in plan.layout.unplaced],
+        "unplaced": [
+            {"model": u.model, "reason": u.reason, "details": list(u.details), "suggestion": u.suggestion} for u in plan.layout.unplaced
+        ],
+        "gap": plan.layout.gap,
         "changes": [
             {"action": c.action, "node": c.node, "service": c.service, "reason": c.reason, **({"blocked": c.blocked} if c.blocked else {})}
             for c in plan.changes

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
-from homelab.candidates import Candidates, too_large
+from homelab.candidates import Candidates, largest_context, too_large
 from homelab.devices import Slot, names_of
 from homelab.layout import Placement, Unplaced
 
@@ -115,7 +116,7 @@ class Explainer:
         )
 
     def _suggestion(self, name: str) -> str:
-        """The first simple change that would give the model a place: a smaller context, fewer requests at once, less of something else."""
+        """The first simple change that would give the model a place: less context, fewer requests at once, something else gone."""
         model = self.inventory.models[name]
         drafts = []
         for index, variant in enumerate(model.variants):
@@ -126,30 +127,33 @@ class Explainer:
                 drafts.append((slot, draft))
         if not drafts:
             return ""
-        context = drafts[0][1].request.context
-        while context > SMALLEST_CONTEXT:
-            context = max(SMALLEST_CONTEXT, context // 2)
-            for slot, draft in drafts:
-                if self._fits(draft, slot, context):
-                    return f"it would fit on {slot.node} {slot.label} with `context: {context}`"
+        shorter = [
+            (found.request.context, slot)
+            for slot, draft in drafts
+            if draft.request.context > SMALLEST_CONTEXT
+            and (found := largest_context(SMALLEST_CONTEXT, draft.request.context, partial(self._fitting, draft, slot))) is not None
+        ]
+        if shorter:
+            context, slot = max(shorter, key=lambda s: s[0])
+            return f"on {slot.node} {slot.label} with `context: {context}`"
         for slot, draft in drafts if model.concurrency > 1 else ():
-            if self._fits(draft, slot, draft.request.context, concurrency=1):
-                return f"it would fit on {slot.node} {slot.label} with `concurrency: 1`"
+            if self._fitting(draft, slot, draft.request.context, concurrency=1):
+                return f"on {slot.node} {slot.label} with `concurrency: 1`"
         rivals = sorted(self.placements, key=lambda p: (self.inventory.models[p.model].priority, p.bytes, p.model))
         for rival in rivals:
             for slot, draft in drafts:
-                if rival.model != name and self._fits(draft, slot, draft.request.context, without=rival):
-                    return f"it would fit on {slot.node} {slot.label} without `{rival.model}`"
+                if rival.model != name and self._fitting(draft, slot, draft.request.context, without=rival):
+                    return f"on {slot.node} {slot.label} without `{rival.model}`"
         return ""
 
-    def _fits(
+    def _fitting(
         self, draft: Placement, slot: Slot, context: int, *, concurrency: int | None = None, without: Placement | None = None
-    ) -> bool:
+    ) -> Placement | None:
         p = self.known.sized(draft, context, concurrency=concurrency)
         if isinstance(p, str):
-            return False
+            return None
         free, ram = self._left(slot, without)
-        return too_large(p, free, "", ram) is None
+        return None if too_large(p, free, "", ram) else p
 
     def _left(self, slot: Slot, without: Placement | None) -> tuple[int, int]:
         """Bytes free on a slot and in its node's RAM, as if one of the placements were not there."""

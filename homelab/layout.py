@@ -77,7 +77,7 @@ class Placement:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unplaced:
     """A model (or one of its replicas) that found no place. `unreachable` names nodes that could not be asked; `suggestion` is what would
-    give it one, where something simple would."""
+    give it one, as "on laptop GPU 0 with `context: 8192`", where something simple would."""
 
     model: str
     reason: str

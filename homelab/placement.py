@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from homelab.assignment import Answer, Option, Problem, Room, Want
-from homelab.candidates import CONTEXT_STEP, Candidates, rungs, too_large
+from homelab.candidates import Candidates, largest_context, rungs, too_large
 from homelab.devices import Slot, names_of
 from homelab.engines import engines
 from homelab.explain import Explainer
@@ -252,23 +252,13 @@ class _Finisher:
             found = self.known.sized(p, context)
             return found if isinstance(found, Placement) and not too_large(found, free, "", ram) else None
 
-        best, low, high = p, p.request.context, asked.max
-        if full := fits(high):
-            best, low = full, high
-        while high - low > CONTEXT_STEP:
-            middle = (low + high) // 2 // CONTEXT_STEP * CONTEXT_STEP
-            if middle <= low:
-                break
-            if larger := fits(middle):
-                best, low = larger, middle
-            else:
-                high = middle
+        best = largest_context(p.request.context, asked.max, fits) or p
         for k in keys:
             self.free[k] -= best.bytes - p.bytes
         if p.gpus:
             self.ram[p.node] -= best.footprint.host_bytes - p.footprint.host_bytes
         self.placements[i] = best
-        return low < asked.max
+        return best.request.context < asked.max
 
 
 def _port_of(services: Sequence[Service], cluster: str, name: str) -> int | None:

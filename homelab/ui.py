@@ -208,11 +208,11 @@ def planned(plan: Plan) -> None:
         _change(change, by_service.get((change.node, change.service)))
     for u in plan.layout.unplaced:
         out.print(f"[bold red]! {escape(u.model)}[/]  {escape(u.reason)}")
-        if len(u.details) > 1:
-            for line in u.details:
+        if u.unreachable:  # it waits; what does not fit is an error of its own, with all that was tried
+            for line in u.details if len(u.details) > 1 else ():
                 tell(f"      {line}")
-        if u.suggestion:
-            tell(f"      would fit: {u.suggestion}")
+    if plan.layout.gap is not None:
+        tell(plan.layout.proof)
 
 
 def summary(plan: Plan, inventory: Inventory) -> str:

@@ -17,6 +17,7 @@ from tests.lab.node import NodeSpec
 pytestmark = pytest.mark.lab
 SPECS = {
     "front": NodeSpec(),
+    "crowded": NodeSpec("rtx4090"),
     "nogroup": NodeSpec("rtx4090", docker_group=False),
     "nocompose": NodeSpec("rtx4090", compose=False),
     "notoolkit": NodeSpec("rtx4090", toolkit=False),
@@ -44,7 +45,7 @@ def home(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 def test_discover_shows_what_is_wrong_with_each_machine(home: House, lab: Lab) -> None:
     home.write(gateway="front", models={})
     said = home.homelab("discover")
-    assert "8 nodes, 8 reachable" in said.out
+    assert "9 nodes, 9 reachable" in said.out
     assert re.search(r"mismatch.*[Dd]river/library version mismatch", said.out)
     assert re.search(r"lost.*GPU is lost", said.out, re.IGNORECASE) and "RTX 3060" in said.out
     assert "permission denied" in said.out and "no compose plugin" in said.out
@@ -78,6 +79,23 @@ def test_what_does_not_fit_shows_the_arithmetic(home: House, lab: Lab) -> None:
     home.write(gateway="front", models={"big": llama(lab.model, node="lost", gpu=0, context=8192, concurrency=4)})
     said = home.homelab("plan", code=3)
     assert re.search(r"needs [\d.]+ GiB: model [\d.]+ \+ context [\d.]+ .*; free [\d.]+ GiB", said.err) and "hint:" in said.err
+
+
+def test_following_the_suggestion_makes_it_deploy(home: House, lab: Lab) -> None:
+    home["crowded"].gpus_text = home["crowded"].gpus_text.replace("used=812;", "used=22480;")
+    home.write(gateway="front", models={"long": llama(lab.model, node="crowded", context=8192, concurrency=4)})
+    refused = home.homelab("deploy", "--yes", code=3)
+    assert re.search(r"needs [\d.]+ GiB: model [\d.]+ \+ context [\d.]+ .*; free [\d.]+ GiB", refused.err)
+    assert list(home.containers()) == []
+    [suggested] = home.homelab("plan", "--json", code=3).json["unplaced"]
+    assert f"`long` would fit {suggested['suggestion']}" in refused.err
+    context = int(re.search(r"`context: (\d+)`", suggested["suggestion"])[1])  # type: ignore[index]
+    home.document["models"]["long"]["context"] = context
+    home.save()
+    home.homelab("deploy", "--yes")
+    [served] = home.homelab("status", "--json").json["models"]
+    assert served["healthy"] and served["context"] == context < 8192
+    home.homelab("remove", "--yes")
 
 
 def test_a_port_that_a_stranger_listens_on_is_named_with_its_owner(home: House, lab: Lab) -> None:
