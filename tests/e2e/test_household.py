@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import re
 import shutil
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +18,10 @@ from tests.e2e.house import House, eventually, llama
 from tests.lab.fixtures import Lab
 from tests.lab.household import start
 from tests.lab.hub import Hub
+from tests.lab.models import tiny_reranker
 
 pytestmark = pytest.mark.lab
-SERVICES = {"server/hubbed", "server/vectors", "laptop/pair", "workstation/pair", "workstation/own", "server/gateway"}
+SERVICES = {"server/hubbed", "server/vectors", "server/ranks", "laptop/pair", "workstation/pair", "workstation/own", "server/gateway"}
 CHATS = ("hubbed", "own", "pair")
 
 
@@ -34,6 +37,7 @@ def home(lab: Lab, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     folder = tmp_path_factory.mktemp("work")
     household = start({"workstation": "rtx4090", "server": "2x3090", "laptop": "laptop3070"}, tmp_path_factory.mktemp("home"))
     shutil.copy(lab.gguf, folder / "own.gguf")
+    tiny_reranker(folder / "ranks.gguf")
     house = House(household, folder)
     house.write(
         gateway="server",
@@ -41,6 +45,7 @@ def home(lab: Lab, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         models={
             "hubbed": llama("Org/Smol-GGUF:Q4_K_M", context=1024, concurrency=2, node="server", gpu=0),
             "vectors": llama(lab.model, kind="embedding", node="server", gpu=0),
+            "ranks": llama("./ranks.gguf", kind="rerank", node="server", gpu=1),
             "own": llama("./own.gguf", node="workstation"),
             "pair": llama(lab.model, replicas=2),
         },
@@ -71,7 +76,7 @@ def test_discover_tells_what_each_machine_has(home: House) -> None:
 
 def test_plan_shows_and_changes_nothing(home: House) -> None:
     said = home.homelab("plan")
-    assert "6 create on" in said.out and "no prompt can leave the house" in said.out and said.out.rstrip().endswith("Next: homelab deploy")
+    assert "7 create on" in said.out and "no prompt can leave the house" in said.out and said.out.rstrip().endswith("Next: homelab deploy")
     document = home.homelab("plan", "--json").json
     assert {c["action"] for c in document["changes"]} == {"create"} and document["unplaced"] == []
     for p in document["placements"]:
@@ -88,8 +93,14 @@ def test_deploy_without_a_terminal_wants_yes(home: House) -> None:
 
 
 def test_deploy_brings_all_of_it_up(home: House, hub: Hub) -> None:
-    said = home.homelab("deploy", "--yes", within=150)
-    for model, words in {"hubbed": r"\S+", "own": r"\S+", "pair": r"\S+", "vectors": "576 dimensions"}.items():
+    said = home.homelab("deploy", "--yes", within=240)
+    for model, words in {
+        "hubbed": r"\S+",
+        "own": r"\S+",
+        "pair": r"\S+",
+        "vectors": "576 dimensions",
+        "ranks": r"order (0, 1|1, 0)$",
+    }.items():
         assert re.search(rf"^{model} on \S+/{model} answers in [\d.]+ s: {words}", said.out, re.MULTILINE)
     assert f"Gateway  {home.url}" in said.out
     assert set(home.running()) == SERVICES
@@ -120,8 +131,28 @@ def test_answers_stream_through_the_gateway(home: House, model: str) -> None:
 
 
 def test_the_gateway_embeds(home: House) -> None:
-    answer = home.post("/v1/embeddings", {"model": "vectors", "input": ["one", "two"]})
-    assert answer.status_code == 200 and [len(d["embedding"]) for d in answer.json()["data"]] == [576, 576]
+    """OpenAI's own clients ask for base64 where their user asked for nothing; others leave the format out."""
+    body = {"model": "vectors", "input": ["one", "two"]}
+    answer = home.post("/v1/embeddings", body)
+    assert answer.status_code == 200, answer.text
+    vectors = [d["embedding"] for d in answer.json()["data"]]
+    assert [len(v) for v in vectors] == [576, 576] and vectors[0] != vectors[1]
+    answer = home.post("/v1/embeddings", body | {"encoding_format": "base64"})
+    assert answer.status_code == 200, answer.text
+    for data, vector in zip(answer.json()["data"], vectors, strict=True):
+        assert struct.unpack("<576f", base64.b64decode(data["embedding"])) == pytest.approx(vector, abs=1e-5)
+
+
+def test_the_gateway_ranks(home: House) -> None:
+    body = {"model": "ranks", "query": "Where are the potatoes?", "documents": ["Hello there.", "They are in the cellar.", "No."]}
+    answer = home.post("/v1/rerank", body)
+    assert answer.status_code == 200, answer.text
+    results = answer.json()["results"]
+    scores = [r["relevance_score"] for r in results]
+    assert {r["index"] for r in results} == {0, 1, 2} and len(set(scores)) == 3 and scores == sorted(scores, reverse=True)
+    answer = home.post("/v1/rerank", body | {"top_n": 1})
+    assert [r["index"] for r in answer.json()["results"]] == [results[0]["index"]]
+    assert home.post("/v1/rerank", body, key="sk-wrong").status_code in (400, 401)
 
 
 def test_both_replicas_answer(home: House) -> None:
@@ -152,6 +183,7 @@ def test_status_tells_the_context_served_and_the_memory_used(home: House) -> Non
         "own": ("chat", True, 512, 1),
         "pair": ("chat", True, 512, 2),
         "vectors": ("embedding", True, 512, 1),
+        "ranks": ("rerank", True, 512, 1),
     }
     held = {p.mib for node in home.nodes.values() for p in node.processes() if p.mib and p.mib != 502}
     for model in document["models"]:
@@ -216,6 +248,8 @@ def test_deploy_again_changes_nothing(home: House) -> None:
 def test_ask_and_logs_show_what_runs(home: House) -> None:
     said = home.homelab("ask", "own", "Say hello", "--max-tokens", "8")
     assert said.out.strip() and "own on workstation/own" in said.err
+    assert home.homelab("ask", "vectors", "Hello").out.strip() == "576 dimensions"
+    assert re.fullmatch(r"order (0, 1|1, 0)", home.homelab("ask", "ranks", "Hello").out.strip())
     assert "server is listening" in home.homelab("logs", "own").out
     lines = home.homelab("logs", "pair", "--tail", "1").out.splitlines()
     assert len(lines) == 2 and len({line.split()[0] for line in lines}) == 2

