@@ -16,7 +16,6 @@ from homelab.errors import HomelabError, InventoryError
 
 if TYPE_CHECKING:
     from homelab.deploy.events import Event
-    from homelab.devices import Slot
     from homelab.facts import GPU, Measurement, NodeReport, Survey
     from homelab.fit import Fit
     from homelab.fit_command import Row
@@ -195,8 +194,9 @@ def planned(plan: Plan) -> None:
     for slot in slots:
         here = [p for p in plan.layout if p.node == slot.node and (set(p.gpus) & {g.uuid for g in slot.gpus} if slot.gpus else not p.gpus)]
         if here:
+            bar = _bar([(p.service, p.bytes) for p in here], slot.free_bytes, slot.device.total_bytes)
             out.print(
-                f"[bold]{escape(slot.node)} {escape(slot.label)}[/]  {escape(_bar(slot, here))}  {gib(slot.device.total_bytes)} GiB {escape(slot.device.name)}"
+                f"[bold]{escape(slot.node)} {escape(slot.label)}[/]  {escape(bar)}  {gib(slot.device.total_bytes)} GiB {escape(slot.device.name)}"
             )
         for p in here:
             change = next((c for c in plan.changes if (c.node, c.service) == (p.node, p.service)), None)
@@ -263,27 +263,24 @@ def _terms(p: Placement, *, host: bool) -> str:
     )
 
 
-def _bar(slot: Slot, here: Sequence[Placement]) -> str:
-    """The device as a bar: ours by name, what is free, what others hold."""
-    total = max(slot.device.total_bytes, 1)
-    parts = [(p.service, p.bytes) for p in here]
-    free = max(slot.free_bytes, 0)
-    others = max(total - free - sum(b for _, b in parts), 0)
-    segments = [*parts, ("free", free), ("others", others)]
+def _bar(parts: Sequence[tuple[str, int]], free_bytes: int, total_bytes: int) -> str:
+    """A device: ours by name, what is free, what others hold. It ends in `>` where the parts are more than there is room for."""
+    others = max(total_bytes - max(free_bytes, 0) - sum(size for _, size in parts), 0)
+    whole = max(total_bytes, sum(size for _, size in parts), 1)
     cells = []
-    for name, size in segments:
-        width = round(size / total * BAR_WIDTH)
+    for name, size in [*parts, ("free", max(free_bytes, 0)), ("others", others)]:
+        width = round(size / whole * BAR_WIDTH)
         if width:
             fill = "." if name == "free" else " " if name == "others" else "#"
             cells.append(name[:width].center(width, fill))
-    return "[" + "|".join(cells) + "]"
+    return "[" + "|".join(cells) + (">" if free_bytes < 0 else "]")
 
 
 # fit
 
 
 def shown_fit(found: Fit) -> None:
-    """Terms, verdict, flags; what would fit instead."""
+    """Terms, the split of the device, verdict, flags; what would fit instead."""
     where = f" on {found.place.label or found.place.device.name}" if found.place else ""
     tell(f"{found.candidate.source}  {found.candidate.engine}  {found.request.context} ctx × {found.request.concurrency}{where}")
     terms = table("TERM", "GiB", "GRADE", "WHERE", right=("GiB",))
@@ -293,6 +290,11 @@ def shown_fit(found: Fit) -> None:
         terms.add_row(t.name, f"{t.bytes / GIB:.2f}", t.grade, places[t.where])
     if found.footprint.terms:
         print_table(terms)
+        if found.place:
+            on_device = [(t.name, t.bytes) for t in found.footprint.terms if t.where != "host"]
+            left = found.place.free_bytes - found.footprint.device_bytes
+            total = found.place.device.total_bytes
+            tell(f"{_bar(on_device, left, total)}  {gib(total)} GiB")
     need, colour = found.footprint.device_bytes / GIB, {"fits": "green", "does-not-fit": "red", "no-device": "cyan"}[found.verdict]
     free = (
         f", free {found.place.free_bytes / GIB:.2f} GiB"
@@ -302,7 +304,7 @@ def shown_fit(found: Fit) -> None:
     out.print(f"[bold {colour}]{found.verdict}[/]  " + escape(found.reason or f"needs {need:.2f} GiB{free}"))
     for note in found.notes:
         out.print(f"[yellow]note[/]  {escape(note)}")
-    if found.flags:
+    if found.flags and found.verdict != "does-not-fit":
         tell(f"flags {' '.join(found.flags)}")
     for a in found.alternatives:
         ram = f" and {a.footprint.host_bytes / GIB:.2f} GiB of RAM" if a.footprint.host_bytes else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -173,6 +174,13 @@ def test_exit_codes_and_json(tmp_path: Path) -> None:
     assert all(a["total_bytes"] <= 4 * GIB for a in document["alternatives"])
     status, out, _ = command(path, cwd=tmp_path)
     assert (status, "no-device" in out) == (0, True)
+
+
+def test_the_split_of_the_device_is_drawn(tmp_path: Path) -> None:
+    _, fits, _ = command("qwen3-4b", "--engine", "vllm", "--gpu", "24GiB", cwd=tmp_path)
+    assert re.search(r"^\[#+weights#+\|.*\|\.+free\.+\]  24.0 GiB$", fits, re.MULTILINE) and "flags --max-model-len" in fits
+    _, short, _ = command("qwen3-32b", "--engine", "vllm", "--gpu", "16GiB", cwd=tmp_path)
+    assert re.search(r"^\[#+weights#+\|.*>  16.0 GiB$", short, re.MULTILINE) and "free." not in short and "flags" not in short
 
 
 def test_bad_input_is_2_and_one_sentence(tmp_path: Path) -> None:
