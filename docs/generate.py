@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -62,7 +63,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "Default: 8192, or the model's own limit if that is less.",
         "concurrency": "How many requests at once, each with the whole `context`.",
         "replicas": "How many instances. The gateway balances them.",
-        "priority": "The higher, the earlier it is placed. Among equals: with a fixed `node` first, then the larger.",
+        "priority": "Who gets a place when not all can have one: the higher number.",
         "node": "Only on this node.",
         "gpu": "Only on this GPU of `node`: its number or its UUID, as `homelab discover` shows it.",
         "port": "The port of its engine. Default: the engine's own, or the next free one.",
@@ -259,6 +260,7 @@ def generated() -> Mapping[str, str]:
         "facts": facts_tables(),
         "help": help_texts(),
         "plan of the example": example_plan(),
+        "a fit": a_fit(),
     }
 
 
@@ -363,6 +365,12 @@ def example_plan() -> str:
         plan = said("plan", "-i", "inventory.example.yml", "--facts", str(facts_file))
     make = '.venv/bin/python -c "from tests.machines import household; print(household().model_dump_json())" > facts.json'
     return f"```\n$ {make}\n$ homelab plan -i inventory.example.yml --facts facts.json\n{plan}\n```\n"
+
+
+def a_fit() -> str:
+    """A model of the catalog that does not fit as it is asked for."""
+    asked = ("fit", "qwen3-30b-a3b", "--gpu", "RTX 4090", "--context", "32k", "--concurrency", "4")
+    return f"```\n$ {shlex.join(('homelab', *asked))}\n{said(*asked)}\n```\n"
 
 
 def said(*arguments: str) -> str:
