@@ -85,7 +85,7 @@ class House:
             start_new_session=True,
         )
 
-    def homelab(self, *words: str, code: int = 0, env: Mapping[str, str] | None = None, within: float = 180) -> Said:
+    def homelab(self, *words: str, code: int = 0, env: Mapping[str, str] | None = None, within: float = 300) -> Said:
         """Run a command to its end. It must end with `code`; no traceback and no key is ever shown."""
         process = self.start(*words, env=env)
         try:
@@ -114,7 +114,7 @@ class House:
             if re.search(when, line):
                 os.kill(process.pid, number)
                 break
-        out, rest = process.communicate(timeout=60)
+        out, rest = process.communicate(timeout=180)
         assert process.returncode is not None
         return self.judged(Said(process.returncode, out, "".join(seen) + rest), words, code)
 
@@ -133,7 +133,7 @@ class House:
         return f"http://{self[self.document['gateway']['node']].address}:{self.document['gateway'].get('port', 4000)}"
 
     def post(self, path: str, body: Mapping[str, Any], *, key: str | None = None) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, headers={"Authorization": f"Bearer {key or self.key}"}, timeout=60, trust_env=False)
+        return httpx.post(self.url + path, json=body, headers={"Authorization": f"Bearer {key or self.key}"}, timeout=180, trust_env=False)
 
     def chat(self, model: str, *, tokens: int = 8) -> httpx.Response:
         return self.post(
@@ -148,7 +148,7 @@ class House:
             self.url + "/v1/chat/completions",
             json=body,
             headers={"Authorization": f"Bearer {self.key}"},
-            timeout=60,
+            timeout=180,
             trust_env=False,
         ) as answer:
             assert answer.status_code == 200, answer.read()

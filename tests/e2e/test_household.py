@@ -93,7 +93,7 @@ def test_deploy_without_a_terminal_wants_yes(home: House) -> None:
 
 
 def test_deploy_brings_all_of_it_up(home: House, hub: Hub) -> None:
-    said = home.homelab("deploy", "--yes", within=240)
+    said = home.homelab("deploy", "--yes")
     for model, words in {
         "hubbed": r"\S+",
         "own": r"\S+",
@@ -240,7 +240,7 @@ def test_keys_lie_in_0600_files_and_nowhere_else(home: House) -> None:
 
 def test_deploy_again_changes_nothing(home: House) -> None:
     before = home.running()
-    said = home.homelab("deploy", "--yes", within=30)
+    said = home.homelab("deploy", "--yes")
     assert "Everything is up to date" in said.out and home.running() == before
     home.homelab("plan", "--check")
 
@@ -267,7 +267,7 @@ def test_a_second_controller_reads_the_keys_back(home: House) -> None:
 
 def test_remove_leaves_nothing_but_caches(home: House) -> None:
     home["laptop"].run("docker run -d --name stranger --entrypoint sleep $(docker images -q | head -1) 1000")
-    said = home.homelab("remove", "--yes", within=60)
+    said = home.homelab("remove", "--yes")
     assert "Nothing of cluster `home` runs any more" in said.out
     assert list(home.containers()) == []
     eventually(lambda: {n: node.used_mib() for n, node in home.nodes.items()} == {"workstation": [812], "server": [4, 4], "laptop": [10]})

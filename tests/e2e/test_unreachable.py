@@ -149,7 +149,7 @@ def test_an_unknown_machine_is_never_trusted_without_being_asked(pair: House) ->
     forgotten(pair)
     before = pair.household.known_hosts.read_text()
     try:
-        pair.homelab("deploy", "--yes", code=4, within=90)
+        pair.homelab("deploy", "--yes", code=4)
         assert pair.household.known_hosts.read_text() == before and not pair.ours("other")
     finally:
         pair.household.trust()
@@ -157,7 +157,7 @@ def test_an_unknown_machine_is_never_trusted_without_being_asked(pair: House) ->
 
 def test_deploy_serves_what_it_reaches_and_says_what_waits(pair: House) -> None:
     pair["other"].stop_ssh()
-    said = pair.homelab("deploy", "--yes", code=4, within=90)
+    said = pair.homelab("deploy", "--yes", code=4)
     assert "Connection refused" in said.err and "far" in said.out
     assert set(pair.running()) == {"good/near", "good/gateway"}
     assert pair.chat("near").status_code == 200
@@ -174,7 +174,7 @@ def test_deploy_serves_what_it_reaches_and_says_what_waits(pair: House) -> None:
     del pair.document["nodes"]["other"]["away"]
     pair.save()
     pair["other"].start_ssh()
-    pair.homelab("deploy", "--yes", within=90)
+    pair.homelab("deploy", "--yes")
     assert set(pair.running()) == {"good/near", "good/gateway", "other/far"} and pair.running()["good/near"] == before["good/near"]
     assert pair.chat("far").status_code == 200
 
