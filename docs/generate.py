@@ -261,6 +261,7 @@ def generated() -> Mapping[str, str]:
         "help": help_texts(),
         "plan of the example": example_plan(),
         "a fit": a_fit(),
+        "cards": cards_by_size(),
     }
 
 
@@ -371,6 +372,14 @@ def a_fit() -> str:
     """A model of the catalog that does not fit as it is asked for."""
     asked = ("fit", "qwen3-30b-a3b", "--gpu", "RTX 4090", "--context", "32k", "--concurrency", "4")
     return f"```\n$ {shlex.join(('homelab', *asked))}\n{said(*asked)}\n```\n"
+
+
+def cards_by_size() -> str:
+    """What is promised for cards of usual sizes, planned."""
+    sys.path.insert(0, str(ROOT))
+    from tests import cards
+
+    return cards.table() + "\n"
 
 
 def said(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""How well homelab's memory figures hold, as the tables in docs/memory.md: python bench/fit [llama|vllm|others …]"""
+"""How well homelab's memory figures hold, as the tables in docs/memory.md: python bench/fit [llama|vllm|others|cards …]"""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import llama  # noqa: E402
 import others  # noqa: E402
 import vllm_logs  # noqa: E402
 
-PARTS = {"llama": llama.main, "vllm": vllm_logs.main, "others": others.main}
+from tests import cards  # noqa: E402
+
+PARTS = {"llama": llama.main, "vllm": vllm_logs.main, "others": others.main, "cards": lambda: print(cards.table())}
 
 for number, part in enumerate(sys.argv[1:] or PARTS):
     if number:
