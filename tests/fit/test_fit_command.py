@@ -14,19 +14,20 @@ from typing import Any
 import pytest
 
 from homelab import fit_command
-from homelab.errors import InventoryError, NodeError
-from homelab.models import hub
+from homelab.errors import InventoryError
 from tests.models.examples import DATA, FILE_BYTES, SAFETENSORS
+from tests.models.stand_in_hub import serving
 
 GIB = 2**30
 
 
-@pytest.fixture(autouse=True)
-def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(source: str, **_: Any) -> Any:
-        raise NodeError(f"The header of `{source}` cannot be read", cause="no network", hint="Is this machine online?", kind="hub")
+NOBODY = "http://127.0.0.1:9"  # listens there
 
-    monkeypatch.setattr(hub, "read_header", away)
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
 
 
 def grown(folder: Path, name: str) -> Path:
@@ -38,7 +39,7 @@ def grown(folder: Path, name: str) -> Path:
 
 
 def command(*arguments: str, cwd: Path) -> tuple[int, str, str]:
-    env = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(cwd), "XDG_STATE_HOME": str(cwd), "NO_COLOR": "1"}
+    env = os.environ | {"HF_ENDPOINT": NOBODY, "XDG_CACHE_HOME": str(cwd), "XDG_STATE_HOME": str(cwd), "NO_COLOR": "1"}
     argv = [sys.executable, "-m", "homelab", "fit", *arguments]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=cwd, env=env, check=False)
     return done.returncode, done.stdout, done.stderr
@@ -88,23 +89,22 @@ def test_a_name_of_the_catalog_needs_no_network() -> None:
 
 
 def test_a_repository_of_the_catalog_is_answered_without_a_network() -> None:
-    assert fit_command.run("Qwen/Qwen3-4B-GGUF:Q4_K_M").candidate.catalogued
-    assert fit_command.run("meta-llama/Llama-3.1-8B-Instruct", engine="llamacpp").candidate.engine == "llamacpp"
+    assert fit_command.run("Qwen/Qwen3-4B-GGUF:Q4_K_M", endpoint=NOBODY).candidate.catalogued
+    assert fit_command.run("meta-llama/Llama-3.1-8B-Instruct", engine="llamacpp", endpoint=NOBODY).candidate.engine == "llamacpp"
 
 
-def test_a_gated_repository_is_answered_from_the_catalog_and_a_wrong_quantisation_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(source: str, **_: Any) -> Any:
-        raise InventoryError(f"`{source}` is gated" if "llama" in source else f"`{source}` has no such file")
-
-    monkeypatch.setattr(hub, "read_header", refuses)
-    assert "is gated" in " ".join(fit_command.run("meta-llama/Llama-3.1-8B-Instruct").notes)
-    with pytest.raises(InventoryError, match="no such file"):
-        fit_command.run("Qwen/Qwen3-4B-GGUF:Q4_K_M")
+def test_a_gated_repository_is_answered_from_the_catalog_and_a_wrong_quantisation_is_not() -> None:
+    with serving() as hub:
+        hub.answer["meta-llama/Llama-3.1-8B-Instruct"] = (403, "GatedRepo")
+        hub.add("Qwen/Qwen3-4B-GGUF", "Qwen3-4B-Q8_0.gguf", b"GGUF")
+        assert "is gated" in " ".join(fit_command.run("meta-llama/Llama-3.1-8B-Instruct", endpoint=hub.url).notes)
+        with pytest.raises(InventoryError, match="Q4_K_M"):
+            fit_command.run("Qwen/Qwen3-4B-GGUF:Q4_K_M", endpoint=hub.url)
 
 
 def test_other_repositories_need_one() -> None:
     with pytest.raises(InventoryError, match="cannot be read") as caught:
-        fit_command.run("marvin/Paranoid-7B")
+        fit_command.run("marvin/Paranoid-7B", endpoint=NOBODY)
     assert "online" in caught.value.hint
 
 
