@@ -181,7 +181,7 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
     if CACHE_TYPES[str(args.get("cache-type-v", "f16"))] < 2 and args.get("flash-attn") == "off":
         raise Unsupported("llama.cpp needs flash attention for a quantised V cache: leave `flash-attn` out, or `cache-type-v`")
     if request.kind == "chat" and shape.kind != "chat":
-        raise Unsupported(f"this is an {shape.kind} model, and the inventory says chat: write `kind: {shape.kind}`")
+        raise Unsupported(f"this model is for {shape.kind}, and the inventory says chat: write `kind: {shape.kind}`")
 
 
 def _context(

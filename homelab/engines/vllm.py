@@ -171,7 +171,7 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
     if tp > 1 and shape.recurrent and shape.recurrent.heads % tp:
         raise Unsupported(f"its {shape.recurrent.heads} linear-attention heads cannot be split over {tp} GPUs")
     if request.kind == "chat" and shape.kind != "chat":
-        raise Unsupported(f"this is an {shape.kind} model, and the inventory says chat: write `kind: {shape.kind}`")
+        raise Unsupported(f"this model is for {shape.kind}, and the inventory says chat: write `kind: {shape.kind}`")
     if request.kind == "rerank" and shape.kind == "chat" and not {"convert", "hf-overrides"} & set(args):
         raise Unsupported(
             "vLLM reranks with classifiers, and this model generates text: name a variant for classification, or set `hf-overrides`"

@@ -124,7 +124,8 @@ def explain(output: str, version: Version) -> Failure:
             "a package differs from the one in the lock", cause, "the package index served another file: check PIP_INDEX_URL and pip.conf"
         )
     if re.search(r"Name or service not known|name resolution|Connection refused|ConnectTimeout|timed out|unreachable|Network is", output):
-        return Failure("the package index cannot be reached", cause, "check the network; PIP_INDEX_URL and pip.conf are respected")
+        hint = "let that machine reach pypi.org and files.pythonhosted.org, or name a mirror there, in ~/.config/pip/pip.conf: "
+        return Failure("the package index cannot be reached", cause, hint + "[global], below it index-url = URL. Then: homelab deploy")
     if "CERTIFICATE_VERIFY_FAILED" in output:
         return Failure("the package index's certificate is not trusted", cause, "set PIP_CERT to your CA bundle")
     if "No matching distribution found" in output:  # pip says the same of an index that answers nothing at all

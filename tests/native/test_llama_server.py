@@ -178,6 +178,13 @@ def test_refuses_a_wheel_that_it_was_not_made_for(python: str, tmp_path: Path, l
     assert done.returncode == 78 and says in done.stderr and "made for xllamacpp 2026.10.11549" in done.stderr
 
 
+def test_a_minimal_machine_is_told_which_package_it_lacks(python: str, tmp_path: Path) -> None:
+    """The loader's words, from a module in the wheel's place: the library itself is needed by other tests that run now."""
+    (tmp_path / "xllamacpp.py").write_text('raise ImportError("libgomp.so.1: cannot open shared object file: No such file or directory")')
+    done = run(python, "--version", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 78 and "libgomp.so.1" in done.stderr and "sudo apt install libgomp1" in done.stderr
+
+
 def test_its_own_check_takes_no_notice_of_the_users_variables(python: str) -> None:
     done = run(python, "--version", LLAMA_ARG_PORT="1", LLAMA_ARG_HF_REPO="nobody/nothing", LLAMA_ARG_ENDPOINT_METRICS="0")
     assert done.returncode == 0, done.stderr
