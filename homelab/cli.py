@@ -442,7 +442,7 @@ def _survey(household: Household) -> tuple[Survey, dict[str, NodeError]]:
 
         accepted = False
         for _, e in sorted(unknown.items()):
-            ui.say(f"{e.message}: {e.cause}")
+            ui.say(f"{e.message}: {e.cause}\nCompare it on that machine: {ssh.COMPARE}")
             if isinstance(e, ssh.UnknownHostKey) and ui.confirm("Is that the machine's own key?"):
                 ssh.accept(e)
                 accepted = True

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncssh
 
@@ -27,33 +27,38 @@ KEEPALIVE_SECONDS = 15
 
 
 class _Client(asyncssh.SSHClient):
-    """Remembers the host key that was not known, so that the refusal can show it."""
+    """Remembers the host key that was not known and where it was looked for, so that the refusal can show it."""
 
     def __init__(self) -> None:
         self.refused: tuple[str, int, asyncssh.SSHKey] | None = None
+        self.files: list[Path] = []
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         self.refused = (host, port, key)
         return False
 
 
+COMPARE = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+
+
 class UnknownHostKey(NodeError):
     """A host that was never seen before: its key can be shown to the user and accepted."""
 
-    def __init__(self, name: str, host: str, port: int, key: asyncssh.SSHKey) -> None:
+    def __init__(self, name: str, host: str, port: int, key: asyncssh.SSHKey, file: Path, login: str) -> None:
+        self.name, self.file, self.login = name, file, login
         self.line = f"{host if port == 22 else f'[{host}]:{port}'} {key.export_public_key().decode().strip()}"
         self.fingerprint = key.get_fingerprint()
         super().__init__(
             f"The host key of node `{name}` is not known yet",
             cause=f"{host} port {port} offers {key.get_algorithm()} {self.fingerprint}",
-            hint=f"Compare it on that machine (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then accept it once: ssh {'' if port == 22 else f'-p {port} '}{host}",
+            hint=f"Compare it on that machine ({COMPARE}), then accept it once: {login}",
             kind="host-key-unknown",
         )
 
 
 @asynccontextmanager
 async def connect(name: str, node: Node, *, timeout: float) -> AsyncIterator[SSHSession]:
-    """A session to a node; host keys are checked against ~/.ssh/known_hosts and the user's ~/.ssh/config is honoured.
+    """A session to a node; host keys are checked against the known hosts of the user, whose ~/.ssh/config is honoured.
 
     Raises NodeError: refused, timed out, unknown or changed host key, no login."""
     client = _Client()
@@ -71,7 +76,9 @@ async def connect(name: str, node: Node, *, timeout: float) -> AsyncIterator[SSH
     if node.identity:
         options["client_keys"] = [os.path.expanduser(node.identity)]
     try:
-        connection = await asyncssh.connect(node.host, **options)
+        client.files = _known_hosts_files(node)
+        known = asyncssh.read_known_hosts([str(f) for f in client.files if _readable(f)])
+        connection = await asyncssh.connect(node.host, known_hosts=known, **options)
     except (asyncssh.Error, OSError, ValueError) as e:
         raise _refusal(name, node, client, e) from e
     try:
@@ -82,11 +89,33 @@ async def connect(name: str, node: Node, *, timeout: float) -> AsyncIterator[SSH
 
 
 def accept(error: UnknownHostKey) -> None:
-    """Write a key that the user has looked at into ~/.ssh/known_hosts."""
-    path = Path.home() / ".ssh" / "known_hosts"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(error.line + "\n")
+    """Write a key that the user has looked at into the file where it was looked for first.
+
+    Raises NodeError when that cannot be written."""
+    try:
+        error.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(error.file, "a+b", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.seek(0)
+            ended = file.read()[-1:] in (b"", b"\n")  # a line that a person wrote may lack its end
+            file.write(("" if ended else "\n").encode() + error.line.encode() + b"\n")
+    except OSError as e:
+        raise NodeError(f"The host key of node `{error.name}` cannot be kept", cause=str(e), hint=error.login, kind="write") from e
+
+
+def _known_hosts_files(node: Node) -> list[Path]:
+    """Where ssh looks for a node's key; the first is where it writes.
+
+    asyncssh itself leaves out the system's file, fails on a file that is not there, and takes `UserKnownHostsFile none` as leave to check
+    nothing. A user without a file of known hosts is still asked once, not at every command."""
+    who: dict[str, Any] = {"host": node.host, "port": node.port, **({"username": node.user} if node.user else {})}
+    config = asyncssh.SSHClientConnectionOptions(config=(), client_keys=None, agent_path=None, **who).config
+    mine = [f for f in cast(list[str], config.get("UserKnownHostsFile", [])) if f != os.devnull] or ["~/.ssh/known_hosts"]
+    everybodys = cast(list[str], config.get("GlobalKnownHostsFile", [])) or ["/etc/ssh/ssh_known_hosts"]
+    return [Path(f).expanduser() for f in (*mine, *everybodys)]
+
+
+def _readable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.R_OK)
 
 
 def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
@@ -95,14 +124,16 @@ def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
     login = f"ssh {'' if node.port == 22 else f'-p {node.port} '}{target}"
     if client.refused is not None:
         host, port, key = client.refused
-        if _known(host, port):
+        if (file := _known_in(client.files, host, port)) is not None:
+            usual = file == Path.home() / ".ssh" / "known_hosts"
+            forget = ["ssh-keygen", *([] if usual else ["-f", str(file)]), "-R", host if port == 22 else f"[{host}]:{port}"]
             return NodeError(
                 f"The host key of node `{name}` has CHANGED",
-                cause=f"{host} port {port} offers {key.get_algorithm()} {key.get_fingerprint()}, another one is in ~/.ssh/known_hosts",
-                hint=f"If the machine was installed anew: ssh-keygen -R {shlex.quote(host if port == 22 else f'[{host}]:{port}')}. If not, somebody stands in between",
+                cause=f"{host} port {port} offers {key.get_algorithm()} {key.get_fingerprint()}, another one is in {'~/.ssh/known_hosts' if usual else file}",
+                hint=f"If the machine was installed anew: {shlex.join(forget)}. If not, somebody stands in between",
                 kind="host-key-changed",
             )
-        return UnknownHostKey(name, host, port, key)
+        return UnknownHostKey(name, host, port, key, client.files[0], login)
     if isinstance(e, asyncssh.PermissionDenied):
         return NodeError(
             f"Node `{name}` lets nobody in with these keys",
@@ -145,15 +176,11 @@ def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
     return NodeError(f"Cannot reach node `{name}`", cause=f"{where}: {said}", hint=f"Try by hand: {login}", kind="unreachable")
 
 
-def _known(host: str, port: int) -> bool:
-    for path in (Path.home() / ".ssh" / "known_hosts", Path("/etc/ssh/ssh_known_hosts")):
-        try:
-            found = asyncssh.match_known_hosts(asyncssh.read_known_hosts(str(path)), host, "", port)
-        except (OSError, ValueError):
-            continue
-        if found[0]:
-            return True
-    return False
+def _known_in(files: Sequence[Path], host: str, port: int) -> Path | None:
+    for path in filter(_readable, files):
+        if asyncssh.match_known_hosts(asyncssh.read_known_hosts(str(path)), host, "", port)[0]:
+            return path
+    return None
 
 
 class SSHSession:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.e2e.terminal import at_terminal
 from tests.lab.household import Household
 from tests.lab.node import Node
 
@@ -73,11 +74,15 @@ class House:
     def save(self) -> None:
         (self.folder / "inventory.yml").write_text(yaml.safe_dump(self.document, sort_keys=False))
 
+    @property
+    def env(self) -> dict[str, str]:
+        return self.household.env | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
     def start(self, *words: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "homelab", *words],
             cwd=self.folder,
-            env=self.household.env | {"PYTHONPATH": str(Path(__file__).parents[2])} | dict(env or {}),
+            env=self.env | dict(env or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,6 +100,11 @@ class House:
             out, err = process.communicate()
             raise AssertionError(f"homelab {' '.join(words)} took longer than {within:.0f} s:\n{out}\n{err}") from None
         return self.judged(Said(process.returncode, out, err), words, code)
+
+    def at_terminal(self, *words: str, typed: Sequence[tuple[str, str]] = (), code: int = 0) -> str:
+        """As `homelab`, by somebody who types an answer to each question; what the terminal showed."""
+        ended, shown = at_terminal([sys.executable, "-m", "homelab", *words], typed, env=self.env, folder=self.folder)
+        return self.judged(Said(ended, shown, ""), words, code).out
 
     def judged(self, said: Said, words: tuple[str, ...], code: int) -> Said:
         print(f"$ homelab {' '.join(words)}\n{said.out}{said.err}[exit {said.code}]\n")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from tests.e2e.house import House, llama
+from tests.e2e.terminal import at_terminal
 from tests.lab.fixtures import Lab
 from tests.lab.household import start
 from tests.lab.node import NodeSpec
@@ -152,6 +154,73 @@ def test_an_unknown_machine_is_never_trusted_without_being_asked(pair: House) ->
         pair.homelab("deploy", "--yes", code=4)
         assert pair.household.known_hosts.read_text() == before and not pair.ours("other")
     finally:
+        pair.household.trust()
+
+
+QUESTION = r"Is that the machine's own key\? \[y/N\] "
+
+
+def fingerprint(pair: House) -> str:
+    return pair["other"].run("ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub").stdout.split()[1]
+
+
+def test_somebody_at_a_terminal_is_asked_about_an_unknown_machine(pair: House) -> None:
+    known = pair.household.known_hosts
+    known.unlink()  # as with a new user: the file itself is not there
+    known.with_name("config").rename(known.with_name("config.kept"))
+    try:
+        shown = pair.at_terminal("discover", typed=[("node `good` is not known(.|\\n)*" + QUESTION, "y"), (QUESTION, "n")], code=4)
+        assert fingerprint(pair) in shown and "2 nodes, 1 reachable" in shown
+        assert "error: The host key of node `other` is not known yet" in shown
+        assert known.stat().st_mode & 0o777 == 0o600 and len(known.read_text().splitlines()) == 1
+        known.write_text(f"{pair['good'].address} {pair['good'].host_key}")  # an editor may leave out the last line's end
+        shown = pair.at_terminal("discover", typed=[(QUESTION, "yes")])
+        assert "2 nodes, 2 reachable" in shown and "node `good` is not known" not in shown
+        assert known.read_text().splitlines()[1] == f"{pair['other'].address} {pair['other'].host_key}"
+        assert "Is that" not in pair.at_terminal("discover")
+    finally:
+        known.with_name("config.kept").rename(known.with_name("config"))
+        pair.household.trust()
+
+
+def test_the_command_that_is_named_for_an_unknown_machine_makes_it_known(pair: House) -> None:
+    forgotten(pair)
+    try:
+        said = pair.homelab("discover", code=4)
+        [command] = re.findall(r"accept it once: (ssh .+)$", said.err, re.MULTILINE)
+        # ssh looks into the home that /etc/passwd names, whatever HOME says.
+        alone = ["unshare", "--mount", "sh", "-c", f"mount --bind {pair.household.home} /root && exec {command}"]
+        _, shown = at_terminal(alone, [(r"\[fingerprint\]\)\? ", "yes"), (r"\$ ", "exit")], env=pair.env, folder=pair.folder)
+        assert fingerprint(pair) in shown
+        assert "2 nodes, 2 reachable" in pair.homelab("discover").out
+    finally:
+        pair.household.trust()
+
+
+def test_known_hosts_are_where_the_ssh_configuration_says(pair: House) -> None:
+    config, own = pair.household.ssh_config, pair.household.ssh_config.with_name("house_hosts")
+    before = config.read_text()
+    forgotten(pair)
+    try:
+        config.write_text(f"Host {pair['other'].address}\n  UserKnownHostsFile ~/.ssh/house_hosts ~/.ssh/not_there\n")
+        shown = pair.at_terminal("discover", typed=[(QUESTION, "y")])
+        assert "2 nodes, 2 reachable" in shown and own.stat().st_mode & 0o777 == 0o600
+        assert own.read_text() == f"{pair['other'].address} {pair['other'].host_key}\n"
+
+        config.write_text(f"Host *\n  GlobalKnownHostsFile {own}\n")
+        assert "2 nodes, 2 reachable" in pair.homelab("discover").out
+
+        own.write_text(f"{pair['other'].address} {pair['good'].host_key}\n")
+        said = pair.homelab("discover", code=4)
+        assert "The host key of node `other` has CHANGED" in said.err and f"ssh-keygen -f {own} -R {pair['other'].address}" in said.err
+
+        # No file is no leave to trust anybody.
+        config.write_text("Host *\n  UserKnownHostsFile none\n  StrictHostKeyChecking no\n")
+        said = pair.homelab("discover", code=4)
+        assert "The host key of node `other` is not known yet" in said.err
+    finally:
+        config.write_text(before)
+        own.unlink(missing_ok=True)
         pair.household.trust()
 
 
