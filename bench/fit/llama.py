@@ -31,7 +31,14 @@ CPU = Device(vendor="cpu", name="this machine", total_bytes=64 * 2**30, memory_k
 ROOT = Path(__file__).parents[2]
 SMALL = Path("~/.cache/homelab/models/SmolLM2-135M-Instruct.Q4_1.gguf").expanduser()
 # context, slots, micro-batch, flash attention
-SETTINGS = [(4096, 1, 512, "on"), (32768, 1, 512, "on"), (32768, 4, 512, "on"), (16384, 2, 128, "on"), (16384, 1, 512, "off")]
+SETTINGS = [
+    (4096, 1, 512, "on"),
+    (32768, 1, 512, "on"),
+    (32768, 4, 512, "on"),
+    (16384, 2, 128, "on"),
+    (16384, 1, 512, "off"),
+    (33792, 33, 512, "on"),
+]
 
 
 def ours(shape: ModelShape, context: int, slots: int, args: dict[str, ArgValue], outputs: str) -> dict[str, float]:

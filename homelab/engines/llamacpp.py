@@ -72,7 +72,9 @@ def footprint(shape: ModelShape, request: Request, device: Device, *, outputs: L
     drafts = _number(asked, "spec-draft-n-max", DRAFTS) if {"spec-type", "model-draft", "md"} & set(asked) else 0
     rows = ubatch if outputs == "all" or request.kind != "chat" else min(ubatch, slots * (1 + drafts))
     flash = asked.get("flash-attn") != "off"
-    graph = Graph(cells=cells, ubatch=ubatch, outputs=rows, slots=slots, flash=flash, windowed=not _on(asked, "swa-full"))
+    tokens = -(-ubatch // slots) * slots  # the graph that is reserved has as many of each sequence (`llama_context::graph_reserve`)
+    windowed = not _on(asked, "swa-full")
+    graph = Graph(cells=cells, ubatch=tokens, outputs=max(rows, slots), slots=slots, streams=streams, flash=flash, windowed=windowed)
     compute = graph.bytes(shape) + _copies(shape, device, asked, cells, ubatch)
     # Where RAM is the device, or is shared with it, everything comes out of one pool.
     host: Literal["device", "host"] = "host" if device.memory_kind == "dedicated" and device.vendor != "cpu" else "device"

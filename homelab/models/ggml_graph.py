@@ -2,7 +2,7 @@
 
 ggml's allocator gives the same place to tensors that do not live at the same time, so the buffer is the largest of a few moments, in rows of
 floats for each token. Found from what llama.cpp b11549 reserves for 35 models (`bench/fit`): exact for most with flash attention, elsewhere a
-few MiB too much."""
+few MiB too much, and never too little in some thousand runs with up to 100 slots."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ def pad(tokens: int) -> int:
 class Graph:
     """One micro-batch of `ubatch` tokens over `cells` of cache for each of `slots` sequences, with logits for `outputs` of the tokens.
 
-    `flash`: flash attention, which never writes all scores out. `windowed`: sliding layers cache their window only."""
+    `flash`: flash attention, which never writes all scores out. `windowed`: sliding layers cache their window only.
+    `streams`: 1 where all slots share the cells (`--kv-unified`), else one for each."""
 
     cells: int
     ubatch: int
     outputs: int
     slots: int
+    streams: int
     flash: bool = True
     windowed: bool = True
 
     def bytes(self, shape: ModelShape) -> int:
         """An upper bound of the buffer."""
         attends = [layer for layer in shape.layers if layer.attention != "none" or not shape.causal]
-        window = max((layer.window or 0 for layer in attends), default=0) if self.windowed else 0
+        window = max((layer.window or 0 for layer in attends), default=0) * (self.slots // self.streams) if self.windowed else 0
         near = pad(min(self.cells, window + self.ubatch)) if window else 0
         seen = (self.cells if shape.causal else self.ubatch) if attends else 0
         mask = self.ubatch * (seen + near) * (2 if self.flash else FLOAT)
@@ -48,17 +50,21 @@ class Graph:
         if not shape.causal:
             wide = 2 * shape.intermediate + shape.hidden
             return FLOAT * self.ubatch * max(wide, 0 if self.flash else scores + 6 * shape.hidden + 3 * query) + mask
-        moments = [self._head(shape, near), FLOAT * self.ubatch * self._feed_forward(shape), self._states(shape)]
+        moments = [self._head(shape), FLOAT * self.ubatch * self._feed_forward(shape), self._states(shape)]
         if not self.flash:
-            row = scores + (11 if shape.mla else 5) * shape.hidden + (3 if shape.hybrid else 2) * query + 4 * values
-            moments.append(FLOAT * self.ubatch * row)
+            row = scores + (11 if shape.mla else 5) * shape.hidden + (3 if shape.hybrid else 2) * query + 4 * values + shape.lookup_width
+            # MLA's values are a part of its keys, and are turned around in a copy of all of them.
+            copied = self.cells * self.streams * (max(layer.key_dim for layer in attends) - shape.rope_dim) * 2 if shape.mla else 0
+            # The scores leave holes into which a row of the hidden size, or the queries where those are wider, does not fit.
+            spare = max(shape.hidden, query) * (2 if near else 1)
+            moments = [max(moments) + FLOAT * self.ubatch * spare, FLOAT * self.ubatch * row + copied]
         elif shape.mla:
             moments.append(FLOAT * self.ubatch * (2 * query + 7 * shape.hidden))
         return max(moments) + mask + self.ubatch * INPUT_BYTES
 
-    def _head(self, shape: ModelShape, near: int) -> int:
+    def _head(self, shape: ModelShape) -> int:
         """The logits, and five or six rows of the hidden size: that depends on the holes which earlier tensors left."""
-        rest = 6 * shape.hidden + shape.lookup_width + (0 if self.flash else near)
+        rest = 6 * shape.hidden + shape.lookup_width
         return FLOAT * (self.outputs * shape.vocab + self.ubatch * rest)
 
     def _feed_forward(self, shape: ModelShape) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import shlex
 import sys
+from typing import Literal
 
 import pytest
 
@@ -79,6 +80,34 @@ def test_a_server_reserves_logits_for_its_slots_only(name: str, flash: str, toke
     request = Request(kind="chat", context=tokens // slots, concurrency=slots, args={"flash-attn": flash, "ubatch-size": ubatch})
     found = terms(llamacpp.footprint(gguf(name), request, CPU, outputs="slots"))["compute"] / MIB
     assert said_mib - 0.01 <= found <= said_mib * (1.001 if flash == "on" else 1.04)
+
+
+# model, -c, -np, -ub, flash attention, all slots share the cells, rows of logits, and the compute buffer in the log in MiB
+CROWDED = [
+    ("lfm2", 24576, 48, 512, "on", False, "slots", 35.6),
+    ("lfm2", 33792, 33, 16, "on", True, "all", 4.58),
+    ("lfm2", 24576, 24, 512, "on", True, "slots", 59.83),
+    ("lfm2", 16384, 8, 128, "off", False, "slots", 20.25),
+    ("gemma2", 24576, 24, 512, "on", True, "slots", 84.59),
+    ("gemma2", 16384, 8, 128, "off", False, "slots", 21.13),
+    ("gemma4e", 24576, 24, 512, "on", True, "slots", 90.78),
+    ("gemma4e", 16384, 8, 128, "off", False, "slots", 23.63),
+    ("deepseek2", 24576, 48, 512, "on", False, "slots", 52.09),
+    ("deepseek2", 16384, 8, 128, "off", False, "slots", 45.5),
+    ("cohere2", 24576, 24, 512, "on", True, "slots", 86.65),
+    ("qwen35", 24576, 48, 512, "on", False, "slots", 70.29),
+]
+
+
+@pytest.mark.parametrize(("name", "tokens", "slots", "ubatch", "flash", "unified", "outputs", "said_mib"), CROWDED)
+def test_many_slots_never_take_more_than_is_said(
+    name: str, tokens: int, slots: int, ubatch: int, flash: str, unified: bool, outputs: Literal["all", "slots"], said_mib: float
+) -> None:
+    """As llama.cpp b11549 reserves: as many tokens of each slot, a window of each slot where they share the cells."""
+    args: dict[str, ArgValue] = {"ubatch-size": ubatch, "flash-attn": flash, "kv-unified": unified}
+    request = Request(kind="chat", context=tokens // slots, concurrency=slots, args=args)
+    found = terms(llamacpp.footprint(from_header(ARCHITECTURES[name]["header"]), request, CPU, outputs=outputs))["compute"] / MIB
+    assert said_mib - 0.01 <= found <= said_mib * (1.1 if outputs == "slots" else 1.6)
 
 
 def test_drafts_want_logits_too() -> None:
