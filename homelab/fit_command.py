@@ -255,7 +255,7 @@ def places_of(inventory: Path, node: str | None = None) -> list[Place]:
 
     Raises InventoryError for an unknown node, NodeError for one that never answered."""
     from homelab import pipeline
-    from homelab.devices import slots_of
+    from homelab.placement.devices import slots_of
     from homelab.inventory import did_you_mean
 
     household = pipeline.read_inventory(inventory)

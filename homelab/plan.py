@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from homelab import facts as f
-from homelab.devices import runtime_for
 from homelab.facts import Survey
 from homelab.inventory import Inventory
 from homelab.placement import Layout, Unplaced
+from homelab.placement.devices import runtime_for
 from homelab.service import Service, numbers_of
 
 Action = Literal["create", "replace", "restart", "move", "remove", "keep"]

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pydantic import SecretStr
 
 from homelab import gateway
-from homelab.devices import bind_address, image_for, runtime_for
 from homelab.engines import engines
 from homelab.facts import Facts, Survey
 from homelab.inventory import Inventory
 from homelab.placement import Layout, Placement
+from homelab.placement.devices import bind_address, image_for, runtime_for
 from homelab.runtimes import RENDER
 from homelab.secrets import Secrets
 from homelab.service import Mount, Service, Unit, Upload, cluster_directory

@@ -1,4 +1,4 @@
-"""Random households as plain numbers, and the best choice for each by OR-tools' CP-SAT: what `homelab/search.py` is held against."""
+"""Random households as plain numbers, and the best choice for each by OR-tools' CP-SAT: what `homelab/placement/search.py` is held against."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ortools.sat.python import cp_model
 
-from homelab.assignment import BESIDE, LEVELS, NEEDLESS_SPLITS, SPREAD, Option, Problem, Room, Want
+from homelab.placement.assignment import BESIDE, LEVELS, SPREAD, Option, Problem, Room, Want
 
 
 def best_levels(problem: Problem, *, workers: int = 1, seconds: float = 120) -> tuple[int, ...] | None:
@@ -40,12 +40,6 @@ def best_levels(problem: Problem, *, workers: int = 1, seconds: float = 120) -> 
         model.add(sum(mine) <= problem.wants[m].replicas)
         placed[m] = model.new_bool_var("")
         model.add(placed[m] <= sum(mine))
-    needless = defaultdict(list)
-    for i, o in enumerate(problem.options):
-        if o.avoidable:
-            needless[o.node].append(x[i])
-    for mine in needless.values():
-        model.add(sum(mine) <= NEEDLESS_SPLITS)
     for (m, node), mine in of_pair.items():
         model.add(sum(mine) <= problem.wants[m].per_node)
         on_node[m, node] = model.new_bool_var("")

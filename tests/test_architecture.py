@@ -14,7 +14,7 @@ from homelab.runtimes import RENDER
 
 ROOT = Path(__file__).parent.parent
 PURE = {
-    "errors", "facts", "inventory", "images", "secrets", "service", "templating", "resources", "devices", "assignment", "columns", "greedy", "packing", "prices", "search", "candidates", "resume", "layout", "explain", "placement", "gateway", "render", "plan", "documents",
+    "errors", "facts", "inventory", "images", "secrets", "service", "templating", "resources", "placement", "gateway", "render", "plan", "documents",
     "engines", "measured", "runtimes", "models.header", "models.shape", "models.gguf", "models.huggingface", "models.paged_kv", "models.source",
     "models.catalog", "models.tensors", "models.ggml_graph", "fit", "cards",
 }  # fmt: skip

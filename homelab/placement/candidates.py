@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 
-from homelab.devices import GIB, RAM_RESERVE_BYTES, Slot, bind_address, gib, group_of, image_for, runtime_for, slots_of
 from homelab.engines import Engine, Footprint, Request, Unsupported, engines
 from homelab.errors import HomelabError
 from homelab.facts import Facts, Service, Survey, Weights
 from homelab.inventory import Context, Inventory, Model, Variant
-from homelab.layout import Placement
 from homelab.measured import learned, with_measured
 from homelab.models.header import from_header
 from homelab.models.shape import ModelShape
-from homelab.resume import revive, wanted_hash
+from homelab.placement.devices import GIB, RAM_RESERVE_BYTES, Slot, bind_address, gib, group_of, image_for, runtime_for, slots_of
+from homelab.placement.layout import Placement
+from homelab.placement.resume import revive, wanted_hash
 
 DEFAULT_CONTEXT = 8192
 CONTEXT_STEP = 256

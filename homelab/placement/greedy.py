@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from homelab.assignment import NEEDLESS_SPLITS, Problem
+from homelab.placement.assignment import Problem
 
 
 class Greedy:
@@ -16,36 +16,29 @@ class Greedy:
         self.models = range(len(problem.wants))
 
     def greedy(self) -> list[int]:
-        """By priority, each model the best option that is left, at the least that it needs; then better ones where they fit."""
+        """By priority, each model the best option that is left, or the one that takes least; then better ones where they fit."""
+        return max((self.improved(self._first(lean)) for lean in (True, False)), key=self.worth)
+
+    def _first(self, lean: bool) -> list[int]:
         wants, options = self.problem.wants, self.problem.options
-        weight = {
-            m: min((sum(n for _, n in options[i].loads) for i in self.values if options[i].model == m), default=0) for m in self.models
-        }
+        size = {i: sum(n for _, n in options[i].loads) for i in self.values}
         by_model = {m: [i for i in self.values if options[i].model == m] for m in self.models}
+        least = {m: min((size[i] for i in mine), default=0) for m, mine in by_model.items()}
         for mine in by_model.values():
-            mine.sort(
-                key=lambda i: (
-                    -options[i].kept,
-                    options[i].rank,
-                    options[i].in_ram,
-                    options[i].gpus,
-                    sum(n for _, n in options[i].loads),
-                    options[i].free,
-                    i,
-                )
-            )
+            mine.sort(key=lambda i: (lean and size[i], -self.values[i], i))
         books = Books(self.problem)
-        order = sorted(self.models, key=lambda m: (-wants[m].priority, -weight[m], m))
+        order = sorted(self.models, key=lambda m: (-wants[m].priority, -least[m], m))
         for kept in (True, False):
             for turn in range(max((w.replicas for w in wants), default=0)):
-                waiting = [m for m in order if turn < wants[m].replicas]
-                for m in waiting:
-                    best = next((i for i in by_model[m] if options[i].kept >= kept and books.fits(i)), None)
+                for m in (m for m in order if turn < wants[m].replicas):
+                    fitting = (i for i in by_model[m] if options[i].kept >= kept and books.fits(i))
+                    best = next(fitting, None)
+                    if best is not None and lean:  # of those that take no more, the one that leaves least beside it
+                        alike = [best, *(i for i in fitting if size[i] == size[best])]
+                        best = min(alike, key=lambda i: sum(books.free[d] for d, _ in options[i].loads))
                     if best is not None:
                         books.take(best)
-                if not waiting:
-                    break
-        return self.improved(books.chosen)
+        return books.chosen
 
     def improved(self, chosen: Sequence[int]) -> list[int]:
         """The choice with each option replaced by a better one of the same model where that fits, and what is missing added."""
@@ -77,15 +70,12 @@ class Books:
         self.ram = [room.ram for room in problem.rooms]
         self.fetched: list[Counter[tuple[str, int]]] = [Counter() for _ in problem.rooms]
         self.count: Counter[int] = Counter()
-        self.needless: Counter[int] = Counter()
         self.count_on: Counter[tuple[int, int]] = Counter()
 
     def fits(self, i: int) -> bool:
         o = self.problem.options[i]
         want = self.problem.wants[o.model]
         if self.count[o.model] >= want.replicas or self.count_on[o.model, o.node] >= want.per_node or (o.once and i in self.chosen):
-            return False
-        if o.avoidable and self.needless[o.node] >= NEEDLESS_SPLITS:
             return False
         if any(load > self.free[d] for d, load in o.loads) or (o.host and o.host > self.ram[o.node]):
             return False
@@ -99,7 +89,6 @@ class Books:
         for d, load in o.loads:
             self.free[d] -= sign * load
         self.ram[o.node] -= sign * o.host
-        self.needless[o.node] += sign * o.avoidable
         self.count[o.model] += sign
         self.count_on[o.model, o.node] += sign
         if o.fetch:

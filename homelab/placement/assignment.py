@@ -25,8 +25,6 @@ LEVELS = (
     "places in the order of names",
 )
 SPREAD, BESIDE = 6, 7
-# Models on a node that are split over several GPUs although an empty one of them would hold each: what makes room where bytes are scattered.
-NEEDLESS_SPLITS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,60 +138,7 @@ def violations(problem: Problem, chosen: Sequence[int]) -> list[str]:
         fetched = {o.fetch: o.fetch_bytes for o in here if o.fetch}
         if fetched and sum(fetched.values()) > room.disk:
             found.append(f"disk of node {node}")
-        if sum(o.avoidable for o in here) > NEEDLESS_SPLITS:
-            found.append(f"needless splits on node {node}")
         found += [f"model {m} on node {node}" for m, n in Counter(o.model for o in here).items() if n > problem.wants[m].per_node]
     found += [f"model {m}" for m, n in Counter(o.model for o in options).items() if n > problem.wants[m].replicas]
     found += [f"option {i} twice" for i, n in Counter(chosen).items() if n > 1 and problem.options[i].once]
     return found
-
-
-class Scale:
-    """All levels as one integer: a higher level weighs more than everything that the lower ones can come to."""
-
-    def __init__(self, problem: Problem, *, fine: bool = True) -> None:
-        """Without `fine` the spread of replicas does not count."""
-        most = sum(w.replicas for w in problem.wants)
-        tops = [most * max((abs(x) for x in column), default=0) for column in zip(*(o.worth for o in problem.options), strict=True)]
-        tops = tops or [0] * len(LEVELS)
-        runs = sum(o.kept for o in problem.options)
-        tops[0] = min(tops[0], runs)
-        tops[1] = min(tops[1], NEEDLESS_SPLITS * len(problem.rooms))
-        tops[SPREAD] = tops[BESIDE] = most
-        tops = [most] * (2 * len(problem.classes)) + tops
-        weights, weight = [], 1
-        for top in reversed(tops):
-            weights.append(weight)
-            weight *= 2 * top + 1
-        self.weights = weights[::-1]
-        self._own = self.weights[2 * len(problem.classes) :]
-        self.spread, self.beside = (self._own[SPREAD], self._own[BESIDE]) if fine else (0, 0)
-        self.fine = fine
-        ranks = {c: i for i, c in enumerate(problem.classes)}
-        self.first = [self.weights[ranks[w.priority]] for w in problem.wants]
-        self.each = [self.weights[len(ranks) + ranks[w.priority]] for w in problem.wants]
-        for m, want in enumerate(problem.wants):
-            if want.replicas == 1:  # its only replica is its first
-                self.each[m], self.first[m] = self.each[m] + self.first[m], 0
-
-    def value(self, option: Option) -> int:
-        """An option's worth, the replica that it places with it. `first` comes on top for a model of which there are several."""
-        return self.each[option.model] + sum(w * x for w, x in zip(self._own, option.worth, strict=True) if x)
-
-    def worth(self, found: Sequence[int]) -> int:
-        """`encode`, of what counts."""
-        if self.fine:
-            return self.encode(found)
-        start = len(self.weights) - len(LEVELS)
-        return self.encode([0 if i - start in (SPREAD, BESIDE) else x for i, x in enumerate(found)])
-
-    def encode(self, found: Sequence[int]) -> int:
-        return sum(w * x for w, x in zip(self.weights, found, strict=True))
-
-    def decode(self, value: int) -> tuple[int, ...]:
-        found = []
-        for weight in self.weights:
-            x = (2 * value + weight) // (2 * weight)  # to the nearest: what is below may be negative
-            found.append(x)
-            value -= x * weight
-        return tuple(found)

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from homelab.assignment import Answer, Option, Problem, Room, Want
-from homelab.candidates import Candidates, largest_context, rungs, too_large
-from homelab.devices import Slot, names_of
 from homelab.engines import engines
-from homelab.explain import Explainer
 from homelab.facts import Service, Survey
 from homelab.inventory import Inventory, slug
-from homelab.layout import Layout, Placement, Unplaced
 from homelab.models.shape import ModelShape
-from homelab.search import solve
+from homelab.placement.assignment import Answer, Option, Problem, Room, Want
+from homelab.placement.candidates import Candidates, largest_context, rungs, too_large
+from homelab.placement.devices import Slot, names_of
+from homelab.placement.explain import Explainer
+from homelab.placement.layout import Layout, Placement, Unplaced
+from homelab.placement.search import solve
 
 __all__ = ["Layout", "Placement", "Slot", "Unplaced", "place", "problem_of", "unsettled"]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from homelab.candidates import Candidates, largest_context, too_large
-from homelab.devices import Slot, names_of
-from homelab.layout import Placement, Unplaced
+from homelab.placement.candidates import Candidates, largest_context, too_large
+from homelab.placement.devices import Slot, names_of
+from homelab.placement.layout import Placement, Unplaced
 
 SMALLEST_CONTEXT = 2048
 

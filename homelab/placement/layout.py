@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from homelab.devices import Slot
 from homelab.engines import Device, Footprint, Launch, Request
+from homelab.placement.devices import Slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

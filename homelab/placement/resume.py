@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 
-from homelab.devices import Slot, bind_address, image_for, runtime_for
 from homelab.engines import Footprint, Request, Term
 from homelab.facts import Facts, Service
 from homelab.inventory import Inventory, Model
-from homelab.layout import Placement
+from homelab.placement.devices import Slot, bind_address, image_for, runtime_for
+from homelab.placement.layout import Placement
 
 
 def wanted_hash(model: Model, address: str) -> str:
