@@ -62,7 +62,21 @@ def of_gguf(path: str, headers: bool) -> dict[str, Any]:
     if not headers:
         return {"path": path, "present": True, "bytes": os.path.getsize(path)}
     document = gguf.document(path)
+    document["projectors"] = projectors(os.path.dirname(path))
     return {"path": path, "present": True, "bytes": document["file_bytes"], "header": document}
+
+
+def projectors(folder: str) -> dict[str, Any]:
+    """Vision projectors beside a model: their headers, or only their size where that cannot be read."""
+    found: dict[str, Any] = {}
+    for name in sorted(os.listdir(folder or ".")):
+        path = os.path.join(folder, name)
+        if "mmproj" in name and name.endswith(".gguf") and os.path.isfile(path):
+            try:
+                found[name] = gguf.header(path)
+            except (gguf.HeaderError, gguf.TruncatedError, OSError):
+                found[name] = {"file_bytes": os.path.getsize(path)}
+    return found
 
 
 def hub_cache() -> str:

@@ -220,6 +220,9 @@ def fit(
         int | None, typer.Option("--n-gpu-layers", min=0, help="llama.cpp: layers on the GPU, the output layer first.")
     ] = None,
     n_cpu_moe: Annotated[int | None, typer.Option("--n-cpu-moe", min=0, help="llama.cpp: layers whose experts stay in RAM.")] = None,
+    mmproj: Annotated[
+        str | None, typer.Option("--mmproj", help="llama.cpp: a vision projector: a file here, or the name of one beside the model.")
+    ] = None,
     outputs: Annotated[
         str, typer.Option("--outputs", help="llama.cpp: `slots`, what a server reserves; `all`, llama-fit-params' bound.")
     ] = "slots",
@@ -245,7 +248,7 @@ def fit(
     args = fit_command.arguments(
         {
             "kv-cache-dtype": kv_cache_dtype, "parallel": parallel, "ubatch-size": ubatch, "cache-type-k": cache_type_k, "cache-type-v": cache_type_v,
-            "flash-attn": flash_attn, "n-gpu-layers": n_gpu_layers, "n-cpu-moe": n_cpu_moe,
+            "flash-attn": flash_attn, "n-gpu-layers": n_gpu_layers, "n-cpu-moe": n_cpu_moe, "mmproj": mmproj,
         }
     )  # fmt: skip
     found = fit_command.run(

@@ -289,8 +289,8 @@ def _notes(candidate: Candidate, request: Request, device: Device, footprint: Fo
         yield "from the catalog, not from the file's own header: weights may differ by some percent" + (
             f" ({candidate.why})" if candidate.why else ""
         )
-    if "mmproj" in {name.lstrip("-") for name in request.args}:
-        yield "the vision projector (mmproj) is not counted: add its file's size"
+    if any(t.name == "projector" and t.grade == "empirical" for t in footprint.terms):
+        yield "the vision projector (mmproj) is a guess: its file was not found beside the model"
     if candidate.engine == llamacpp.NAME and outputs == "slots":
         most = take(candidate, request, device, "all").device_bytes - footprint.device_bytes
         if most > 0:

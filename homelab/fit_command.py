@@ -21,12 +21,13 @@ from homelab.facts import SCHEMA_VERSION
 from homelab.fit import Candidate, Fit, Outputs, Place
 from homelab.models import catalog, hub
 from homelab.models.header import from_header
+from homelab.models.projector import projectors
 from homelab.models.source import parse_source
 
 DEFAULT_CONTEXT = 8192
 READER_S = 60.0
 RAM_RESERVE_BYTES = 2**30
-LLAMA_ARGS = frozenset({"parallel", "ubatch-size", "cache-type-k", "cache-type-v", "flash-attn", "n-gpu-layers", "n-cpu-moe"})
+LLAMA_ARGS = frozenset({"parallel", "ubatch-size", "cache-type-k", "cache-type-v", "flash-attn", "n-gpu-layers", "n-cpu-moe", "mmproj"})
 VALUES: Mapping[str, frozenset[str]] = {
     "kv-cache-dtype": frozenset(vllm.DTYPES),
     "cache-type-k": frozenset(llamacpp.CACHE_TYPES),
@@ -132,6 +133,9 @@ def run(
     engine = engine_of(engine, args or {})
     given: list[Place | None] = [*(places_named(gpu) or places)]
     named, others = candidates(source, engine, endpoint, token)
+    if (projector := llamacpp.projector(args or {})) and (path := Path(projector).expanduser()).is_file():
+        beside = projectors({"projectors": {path.name: hub.read_file(path)}})
+        named, others = ([replace(c, shape=replace(c.shape, projectors=beside)) for c in cs] for cs in (named, others))
     found: list[Fit] = []
     for candidate in named:
         tokens = fit.parse_tokens(context) if context else min(DEFAULT_CONTEXT, candidate.shape.max_context or DEFAULT_CONTEXT)
@@ -255,8 +259,8 @@ def places_of(inventory: Path, node: str | None = None) -> list[Place]:
 
     Raises InventoryError for an unknown node, NodeError for one that never answered."""
     from homelab import pipeline
-    from homelab.placement.devices import slots_of
     from homelab.inventory import did_you_mean
+    from homelab.placement.devices import slots_of
 
     household = pipeline.read_inventory(inventory)
     nodes = household.inventory.nodes

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PURE = {
     "errors", "facts", "inventory", "images", "secrets", "service", "templating", "resources", "placement", "gateway", "render", "plan", "documents",
     "engines", "measured", "runtimes", "models.header", "models.shape", "models.gguf", "models.huggingface", "models.paged_kv", "models.source",
-    "models.catalog", "models.tensors", "models.ggml_graph", "fit", "cards",
+    "models.catalog", "models.tensors", "models.ggml_graph", "models.projector", "fit", "cards",
 }  # fmt: skip
 EFFECTS = {
     "asyncio",

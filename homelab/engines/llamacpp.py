@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from homelab.engines import ArgValue, Device, Footprint, Launch, Request, Term, Unsupported, flags
+from homelab.engines import ArgValue, Device, Footprint, Grade, Launch, Request, Term, Unsupported, flags
 from homelab.models.ggml_graph import Graph, pad
+from homelab.models.projector import chosen
 from homelab.models.shape import Layer, ModelShape
 
 NAME = "llamacpp"
@@ -91,6 +92,7 @@ def footprint(shape: ModelShape, request: Request, device: Device, *, outputs: L
         terms.append(Term(name="model_host", bytes=on_host[0], grade="exact", where=host))
         terms.append(Term(name="context_host", bytes=on_host[1], grade="exact", where=host))
         terms.append(Term(name="compute_host", bytes=ubatch * (cells * 2 + shape.hidden * 8), grade="bounded", where=host))
+    terms += _projector(shape, request.args, host, flash=flash)
     snapshots = _number(asked, "ctx-checkpoints") * slots * _snapshot(shape, asked, ubatch)
     terms.append(Term(name="prompt_cache", bytes=max(0, _number(asked, "cache-ram")) * MiB, grade="bounded", where=host))
     terms.append(Term(name="checkpoints", bytes=snapshots, grade="bounded", where=host))
@@ -264,6 +266,30 @@ def _flash(shape: ModelShape, args: Mapping[str, ArgValue]) -> bool:
     """Whether flash attention has a kernel for every head; a quantised V cache needs it in any case."""
     quantised = CACHE_TYPES[str(args.get("cache-type-v", "f16"))] < 2
     return quantised or all(layer.key_dim in FLASH_HEADS for layer in shape.layers if layer.attention != "none")
+
+
+def projector(args: Mapping[str, ArgValue]) -> str | None:
+    """The vision projector that these arguments ask for: a path, or `auto` where llama.cpp looks for one; None without."""
+    named = {name.lstrip("-").replace("_", "-"): value for name, value in args.items() if value is not False}
+    found = next((named[name] for name in ("mmproj", "mm", "mmproj-url", "mmu", "mmproj-auto") if name in named), None)
+    return ("auto" if "mmproj-auto" in named else None) if found is None or found is True else str(found)
+
+
+def _projector(shape: ModelShape, args: Mapping[str, ArgValue], host: Literal["device", "host"], *, flash: bool) -> list[Term]:
+    """A vision projector lies on the first GPU, or in RAM with `--no-mmproj-offload`."""
+    wanted = projector(args)
+    if wanted is None:
+        return []
+    names = {name.lstrip("-").replace("_", "-") for name, value in args.items() if value is not False}
+    where = host if "no-mmproj-offload" in names else "device"
+    found = chosen(shape.projectors, wanted)
+    fast = flash and found.head_dim in FLASH_HEADS
+    compute = found.compute_bytes(_number(args, "image-max-tokens") or None, flash=fast)
+    sizes: Grade = "exact" if found.read else "bounded" if found in shape.projectors else "empirical"
+    return [
+        Term(name="projector", bytes=found.bytes, grade=sizes, where=where),
+        Term(name="projector_compute", bytes=compute, grade="bounded" if found.floats else "empirical", where=where),
+    ]
 
 
 def _canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from homelab.errors import InventoryError
+from homelab.models.projector import projectors
 from homelab.models.shape import Attention, Layer, ModelShape, Pooling, Purpose, Recurrent, layer_count, need
 
 # architecture: (one full layer in so many, whether that one comes first). llama.cpp `load_swa_pattern`; only when a window is set.
@@ -135,6 +136,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         rope_dim=int(reader.get("rope.dimension_count") or 0),
         recurrent=_recurrent(reader, layers),
         mtp_layers=mtp,
+        projectors=projectors(document),
         tied_embeddings=output == 0,
         quantization=FILE_TYPES.get(metadata.get("general.file_type", -1)) or _most(tensors),
         kind=_kind(reader),

@@ -9,6 +9,7 @@ from typing import Any
 
 from homelab.errors import InventoryError
 from homelab.models import gguf, huggingface
+from homelab.models.projector import Projector
 from homelab.models.shape import Layer, ModelShape, Recurrent
 
 LARGEST = 1 << 50  # a petabyte, or as many tokens: more is no model
@@ -31,14 +32,14 @@ def from_header(document: Mapping[str, Any]) -> ModelShape:
                 raise InventoryError(f"A model's header has format {str(other)[:40]!r}; homelab reads gguf and safetensors")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as e:
         raise InventoryError("The model's header makes no sense", cause=f"{type(e).__name__}: {str(e)[:200]}", hint=HINT) from e
-    for part in (shape, *shape.layers, *((shape.recurrent,) if shape.recurrent else ())):
+    for part in (shape, *shape.layers, *shape.projectors, *((shape.recurrent,) if shape.recurrent else ())):
         _check(part)
     if not (shape.layers and shape.hidden and shape.vocab):
         raise InventoryError("The model's header describes a model without layers or without a vocabulary", hint=HINT)
     return shape
 
 
-def _check(part: ModelShape | Layer | Recurrent) -> None:
+def _check(part: ModelShape | Layer | Recurrent | Projector) -> None:
     for field in fields(part):
         value = getattr(part, field.name)
         if isinstance(value, int) and not 0 <= value <= LARGEST:

@@ -23,7 +23,7 @@ from homelab.models.source import parse_source
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-LAYOUT = 1  # of the cached documents; a newer homelab does not read an older one's
+LAYOUT = 2  # of the cached documents; a newer homelab does not read an older one's
 FIRST_BYTES = 4 * 2**20  # most headers with their vocabulary are 2 to 12 MB
 MAX_HEADER = 2**28
 MAX_CONFIG = 2**24
@@ -160,6 +160,9 @@ def _gguf(repository: _Repository, quant: str | None) -> dict[str, Any]:
     first["tensors"] = [tensor for document in documents for tensor in document["tensors"]]
     first["file_bytes"] = sum(document["file_bytes"] for document in documents)
     first["files"] = [[name, repository.sizes[name]] for name in names]
+    # Only their sizes: most users of a model with projectors run it without, and each header is another request.
+    beside = {n: size for n, size in repository.sizes.items() if "mmproj" in n and n.endswith(".gguf")}
+    first["projectors"] = {name: {"file_bytes": size} for name, size in beside.items()}
     return first
 
 

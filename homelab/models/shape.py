@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from homelab.errors import InventoryError
+from homelab.models.projector import Projector
 
 Format = Literal["gguf", "safetensors"]
 Attention = Literal["full", "sliding", "mla", "none"]
@@ -80,6 +81,7 @@ class ModelShape:
     rope_dim: int = 0
     recurrent: Recurrent | None = None
     mtp_layers: int = 0
+    projectors: tuple[Projector, ...] = ()
     tied_embeddings: bool = False
     dtype_bytes: int = 2
     quantization: str = "none"

@@ -151,6 +151,15 @@ def test_a_quantisation_is_present_when_its_own_file_is(hub: Path) -> None:
     assert (missing["present"], missing["bytes"], missing["error"]) == (False, 0, None)
 
 
+def test_projectors_beside_a_model_are_described(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(gguf_file.small())
+    (tmp_path / "mmproj-F16.gguf").write_bytes(gguf_file.small())
+    (tmp_path / "mmproj-cut.gguf").write_bytes(gguf_file.small()[:40])
+    found = weights.look(str(tmp_path / "m.gguf"))["header"]["projectors"]
+    assert found["mmproj-F16.gguf"]["tensors"][0][0] == "token_embd.weight"
+    assert found["mmproj-cut.gguf"] == {"file_bytes": 40}
+
+
 def test_a_repository_that_has_both_is_the_safetensors_one(hub: Path, tmp_path: Path) -> None:
     files = {p.name: p.read_bytes() for p in model(tmp_path / "m").iterdir()}
     into_hub(hub, "Org/Both", files | {"m-Q8_0.gguf": gguf_file.small()})

@@ -196,3 +196,18 @@ def test_bad_input_is_2_and_one_sentence(tmp_path: Path) -> None:
         assert (status, out) == (2, ""), (source, said)
         assert said.startswith("error:")
         assert "Traceback" not in said
+
+
+def test_a_projector_beside_the_model_is_counted(tmp_path: Path) -> None:
+    from agent.gguf import parse
+    from tests.agent import gguf_file
+
+    path, beside = grown(tmp_path, "gemma3-4b"), tmp_path / "mmproj-F16.gguf"
+    beside.write_bytes(gguf_file.small())
+    size = sum(t[3] for t in parse(beside.read_bytes(), beside.stat().st_size)["tensors"])
+    _, out, _ = command(str(path), "--mmproj", str(beside), "--json", cwd=tmp_path)
+    found = {t["name"]: t for t in json.loads(out)["terms"]}
+    assert (found["projector"]["bytes"], found["projector"]["grade"]) == (size, "exact")
+    assert found["projector_compute"]["bytes"] == GIB
+    _, out, _ = command(str(path), "--mmproj", "elsewhere.gguf", "--json", cwd=tmp_path)
+    assert "is a guess" in " ".join(json.loads(out)["notes"])
