@@ -1,6 +1,8 @@
 # make help: what there is
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests of one file stay in order, in one process; more of these than cores helps little.
+JOBS ?= 2
 HOMELAB := $(BIN)/homelab -i examples/this-machine.yml
 .PHONY: help install quickstart quickstart-down test test-slow lint bench lab-up lab-down
 
@@ -33,7 +35,7 @@ quickstart-down: install  ## Take it down again; downloads stay cached
 	$(HOMELAB) remove --yes
 
 test: .venv/.developing  ## All tests that can run here
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(PYTEST)
 
 test-slow: .venv/.developing  ## Real vLLM on the CPU too: minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST)
