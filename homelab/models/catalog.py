@@ -18,7 +18,7 @@ from homelab.models.tensors import Tensor, ggml_bytes, ggml_type, hub_bytes, hub
 HUB_WEIGHTS = frozenset({"bf16", "fp8", "awq", "mxfp4"})
 ARCHITECTURES = {  # llama.cpp's name for each `model_type`
     "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_next": "qwen3next", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
-    "llama": "llama", "mistral": "llama", "gpt_oss": "gpt-oss", "gemma3_text": "gemma3", "gemma4_text": "gemma4", "deepseek_v2": "deepseek2",
+    "llama": "llama", "mistral": "llama", "gpt_oss": "gpt-oss", "gemma3_text": "gemma3", "gemma4_text": "gemma4", "gemma4_unified_text": "gemma4", "deepseek_v2": "deepseek2",
     "glm4_moe": "glm4moe", "glm4_moe_lite": "deepseek2",
 }  # fmt: skip
 NOTE = "figures are the catalog's: the file's own header may differ by some percent"

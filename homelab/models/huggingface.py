@@ -11,7 +11,21 @@ from homelab.models.shape import Attention, Layer, ModelShape, Purpose, Recurren
 # `model_type`s whose layers are what the generic keys say: full attention, or the layer kinds that `layer_types` names.
 GENERIC = frozenset(
     {"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "glm4", "glm4_moe", "gemma", "olmo2", "olmoe"}
-    | {"gpt_oss", "gemma2", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "cohere2", "exaone4", "smollm3", "seed_oss", "ministral3"}
+    | {
+        "gpt_oss",
+        "gemma2",
+        "gemma3",
+        "gemma3_text",
+        "gemma4",
+        "gemma4_text",
+        "gemma4_unified",
+        "gemma4_unified_text",
+        "cohere2",
+        "exaone4",
+        "smollm3",
+        "seed_oss",
+        "ministral3",
+    }
     | {
         "qwen3_next",
         "qwen3_5",

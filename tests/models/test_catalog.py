@@ -62,6 +62,7 @@ def test_sizes_of_files_are_those_on_the_hub(source: str, gigabytes: float) -> N
         ("qwen3.6-27b", 65536),
         ("qwen3.6-35b-a3b", 20480),
         ("gpt-oss-20b", 24576),
+        ("gemma-4-12b", 16384),
         ("deepseek-coder-v2-lite", 31104),
         ("glm-4.5-air", 188416),
         ("codellama-7b", 524288),
