@@ -109,6 +109,20 @@ def test_a_context_range_grows_into_what_is_left_after_everybody_has_a_place() -
     assert sum(p.bytes for p in found.values()) <= 16000 * MIB
 
 
+def test_contexts_grow_to_the_most_tokens_in_all() -> None:
+    """One model's tokens cost four times the other's: whatever the dear one had, the cheap one has more of."""
+    models = "\n  ".join(
+        f"{name}: {{engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: {{min: 2048, max: 40960}}, concurrency: {n}, priority: {n}}}"
+        for name, n in (("dear", 8), ("cheap", 2))
+    )
+    for free_mib in range(13_000, 24_001, 1000):
+        found = survey(HUB, workstation=machine("workstation", gpu(free_mib=free_mib)))
+        layout = place(inventory(models, "workstation: {host: 192.168.1.10}"), found)
+        contexts = {p.model: p.request.context for p in layout}
+        assert contexts["dear"] < 2048 + 256 or contexts["cheap"] == 40960, (free_mib, contexts)
+        assert {p.model: "asked: up to" in p.reason for p in layout} == {n: c < 40960 for n, c in contexts.items()}
+
+
 def settled(wanted: Inventory, found: Survey, node: str, facts: Facts) -> Facts:
     services = render(wanted, place(wanted, found), found, KEYS, {})
     return facts.model_copy(update={"services": deployed(services, node)})

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from homelab.engines import engines
 from homelab.facts import Service, Survey
-from homelab.inventory import Inventory, slug
+from homelab.inventory import Context, Inventory, slug
 from homelab.models.shape import ModelShape
 from homelab.placement.assignment import Answer, Option, Problem, Room, Want
 from homelab.placement.candidates import Candidates, largest_context, rungs, too_large
@@ -24,7 +24,7 @@ def place(inventory: Inventory, survey: Survey) -> Layout:
     """Placements for everything asked for, as far as it fits into what is free now plus what our own services hold.
 
     The best choice in this order: models with a place, by priority; replicas, by priority; running placements kept; better variants; larger
-    contexts; weights that are there; replicas spread over nodes. Contexts then grow, by priority, into what is left. What finds no place is in
+    contexts; weights that are there; replicas spread over nodes. Contexts then grow into what is left. What finds no place is in
     `unplaced` with the arithmetic; `gap` says how far from the best a household too large for an exact answer may be."""
     known = Candidates(inventory, survey)
     choices = _Choices(known)
@@ -202,7 +202,7 @@ class _Finisher:
                     self.free[p.node, n] -= p.bytes
             if p.node in self.ram:
                 self.ram[p.node] -= option.host
-        short = {i for i in range(len(self.placements)) if self._grow(i)}
+        short = self._grow_all()
         explainer = Explainer(self.known, self.choices.refused, self.placements, self.free, self.ram, self.choices.keepable)
         explained = [p if p.kept else explainer.explained(p, short=i in short) for i, p in enumerate(self.placements)]
         count = Counter(p.model for p in explained)
@@ -238,27 +238,51 @@ class _Finisher:
         used = self.known.strangers(facts).keys() | self.known.own_ports(facts) | taken
         return next(port for port in range(engines()[p.engine].PORT, 65536) if port not in used)
 
-    def _grow(self, i: int) -> bool:
-        """Give a placement the largest context, within what was asked for, that still fits. False where that is all that was asked for."""
+    def _grow_all(self) -> set[int]:
+        """Contexts as large as fits, from what was chosen or from the least that was asked for, whichever ends with more tokens in all. Those
+        whose tokens take the fewest bytes come first. Gives back which are less than was asked for."""
+        asked = {
+            i: c for i, p in enumerate(self.placements) if not p.kept and (c := self.inventory.models[p.model].context) and c.min != c.max
+        }
+        order = sorted(asked, key=lambda i: (self._token_bytes(i, asked[i]), i))
+        chosen, free, ram = self.placements, self.free, self.ram
+        tried = []
+        for from_least in (False, True):
+            self.placements, self.free, self.ram = list(chosen), dict(free), dict(ram)
+            for i in order if from_least else ():
+                least = self.known.sized(self.placements[i], asked[i].min)
+                if isinstance(least, Placement):
+                    self._resize(i, least)
+            for i in order:
+                self._grow(i, asked[i].max)
+            tried.append((sum(p.request.context for p in self.placements), self.placements, self.free, self.ram))
+        _, self.placements, self.free, self.ram = max(tried, key=lambda t: t[0])
+        return {i for i in asked if self.placements[i].request.context < asked[i].max}
+
+    def _token_bytes(self, i: int, asked: Context) -> float:
         p = self.placements[i]
-        asked = self.inventory.models[p.model].context
-        if p.kept or asked is None or asked.min == asked.max:
-            return False
-        keys = [(p.node, n) for n in names_of(p.gpus)]
-        free = min(self.free[k] for k in keys) + p.bytes
+        least, most = self.known.sized(p, asked.min), self.known.sized(p, asked.max)
+        if isinstance(least, str) or isinstance(most, str):
+            return 0.0
+        return (most.bytes - least.bytes) * max(1, len(p.gpus)) / (asked.max - asked.min)
+
+    def _grow(self, i: int, most: int) -> None:
+        p = self.placements[i]
+        free = min(self.free[p.node, n] for n in names_of(p.gpus)) + p.bytes
         ram = self.ram[p.node] + p.footprint.host_bytes
 
         def fits(context: int) -> Placement | None:
             found = self.known.sized(p, context)
             return found if isinstance(found, Placement) and not too_large(found, free, "", ram) else None
 
-        best = largest_context(p.request.context, asked.max, fits) or p
-        for k in keys:
-            self.free[k] -= best.bytes - p.bytes
+        self._resize(i, largest_context(p.request.context, most, fits) or p)
+
+    def _resize(self, i: int, new: Placement) -> None:
+        p, self.placements[i] = self.placements[i], new
+        for n in names_of(p.gpus):
+            self.free[p.node, n] -= new.bytes - p.bytes
         if p.gpus:
-            self.ram[p.node] -= best.footprint.host_bytes - p.footprint.host_bytes
-        self.placements[i] = best
-        return best.request.context < asked.max
+            self.ram[p.node] -= new.footprint.host_bytes - p.footprint.host_bytes
 
 
 def _port_of(services: Sequence[Service], cluster: str, name: str) -> int | None:
