@@ -235,7 +235,8 @@ def _change(change: Any, p: Placement | None) -> None:
     else:
         flags = f"  gpu-memory-utilization {p.gpu_memory_utilization:.3f}" if p.gpu_memory_utilization is not None else ""
         out.print(f"{head} {p.engine}  {p.request.context} ctx × {p.request.concurrency}  {gib(p.bytes)} GiB{flags}  {escape(p.source)}")
-        why = p.reason if change.action in ("create", "keep", "move") else f"{change.reason}; {p.reason}"
+        # What is only started again needs no reason for its place.
+        why = {"replace": f"{change.reason}; {p.reason}", "restart": change.reason}.get(change.action, p.reason)
         tell(f"      {why}")
         tell("      " + _terms(p, host=False) + (f"  · RAM: {ram}" if (ram := _terms(p, host=True)) else ""))
     if p is not None and change.action != "keep":
