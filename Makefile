@@ -35,7 +35,7 @@ quickstart-down: install  ## Take it down again; downloads stay cached
 	$(HOMELAB) remove --yes
 
 test: .venv/.developing  ## All tests that can run here
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-slow: .venv/.developing  ## Real vLLM on the CPU too: minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST)
