@@ -71,6 +71,7 @@ class Books:
         self.fetched: list[Counter[tuple[str, int]]] = [Counter() for _ in problem.rooms]
         self.count: Counter[int] = Counter()
         self.count_on: Counter[tuple[int, int]] = Counter()
+        self.beside: Counter[tuple[int, int]] = Counter()  # on one GPU, by model and GPU
 
     def fits(self, i: int) -> bool:
         o = self.problem.options[i]
@@ -91,6 +92,8 @@ class Books:
         self.ram[o.node] -= sign * o.host
         self.count[o.model] += sign
         self.count_on[o.model, o.node] += sign
+        if len(o.loads) == 1:
+            self.beside[o.model, o.loads[0][0]] += sign
         if o.fetch:
             self.fetched[o.node][o.fetch, o.fetch_bytes] += sign
         if sign > 0:

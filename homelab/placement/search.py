@@ -9,11 +9,13 @@ near to the bound, and becomes less until something is found: that is the best t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from homelab.placement.assignment import LEVELS, Answer, Problem, levels
 from homelab.placement.branching import branches
 from homelab.placement.columns import Columns
+from homelab.placement.exchange import Exchange
 from homelab.placement.greedy import Books, Greedy
 from homelab.placement.node import Guided, Node
 from homelab.placement.packing import Budget, OutOfSteps, options_of
@@ -22,6 +24,8 @@ from homelab.placement.stage import PARTS, Guide, Stage, leanest, weights
 
 # Steps of one stage, each about a microsecond.
 EFFORT = 5_000_000
+# Steps of the exchanges: for each option, and at the most.
+TRIES, MOST_TRIES = 60, 200_000
 # Models × devices: in what is larger, there is only a first choice and a bound by prices.
 HOUSEHOLD = 400
 # What may be spent on a part of the problem before it is parted again.
@@ -47,7 +51,9 @@ def solve(problem: Problem, *, effort: int = EFFORT) -> Answer:
 
     values = {i: sum(w * x for w, x in zip(scale[top:], problem.options[i].worth, strict=True)) for i in every}
     heuristic = Greedy(problem, values, worth)
+    exchange = Exchange(problem, scale, values)
     best = heuristic.greedy()
+    tries = min(TRIES * len(every), MOST_TRIES, effort)
     first = 0
     guides: list[Guide] = []
     bound: tuple[int, ...] | None = None
@@ -57,9 +63,11 @@ def solve(problem: Problem, *, effort: int = EFFORT) -> Answer:
         use = every if first >= top + TOKENS else leanest(problem, every, max(0, last - top))
         stage = Stage(problem, use, settled, last)
         search = _Search(stage, effort, guides)
-        if search.large and bound is not None:
-            break
-        found, highest = search.best(levels(problem, best))
+        if (highest := search.by_prices(levels(problem, best))) > stage.worth(levels(problem, best)):
+            best = exchange.better(best, tries, partial(_reaches, stage, highest))
+        found = None
+        if not search.large:
+            found, highest = search.best(levels(problem, best))
         if found is not None:
             found = heuristic.improved(found)
             if worth(found) > worth(best):
@@ -69,9 +77,15 @@ def solve(problem: Problem, *, effort: int = EFFORT) -> Answer:
         now = levels(problem, best)
         if bound is None and highest > stage.worth(now):
             bound = (*settled, *stage.decode(highest), *[10**9] * (end - last))
+            best = exchange.better(best, tries, lambda _: False)
+            break
         first = last
     now = levels(problem, best)
     return Answer(chosen=tuple(sorted(best)), levels=now, bound=now if bound is None else bound)
+
+
+def _reaches(stage: Stage, value: int, found: Sequence[int]) -> bool:
+    return stage.worth(levels(stage.problem, found)) >= value
 
 
 class _Search:
@@ -83,17 +97,21 @@ class _Search:
         self.guide: Guide = {}
         self.large = len(stage.problem.wants) * len(stage.problem.devices) > HOUSEHOLD
 
+    def by_prices(self, known_levels: Sequence[int]) -> int:
+        """A bound on all choices that there are."""
+        stage = self.stage
+        known = stage.worth(known_levels)
+        self.nodes, self.prices = self.priced(stage, None, known + stage.grain, known)
+        self.guide = stage.guide(self.prices.price[: len(self.counts.limits)])
+        return self._floor(self.prices.bound)
+
     def best(self, known_levels: Sequence[int]) -> tuple[list[int] | None, int]:
         """A choice that is better than the one known, if one is found, and a bound on all that there are."""
-        stage = self.stage
+        stage, nodes, prices = self.stage, self.nodes, self.prices
         self.known = stage.worth(known_levels)
         self.found: list[int] | None = None
-        nodes, prices = self.priced(stage, None, self.known + stage.grain, self.known)
         highest = self._floor(prices.bound)
-        self.guide = stage.guide(prices.price[: len(self.counts.limits)])
         budget = Budget(self.effort)
-        if self.large:
-            return None, highest
         # A good choice first: from the best of what each node can hold.
         for part in (64, 16, 4, 2, 1) if highest > self.known else ():
             self.target = max(self.known + stage.grain, highest - (highest - self.known) // part)
