@@ -1,5 +1,6 @@
 """Other estimators on the same cases. Truth is what llama.cpp's `llama-fit-params` and vLLM's logs say, without the CUDA context, which none of
-them counts. `hf-mem` is run (its own code, the hub's answers from files); of the others only the rule is applied, and the output says why."""
+them counts. `hf-mem` and `accelerate` are run (their own code, with files in the
+hub's place); of the others only the rule is applied, and the output says why."""
 
 from __future__ import annotations
 
@@ -25,6 +26,9 @@ from tests.models.examples import DATA, FILE_BYTES, GOLDEN, gguf
 GIB = 2**30
 MIB = 2**20
 HF_MEM = "hf-mem==0.5.6"
+# A torch for CPUs: without such a wheel at hand pip would bring gigabytes of CUDA, and the rule is applied instead.
+ACCELERATE = ("accelerate==1.15.0", "transformers==5.23.0", "torch==2.13.0+cpu")
+CATALOGUED = {"gemma3-12b": "gemma-3-12b", "gemma3-4b": "gemma-3-4b"}  # where a header is called otherwise than the catalog's entry
 CPU = Device(vendor="cpu", name="x", total_bytes=64 * GIB, memory_kind="ram")
 CARD = Device(vendor="nvidia", name="x", total_bytes=80 * GIB)
 CONTEXTS = (4096, 32768, 131072)
@@ -54,11 +58,6 @@ def gpustack(weights: float) -> float:
     return weights * 1.2 + 2 * GIB
 
 
-def accelerate(parameters: int, width: float) -> float:
-    """`accelerate estimate-memory`: the size of the parameters in a type; its documentation adds up to 20 % for inference."""
-    return parameters * width * 1.2
-
-
 def llmfit(shape: ModelShape, parameters: int, width: float, context: int) -> float:
     """llmfit 1.1: parameters by a number of bytes for the quantisation, a 16-bit cache in every layer, half a GB."""
     heads = max(layer.kv_heads for layer in shape.layers)
@@ -66,18 +65,35 @@ def llmfit(shape: ModelShape, parameters: int, width: float, context: int) -> fl
     return parameters * width + 2 * len(shape.layers) * heads * dim * 2 * context + 0.5e9
 
 
-class HfMem:
-    """The tool itself, in a virtual environment of its own; None where it cannot be installed or gives up."""
+class Tool:
+    """A tool itself, in a virtual environment of its own; `why` says why it could not be installed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *requirements: str) -> None:
         self.why = ""
         builder = venv.EnvBuilder(with_pip=True)
         builder.create(folder)
         self.python = folder / "bin" / "python"
-        done = subprocess.run([self.python, "-m", "pip", "install", "-q", HF_MEM], capture_output=True, text=True, check=False)
+        done = subprocess.run([self.python, "-m", "pip", "install", "-q", *requirements], capture_output=True, text=True, check=False)
         if done.returncode:
-            self.why = f"{HF_MEM} cannot be installed: {done.stderr.strip().splitlines()[-1]}"
+            self.why = f"{requirements[-1]} cannot be installed"
 
+
+class Accelerate(Tool):
+    """`accelerate estimate-memory`: the size of the parameters in a type; its documentation adds up to 20 % for inference."""
+
+    def ask(self, entry: Entry, width: float) -> float | None:
+        if self.why:
+            return entry.parameters * width * 1.2
+        dtype = {2.0: "float16", 1.0: "int8", 0.5: "int4"}[width]
+        with tempfile.TemporaryDirectory() as folder:
+            config = {k: v for k, v in entry.config.items() if k != "rope_scaling"}  # the catalog has but the part that counts here
+            (Path(folder) / "config.json").write_text(json.dumps(config))
+            argv = [str(self.python), str(Path(__file__).with_name("accelerate_offline.py")), folder, dtype]
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        return None if done.returncode else float(done.stdout.split()[-1]) * 1.2
+
+
+class HfMem(Tool):
     def ask(self, folder: Path, context: int) -> float | None:
         if self.why:
             return None
@@ -125,7 +141,8 @@ def main() -> None:
         print(f"| {case} | {truth / GIB:.2f} | " + " | ".join(cells) + " |")
 
     with tempfile.TemporaryDirectory() as place:
-        tool = HfMem(Path(place) / "venv")
+        tool = HfMem(Path(place) / "venv", HF_MEM)
+        accelerate = Accelerate(Path(place) / "accelerate", *ACCELERATE)
         for model in sorted(FILE_BYTES):
             shape = gguf(model)
             folder = Path(place) / model
@@ -142,7 +159,7 @@ def main() -> None:
                 found = {
                     "homelab": float(own["model"] + own["context"] + own["compute"]),
                     "hf-mem": tool.ask(folder, context),
-                    "accelerate": accelerate(parameters, 0.5),
+                    "accelerate": accelerate.ask(fit_command.load_catalog().entries[CATALOGUED.get(model, model)], 0.5),
                     "GPUStack": gpustack(shape.weights_bytes),
                     "llmfit": llmfit(shape, parameters, 0.58, context),
                 }
@@ -159,7 +176,7 @@ def main() -> None:
             found = {
                 "homelab": float(sum(terms[t] for t in whole)),
                 "hf-mem": tool.ask(safetensors_folder(Path(place) / "hub" / name, entry, variant), context),
-                "accelerate": accelerate(int(entry.parameters), width),
+                "accelerate": accelerate.ask(entry, width),
                 "GPUStack": gpustack(shape.weights_bytes),
                 "llmfit": llmfit(shape, int(entry.parameters), width, context),
             }
@@ -170,12 +187,10 @@ def main() -> None:
         + " |"
     )
     print("| **worst** | | " + " | ".join(f"{max(errors[n], key=abs):+.1%}" if errors[n] else "-" for n in names) + " |")
-    print(
-        f"\n`hf-mem`: {tool.why or f'{HF_MEM} itself, `--experimental`, with the hub answered from files'}. Only the rule was applied of:"
-    )
-    print(
-        "* accelerate: `accelerate estimate-memory` needs torch (gigabytes) and a hub; its figure is parameters times bytes, plus up to 20 %."
-    )
+    print(f"\n`hf-mem`: {tool.why or f'{HF_MEM} itself, `--experimental`, with the hub answered from files'}.")
+    ran = accelerate.why and f"{accelerate.why}: its rule, parameters times bytes"
+    print(f"accelerate: {ran or f'{ACCELERATE[0]} itself, `estimate-memory` of a config.json'}, plus the 20 % that its documentation adds.")
+    print("Only the rule was applied of:\n")
     print("* GPUStack: the scheduler's rule for vLLM; for GGUF it runs gguf-parser.")
     print("* llmfit: the wheel holds a program for glibc 2.39; its rule from its documentation.")
     print("* gguf-parser: a Go program without a package on PyPI (the one of that name there only reads headers): left out.")
