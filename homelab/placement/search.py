@@ -26,8 +26,9 @@ from homelab.placement.stage import PARTS, Guide, Stage, leanest, weights
 EFFORT = 5_000_000
 # Steps of the exchanges: for each option, and at the most.
 TRIES, MOST_TRIES = 60, 200_000
-# Models × devices: in what is larger, there is only a first choice and a bound by prices.
-HOUSEHOLD = 400
+# Models × devices: in what is larger all stages together have a part of the steps of one, and beyond the second number there is only a choice
+# made better by exchanges, and a bound by prices.
+HOUSEHOLD, LARGE = 200, 500
 # What may be spent on a part of the problem before it is parted again.
 ATTEMPTS = 100
 # What is looked at of each node for a first good choice.
@@ -54,6 +55,11 @@ def solve(problem: Problem, *, effort: int = EFFORT) -> Answer:
     exchange = Exchange(problem, scale, values)
     best = heuristic.greedy()
     tries = min(TRIES * len(every), MOST_TRIES, effort)
+    left = 3 * MOST_TRIES
+    size = len(problem.wants) * len(problem.devices)
+    if HOUSEHOLD < size <= LARGE:
+        effort //= 5
+    budget = Budget(effort)
     first = 0
     guides: list[Guide] = []
     bound: tuple[int, ...] | None = None
@@ -62,12 +68,15 @@ def solve(problem: Problem, *, effort: int = EFFORT) -> Answer:
         settled = levels(problem, best)[:first]
         use = every if first >= top + TOKENS else leanest(problem, every, max(0, last - top))
         stage = Stage(problem, use, settled, last)
-        search = _Search(stage, effort, guides)
+        if size <= HOUSEHOLD:
+            budget = Budget(effort)
+        search = _Search(stage, effort, guides, size > LARGE)
         if (highest := search.by_prices(levels(problem, best))) > stage.worth(levels(problem, best)):
-            best = exchange.better(best, tries, partial(_reaches, stage, highest))
+            best = exchange.better(best, min(tries, left), partial(_reaches, stage, highest))
+            left -= tries
         found = None
-        if not search.large:
-            found, highest = search.best(levels(problem, best))
+        if size <= LARGE:
+            found, highest = search.best(levels(problem, best), budget)
         if found is not None:
             found = heuristic.improved(found)
             if worth(found) > worth(best):
@@ -91,11 +100,11 @@ def _reaches(stage: Stage, value: int, found: Sequence[int]) -> bool:
 class _Search:
     """The best choice at one stage."""
 
-    def __init__(self, stage: Stage, effort: int, guides: Sequence[Guide]) -> None:
+    def __init__(self, stage: Stage, effort: int, guides: Sequence[Guide], large: bool) -> None:
         self.stage, self.counts, self.effort = stage, stage.counts, effort
         self.guides = [stage.follow(g) for g in guides]
         self.guide: Guide = {}
-        self.large = len(stage.problem.wants) * len(stage.problem.devices) > HOUSEHOLD
+        self.large = large
 
     def by_prices(self, known_levels: Sequence[int]) -> int:
         """A bound on all choices that there are."""
@@ -105,13 +114,12 @@ class _Search:
         self.guide = stage.guide(self.prices.price[: len(self.counts.limits)])
         return self._floor(self.prices.bound)
 
-    def best(self, known_levels: Sequence[int]) -> tuple[list[int] | None, int]:
+    def best(self, known_levels: Sequence[int], budget: Budget) -> tuple[list[int] | None, int]:
         """A choice that is better than the one known, if one is found, and a bound on all that there are."""
         stage, nodes, prices = self.stage, self.nodes, self.prices
         self.known = stage.worth(known_levels)
         self.found: list[int] | None = None
         highest = self._floor(prices.bound)
-        budget = Budget(self.effort)
         # A good choice first: from the best of what each node can hold.
         for part in (64, 16, 4, 2, 1) if highest > self.known else ():
             self.target = max(self.known + stage.grain, highest - (highest - self.known) // part)
