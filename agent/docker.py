@@ -6,7 +6,7 @@ import json
 import os
 import threading
 
-from . import httpget
+from . import httpget, processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing costs 3 ms
@@ -188,25 +188,27 @@ def published(container: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def details(path: str, containers: list[dict[str, Any]], api: str, problems: list[dict[str, str]]) -> list[dict[str, Any]]:
-    one_shot = tuple(int(n) for n in (api or "0").split(".")) >= (1, 41)  # without one-shot, stats waits a second or two
     inspections = [InThread(httpget.get_json, path, "/containers/{}/json".format(c["Id"]), TIMEOUT_S) for c in containers]
-    statistics = [
-        InThread(httpget.get_json, path, f"/containers/{c['Id']}/stats?stream=false&one-shot=true", TIMEOUT_S)
-        if one_shot and c.get("State") == "running"
-        else None
-        for c in containers
-    ]
     found = []
-    for container, inspection, statistic in zip(containers, inspections, statistics):
+    for container, inspection in zip(containers, inspections):
         inspected = inspection.result(TIMEOUT_S)
         if inspected is None:
             problems.append({"source": "docker", "message": "container {} could not be inspected".format(container["Id"][:12])})
             continue
-        found.append(service(container, inspected, (statistic and statistic.result(TIMEOUT_S)) or {}))
+        found.append(service(container, inspected))
+    one_shot = tuple(int(n) for n in (api or "0").split(".")) >= (1, 41)
+    # Docker 20.10 takes a second for this, one-shot or not: it is asked only where the kernel does not tell.
+    statistics = [
+        (each, InThread(httpget.get_json, path, "/containers/{}/stats?stream=false&one-shot=true".format(each["container"]), TIMEOUT_S))
+        for each in found
+        if one_shot and each["memory_bytes"] is None and each["state"] != "stopped"
+    ]
+    for each, statistic in statistics:
+        each["memory_bytes"] = memory((statistic.result(TIMEOUT_S) or {}).get("memory_stats") or {})
     return found
 
 
-def service(container: dict[str, Any], inspected: dict[str, Any], statistics: dict[str, Any]) -> dict[str, Any]:
+def service(container: dict[str, Any], inspected: dict[str, Any]) -> dict[str, Any]:
     labels = container["Labels"]
     now = inspected.get("State") or {}
     state, detail = condition(now)
@@ -225,7 +227,7 @@ def service(container: dict[str, Any], inspected: dict[str, Any], statistics: di
         "pid": now.get("Pid") or None,
         "restarts": inspected.get("RestartCount") or 0,
         "exit_code": None if now.get("Running") and not now.get("Restarting") else now.get("ExitCode"),
-        "memory_bytes": memory(statistics.get("memory_stats") or {}),
+        "memory_bytes": processes.memory_of_container(now.get("Pid") or 0, container["Id"]),
     }
 
 

@@ -52,6 +52,33 @@ def cgroup(pid: int) -> str:
     return read_or_none(f"/proc/{pid}/cgroup") or ""
 
 
+def memory_of_container(pid: int, container: str) -> int | None:
+    """What a container holds, as `docker stats` counts it: without the page cache that can be given back (inactive_file). None where its
+    cgroup is not to be seen: the number is another machine's, as with Docker Desktop, or there is no memory controller."""
+    for line in cgroup(pid).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if container not in path or (controllers and "memory" not in controllers.split(",")):
+            continue
+        folder = cgroup_folder("memory" if controllers else "", path)
+        usage = read_or_none(folder + ("/memory.usage_in_bytes" if controllers else "/memory.current")) if folder else None
+        if usage:
+            counted = dict(each.split() for each in (read_or_none(f"{folder}/memory.stat") or "").splitlines())
+            return max(0, int(usage) - int(counted.get("total_inactive_file") or counted.get("inactive_file") or 0))
+    return None
+
+
+def cgroup_folder(controller: str, path: str) -> str | None:
+    """Where a cgroup is mounted: `controller` is v1's, or empty for v2. In a container the mount may begin below the top of the hierarchy."""
+    for line in (read_or_none("/proc/self/mountinfo") or "").splitlines():
+        mounted = line.split()
+        kind, _, options = line.rpartition(" - ")[2].split(" ", 2)
+        if kind == ("cgroup" if controller else "cgroup2") and (not controller or controller in options.split(",")):
+            top = mounted[3].rstrip("/")
+            if path.startswith(top + "/") or path == top:
+                return mounted[4] + path[len(top) :]
+    return None
+
+
 def ancestry(pid: int) -> list[int]:
     """The process and its parents, nearest first."""
     found: list[int] = []

@@ -5,7 +5,7 @@ What comes of it depends on the problem and the number of steps only: the number
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from random import Random
+from typing import TypeVar
 
 from homelab.placement.assignment import BESIDE, SPREAD, Problem
 from homelab.placement.greedy import Books
@@ -14,6 +14,31 @@ from homelab.placement.greedy import Books
 PATIENCE = 100
 # Which share of the options that fit is passed over, so that not the same is done each time.
 SKIPPED = 0.12
+
+
+T = TypeVar("T")
+
+
+class Draw:
+    """Numbers that are the same in every run and with every Python: the minimal standard generator of Park and Miller."""
+
+    def __init__(self) -> None:
+        self.state = 1
+
+    def random(self) -> float:
+        self.state = self.state * 48271 % 2147483647
+        return self.state / 2147483647
+
+    def randrange(self, stop: int) -> int:
+        return int(self.random() * stop)
+
+    def choice(self, among: Sequence[T]) -> T:
+        return among[self.randrange(len(among))]
+
+    def shuffle(self, these: list[T]) -> None:
+        for i in range(len(these) - 1, 0, -1):
+            j = self.randrange(i + 1)
+            these[i], these[j] = these[j], these[i]
 
 
 class Exchange:
@@ -70,7 +95,7 @@ class Exchange:
             total -= self.beside
         return total
 
-    def put(self, i: int) -> None:
+    def take_in(self, i: int) -> None:
         self.worth += self.gain(self.books, i)
         self.books.take(i)
 
@@ -80,10 +105,10 @@ class Exchange:
 
     def better(self, chosen: Sequence[int], steps: int, enough: Callable[[Sequence[int]], bool]) -> list[int]:
         """The best choice found until it is `enough`, or the steps run out."""
-        draw = Random(0)
+        draw = Draw()
         self.books, self.worth, self.steps = Books(self.problem), 0, steps
         for i in chosen:
-            self.put(i)
+            self.take_in(i)
         best, most, stale = list(chosen), self.worth, 0
         every = sorted(self.values)
         while self.steps > 0 and every:
@@ -114,9 +139,9 @@ class Exchange:
             else:
                 self.take_out(i)
         for i in left:
-            self.put(i)
+            self.take_in(i)
 
-    def exchange(self, draw: Random, every: Sequence[int]) -> None:
+    def exchange(self, draw: Draw, every: Sequence[int]) -> None:
         """Room is made for some option; then what is missing comes in again, and each gets the best option that its devices leave."""
         options, books = self.problem.options, self.books
         missing = [m for m, want in enumerate(self.problem.wants) if m in self.orders and books.count[m] < want.replicas]
@@ -134,7 +159,7 @@ class Exchange:
         for i in out:
             self.take_out(i)
         if way < 0.25 and books.fits(wanted):
-            self.put(wanted)
+            self.take_in(wanted)
         kind = draw.random()
         key = {m: draw.random() if kind < 0.4 else -self.least[m] if kind < 0.8 else self.least[m] for m in {*missing, *back}}
         lean = draw.random() < 0.5
@@ -146,7 +171,7 @@ class Exchange:
                     continue
                 found = self.place(draw, m, 1 if lean else draw.randrange(3), None if m in back else touched)
                 if found is not None:
-                    self.put(found)
+                    self.take_in(found)
                     touched.add(options[found].node)
                     again.append(m)
             waiting, again = sorted(again, key=lambda m: (self.rank[m], key[m], m)), []
@@ -155,7 +180,7 @@ class Exchange:
         for i in mine:
             self.improve(i)
 
-    def place(self, draw: Random, m: int, kind: int, nodes: set[int] | None) -> int | None:
+    def place(self, draw: Draw, m: int, kind: int, nodes: set[int] | None) -> int | None:
         """An option of a model that fits: the best, or one that takes least; on these nodes, where only they have something free."""
         options, books = self.problem.options, self.books
         found, most, size = None, 0, 0
@@ -182,5 +207,5 @@ class Exchange:
         for j in better:
             self.steps -= 1
             if j == i or self.books.fits(j):
-                self.put(j)
+                self.take_in(j)
                 return

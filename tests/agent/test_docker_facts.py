@@ -174,6 +174,19 @@ def test_gpu_memory_is_given_to_the_container_that_holds_it(monkeypatch: pytest.
     assert [s["gpu_memory_bytes"] for s in ours] == [100, 20]
 
 
+def test_the_memory_of_a_container_is_read_from_its_cgroup() -> None:
+    """This process stands for one: its cgroup's last name for the container's number."""
+    from agent import processes
+
+    line = next(ln for ln in Path("/proc/self/cgroup").read_text().splitlines() if ln.startswith("0::") or ":memory:" in ln)
+    path = line.split(":", 2)[2]
+    folder = processes.cgroup_folder("" if line.startswith("0::") else "memory", path)
+    seen = folder is not None and any(Path(folder, name).exists() for name in ("memory.current", "memory.usage_in_bytes"))
+    found = processes.memory_of_container(os.getpid(), path)
+    assert (found is not None and found > 0) if seen else found is None
+    assert processes.memory_of_container(os.getpid(), CONTAINER) is None  # the same number in another machine is another process
+
+
 def test_a_user_outside_the_docker_group_is_told_in_dockers_words(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     from agent import docker, httpget
 
