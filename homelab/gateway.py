@@ -1,4 +1,4 @@
-"""LiteLLM's configuration from the placements. Every key here was seen to take effect on LiteLLM 1.109 (misspelt ones are ignored silently)."""
+"""LiteLLM's configuration from the placements. Every key here was seen to take effect on LiteLLM 1.109.1 and 1.106.2 (misspelt ones are ignored silently)."""
 
 from __future__ import annotations
 
