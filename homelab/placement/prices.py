@@ -19,6 +19,11 @@ FULL_PACE, WARM_PACE = 512, 64
 PATIENCE = 8
 
 
+def whole(price: Sequence[int], lows: Sequence[int], limits: Sequence[int]) -> int:
+    """What all that is counted costs at most: as much of it as there may be where it has a price, as little as must be where it is paid for."""
+    return sum(p * (limit if p > 0 else low) for p, low, limit in zip(price, lows, limits, strict=True))
+
+
 class Prices:
     """`price` of each thing, `earned` by each node under them, and the `bound` that follows; `full` is the part of it that is not earned."""
 
@@ -45,7 +50,7 @@ class Prices:
                 earned.append(gain)
                 for row, n in sets:
                     taken[row] += n
-            full = sum(p * (limit if p > 0 else low) for p, low, limit in zip(asked, lows, limits, strict=True))
+            full = whole(asked, lows, limits)
             bound = full + sum(earned)
             if not turn:
                 reach = least = max(1, (bound - aim) * pace // FULL_PACE)

@@ -19,7 +19,7 @@ from homelab.placement.exchange import Exchange
 from homelab.placement.greedy import Books, Greedy
 from homelab.placement.node import Guided, Node
 from homelab.placement.packing import Budget, OutOfSteps, options_of
-from homelab.placement.prices import FULL_PACE, WARM_PACE, Buyer, Prices
+from homelab.placement.prices import FULL_PACE, WARM_PACE, Buyer, Prices, whole
 from homelab.placement.stage import PARTS, Guide, Stage, leanest, weights
 
 # Steps of one stage, each about a microsecond.
@@ -84,7 +84,7 @@ def solve(problem: Problem, *, effort: int = EFFORT) -> Answer:
         if search.guide:
             guides.append(search.guide)
         now = levels(problem, best)
-        if bound is None and highest > stage.worth(now):
+        if highest > stage.worth(now):
             bound = (*settled, *stage.decode(highest), *[10**9] * (end - last))
             best = exchange.better(best, tries, lambda _: False)
             break
@@ -201,7 +201,7 @@ class _Search:
         led: list[list[Guided]] = [[] for _ in nodes]
         for price in self.guides:
             here = [node.follow(price) for node in nodes]
-            slack = self._full(stage, price) + sum(g.best for g in here)
+            slack = whole(price, stage.lows, self.counts.limits) + sum(g.best for g in here)
             if slack < 0:
                 return [], prices
             for g, mine in zip(here, led, strict=True):
@@ -223,17 +223,11 @@ class _Search:
         slack = again.bound - target
         stages = []
         for mine_all, earned in zip(found, again.earned, strict=True):
-            stages.append([c for c in mine_all if c[1] - self._cost(again, c[0]) >= earned - slack])
+            stages.append([c for c in mine_all if c[1] - self._paid(again.price, c[0]) >= earned - slack])
         return stages, again
-
-    def _full(self, stage: Stage, price: Sequence[int]) -> int:
-        return sum(p * (limit if p > 0 else low) for p, low, limit in zip(price, stage.lows, self.counts.limits, strict=True))
 
     def _parts(self, held: int) -> list[tuple[int, int]]:
         return [(row, n) for row in range(len(self.counts.limits)) if (n := self.counts.of(held, row))]
-
-    def _cost(self, prices: Prices, held: int) -> int:
-        return self._paid(prices.price, held)
 
     def _paid(self, price: Sequence[int], held: int) -> int:
         return sum(p * self.counts.of(held, row) for row, p in enumerate(price) if p)
@@ -272,14 +266,15 @@ class _Search:
         led = []
         for price in self.guides:
             tops = [max(-self._paid(price, held) for held, _, _ in columns) for columns in stages]
-            led.append((price, [-self._full(stage, price) - sum(tops[k:]) for k in range(len(stages) + 1)]))
+            led.append((price, [-whole(price, stage.lows, self.counts.limits) - sum(tops[k:]) for k in range(len(stages) + 1)]))
         # (earned so far after prices, value, counts before, column taken)
         states: dict[int, tuple[int, int, int, int]] = {0: (0, 0, 0, -1)}
         history = [states]
         total = prices.full + sum(prices.earned)
         for number, (columns, earned) in enumerate(zip(stages, prices.earned, strict=True), 1):
             ranked = sorted(
-                ((value - self._cost(prices, held) - earned, held, value, at) for at, (held, value, _) in enumerate(columns)), reverse=True
+                ((value - self._paid(prices.price, held) - earned, held, value, at) for at, (held, value, _) in enumerate(columns)),
+                reverse=True,
             )
             after: dict[int, tuple[int, int, int, int]] = {}
             enough = least[number]
