@@ -60,14 +60,13 @@ def obstacle() -> str | None:
         return "the lab needs root (it mounts, and starts machines with their own Docker): run it as root or with sudo"
     if not shutil.which("dpkg-query"):
         return "the lab makes its machines from Debian or Ubuntu packages, and this is neither"
-    missing = [p for p in dict.fromkeys(NODE_PACKAGES + IMAGE_PACKAGES + BUILD_PACKAGES) if not _installed(p)]
+    wanted = list(dict.fromkeys(NODE_PACKAGES + IMAGE_PACKAGES + BUILD_PACKAGES))
+    # A package that was removed and not purged still has its lists of files: only its state tells. What was never there is no output.
+    said = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted], capture_output=True, text=True).stdout
+    missing = [p for p in wanted if f"{p} installed" not in said.splitlines()]
     if missing:
         return f"the lab needs packages that are not installed: apt-get install -y --no-install-recommends {' '.join(missing)}"
     return None
-
-
-def _installed(package: str) -> bool:
-    return any(Path("/var/lib/dpkg/info").glob(f"{package}.list")) or any(Path("/var/lib/dpkg/info").glob(f"{package}:*.list"))
 
 
 def docker_binary() -> str:
