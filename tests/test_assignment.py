@@ -11,6 +11,8 @@ from homelab.facts import Facts
 from homelab.inventory import Inventory, load
 from homelab.placement import place, problem_of
 from homelab.placement.assignment import Option, Problem, Room, Want, levels, violations
+from homelab.placement.backtracking import possible
+from homelab.placement.packing import Budget
 from homelab.placement.search import solve
 from homelab.placement.stage import Stage
 from tests.machines import AWQ, GIB, MIB, gpu, machine, qwen3, survey, tiny_gguf
@@ -27,6 +29,8 @@ SIZES = [
     (8, 12, 12, 7, 3),
     (8, 12, 12, 15, 2),
     (8, 12, 12, 18, 1),
+    (8, 12, 12, 22, 3),
+    (8, 12, 12, 51, 1),
 ]
 
 
@@ -40,6 +44,21 @@ def test_random_households_come_to_what_an_exact_solver_finds(nodes: int, gpus: 
         assert answer.levels == levels(problem, answer.chosen)
         assert answer.proven, seed
         assert answer.gap(problem) is None
+
+
+def test_options_that_are_ruled_out_are_in_no_best_choice() -> None:
+    ruled_out = 0
+    for seed in range(12):
+        problem = household(seed, 3, 4, 5)
+        answer = solve(problem)
+        for level in range(2 * len(problem.classes), len(answer.levels)):
+            stage = Stage(problem, range(len(problem.options)), answer.levels[:level], level + 1)
+            left = possible(stage, answer.levels, Budget(1_000_000))
+            assert set(answer.chosen) <= set(left), (seed, level)
+        fewer = replace(problem, options=tuple(problem.options[i] for i in left))
+        assert best_levels(fewer) == answer.levels, seed
+        ruled_out += len(problem.options) - len(left)
+    assert ruled_out > 100
 
 
 def test_when_steps_run_out_the_answer_is_allowed_and_says_how_far_it_may_be() -> None:

@@ -1,96 +1,44 @@
 """The best choice of options of a problem. Pure, and bounded by a number of steps, not by time.
 
-The levels are settled one after the other; what is settled is something that a choice must have so much of. At each level prices give a bound
-(`prices.py`). Where it is above the best choice known, what each node can hold is looked at, as far as it may be part of a better choice, and
-the nodes are taken one after the other. What matters of the nodes taken so far is only how much they hold, so of all choices that hold the same
-the best is enough. A choice that cannot come to what is looked for, whatever the nodes still to come do, is dropped. What is looked for starts
-near to the bound, and becomes less until something is found: that is the best there is. When the steps run out, the bound stays what it is."""
+The levels are settled one after the other; what is settled is something that a choice must have so much of. At each level prices say whether
+there may be more than is known. Then it is tried out (`backtracking.py`), once more without the options that no such choice can have, and
+where too much is left to choose from for that, choices are put together from what each node can hold (`combining.py`). When the steps run out,
+the bound stays what it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from homelab.placement.assignment import LEVELS, Answer, Problem, levels
-from homelab.placement.branching import branches
-from homelab.placement.columns import Columns
+from homelab.placement.backtracking import improve, possible
+from homelab.placement.combining import Combining
 from homelab.placement.exchange import Exchange
 from homelab.placement.greedy import Books, Greedy
-from homelab.placement.node import Guided, Node
-from homelab.placement.packing import Budget, OutOfSteps, options_of
-from homelab.placement.prices import FULL_PACE, WARM_PACE, Buyer, Prices, whole
-from homelab.placement.stage import PARTS, Guide, Stage, leanest, weights
+from homelab.placement.packing import Budget
+from homelab.placement.stage import FINE, Guide, Stage, leanest, weights
 
 # Steps of one stage, each about a microsecond.
 EFFORT = 5_000_000
+# Which part of them it is tried out for: first, and without the options that were ruled out; and which part may be spent on ruling them out.
+TRIED, TRIED_AGAIN, RULED_OUT = 32, 4, 2
+# And for putting choices together the first time.
+QUICK = 10
 # Steps of the exchanges: for each option, and at the most.
 TRIES, MOST_TRIES = 60, 200_000
 # Models × devices: in what is larger all stages together have a part of the steps of one, and beyond the second number there is only a choice
 # made better by exchanges, and a bound by prices.
 HOUSEHOLD, LARGE = 200, 500
-# What may be spent on a part of the problem before it is parted again.
-ATTEMPTS = 100
-# What is looked at of each node for a first good choice.
-FEW, ALL = 150, 1 << 60
-# Of `LEVELS`: one by one up to these, then the rest as one.
+# Of `LEVELS`: these are put together one by one, the rest as one.
 TOKENS = 4
-
-Column = tuple[int, int, Any]  # counts, value, options
 
 
 def solve(problem: Problem, *, effort: int = EFFORT) -> Answer:
     """The best choice by `LEVELS`, and a bound that no choice exceeds: the same when the search came to its end."""
-    alone = Books(problem)
-    every = [i for i in range(len(problem.options)) if alone.fits(i)]
-    top = 2 * len(problem.classes)
-    end = top + len(LEVELS)
-    scale = weights(problem, every, 0, end)
-
-    def worth(chosen: Sequence[int]) -> int:
-        return sum(w * x for w, x in zip(scale, levels(problem, chosen), strict=True))
-
-    values = {i: sum(w * x for w, x in zip(scale[top:], problem.options[i].worth, strict=True)) for i in every}
-    heuristic = Greedy(problem, values, worth)
-    exchange = Exchange(problem, scale, values)
-    best = heuristic.greedy()
-    tries = min(TRIES * len(every), MOST_TRIES, effort)
-    left = 3 * MOST_TRIES
-    size = len(problem.wants) * len(problem.devices)
-    if HOUSEHOLD < size <= LARGE:
-        effort //= 5
-    budget = Budget(effort)
-    first = 0
-    guides: list[Guide] = []
-    bound: tuple[int, ...] | None = None
-    while first < end:
-        last = first + 1 if first < top + TOKENS else end
-        settled = levels(problem, best)[:first]
-        use = every if first >= top + TOKENS else leanest(problem, every, max(0, last - top))
-        stage = Stage(problem, use, settled, last)
-        if size <= HOUSEHOLD:
-            budget = Budget(effort)
-        search = _Search(stage, effort, guides, size > LARGE)
-        if (highest := search.by_prices(levels(problem, best))) > stage.worth(levels(problem, best)):
-            best = exchange.better(best, min(tries, left), partial(_reaches, stage, highest))
-            left -= tries
-        found = None
-        if size <= LARGE:
-            found, highest = search.best(levels(problem, best), budget)
-        if found is not None:
-            found = heuristic.improved(found)
-            if worth(found) > worth(best):
-                best = found
-        if search.guide:
-            guides.append(search.guide)
-        now = levels(problem, best)
-        if highest > stage.worth(now):
-            bound = (*settled, *stage.decode(highest), *[10**9] * (end - last))
-            best = exchange.better(best, tries, lambda _: False)
-            break
-        first = last
-    now = levels(problem, best)
-    return Answer(chosen=tuple(sorted(best)), levels=now, bound=now if bound is None else bound)
+    search = _Search(problem, effort)
+    bound = search.run()
+    now = levels(problem, search.best)
+    return Answer(chosen=tuple(sorted(search.best)), levels=now, bound=now if bound is None else bound)
 
 
 def _reaches(stage: Stage, value: int, found: Sequence[int]) -> bool:
@@ -98,218 +46,97 @@ def _reaches(stage: Stage, value: int, found: Sequence[int]) -> bool:
 
 
 class _Search:
-    """The best choice at one stage."""
+    def __init__(self, problem: Problem, effort: int) -> None:
+        self.problem = problem
+        alone = Books(problem)
+        # What a choice better than `best` may have.
+        self.options = [i for i in range(len(problem.options)) if alone.fits(i)]
+        self.top = 2 * len(problem.classes)
+        self.end = self.top + len(LEVELS)
+        self.scale = weights(problem, self.options, 0, self.end)
+        values = {i: sum(w * x for w, x in zip(self.scale[self.top :], problem.options[i].worth, strict=True)) for i in self.options}
+        self.heuristic = Greedy(problem, values, self.worth)
+        self.exchange = Exchange(problem, self.scale, values)
+        self.tries = min(TRIES * len(self.options), MOST_TRIES, effort)
+        size = len(problem.wants) * len(problem.devices)
+        self.small, self.large = size <= HOUSEHOLD, size > LARGE
+        self.effort = effort if self.small or self.large else effort // 5
+        self.budget = Budget(self.effort)
+        self.guides: list[Guide] = []
+        self.exchanges = 3 * MOST_TRIES
+        self.highest: int | None = None  # what there may be at the level at hand, as far as prices told
+        self.bound: tuple[int, ...] | None = None
+        self.best = self.heuristic.greedy()
 
-    def __init__(self, stage: Stage, effort: int, guides: Sequence[Guide], large: bool) -> None:
-        self.stage, self.counts, self.effort = stage, stage.counts, effort
-        self.guides = [stage.follow(g) for g in guides]
-        self.guide: Guide = {}
-        self.large = large
+    def worth(self, chosen: Sequence[int]) -> int:
+        return sum(w * x for w, x in zip(self.scale, levels(self.problem, chosen), strict=True))
 
-    def by_prices(self, known_levels: Sequence[int]) -> int:
-        """A bound on all choices that there are."""
-        stage = self.stage
-        known = stage.worth(known_levels)
-        self.nodes, self.prices = self.priced(stage, None, known + stage.grain, known)
-        self.guide = stage.guide(self.prices.price[: len(self.counts.limits)])
-        return self._floor(self.prices.bound)
+    def run(self) -> tuple[int, ...] | None:
+        """Makes the choice better, level by level; a bound where that did not come to its end."""
+        first = 0
+        while first < self.end:
+            start, last = (first, first + 1) if first < self.top + TOKENS else (self.top + TOKENS, self.end)
+            if self.tried(first):
+                first += 1
+            elif not self.large and self.combined(start, last, parted=False):
+                first = last
+            elif not self.large and self.tried_again(first):
+                first += 1
+            elif self.combined(start, last, parted=True):
+                first = last
+            else:
+                self.best = self.exchange.better(self.best, self.tries, lambda _: False)
+                return self.bound
+        return None
 
-    def best(self, known_levels: Sequence[int], budget: Budget) -> tuple[list[int] | None, int]:
-        """A choice that is better than the one known, if one is found, and a bound on all that there are."""
-        stage, nodes, prices = self.stage, self.nodes, self.prices
-        self.known = stage.worth(known_levels)
-        self.found: list[int] | None = None
-        highest = self._floor(prices.bound)
-        # A good choice first: from the best of what each node can hold.
-        for part in (64, 16, 4, 2, 1) if highest > self.known else ():
-            self.target = max(self.known + stage.grain, highest - (highest - self.known) // part)
-            try:
-                self.attempt(stage, nodes, prices, Budget(self.effort // 20), FEW)
-            except OutOfSteps:
-                break
-            if self.found is not None:
-                break
-        step = max(stage.grain, (highest - self.known) // 64)
-        target = highest
-        try:
-            while highest > self.known:
-                self.target = max(self.known + stage.grain, self._floor(target))
-                at_least, before = self.target, self.known
-                self.explore(stage, nodes, prices, budget)
-                highest = at_least - stage.grain if self.known == before else self.known
-                target, step = highest - step, step * 2
-        except OutOfSteps:
-            pass
-        return self.found, highest
+    def stage(self, first: int, last: int) -> Stage:
+        use = self.options if first >= self.top + TOKENS else leanest(self.problem, self.options, max(0, last - self.top))
+        return Stage(self.problem, use, levels(self.problem, self.best)[:first], last)
 
-    def explore(self, stage: Stage, nodes: list[Node], prices: Prices, budget: Budget) -> None:
-        """Finds the best choice that comes to `target` and fits `stage`, if there is one: at once, or else with a model here, then not here."""
-        if prices.bound < self.target:
-            return
-        budget.spend(prices.looked // 8)
-        attempt = Budget(min(budget.steps, self.effort // ATTEMPTS))
-        before = attempt.steps
-        try:
-            self.attempt(stage, nodes, prices, attempt, ALL)
-            return
-        except OutOfSteps:
-            pass
-        finally:
-            budget.spend(before - max(0, attempt.steps))
-        for mine in branches(stage, nodes):
-            part = stage.part(mine)
-            self.explore(part, *self.priced(part, prices, self.target, self.target), budget)
+    def take(self, found: Sequence[int] | None) -> None:
+        if found is not None:
+            self.best = max(self.best, self.heuristic.improved(found), key=self.worth)
 
-    def attempt(self, stage: Stage, nodes: list[Node], prices: Prices, budget: Budget, most: int) -> None:
-        stages, again = self.columns(stage, nodes, prices, budget, most)
-        chosen = self.sweep(stage, stages, again, budget, most) if stages else None
-        if chosen is not None:
-            self.found = chosen
-            self.known = stage.worth(levels(stage.problem, chosen))
-            self.target = self.known + self.stage.grain
+    def tried(self, first: int) -> bool:
+        """Whether `best` is the best at this level now: by prices, or after some trying."""
+        stage, self.highest = self.stage(first, first + 1), None
+        if first < self.top + TOKENS:
+            combining = Combining(stage, self.effort, self.guides, self.large)
+            now = levels(self.problem, self.best)
+            more = combining.by_prices(now) - stage.worth(now)
+            if combining.guide:
+                self.guides.append(combining.guide)
+            if more <= 0:
+                return True
+            self.highest = now[first] + more // FINE
+        return self.improved(stage, TRIED)
 
-    def priced(self, stage: Stage, like: Prices | None, target: int, aim: int) -> tuple[list[Node], Prices]:
-        """The nodes with what a stage leaves open, and prices for it."""
-        by_node: dict[int, list[int]] = {}
-        for i in stage.indices:
-            by_node.setdefault(stage.problem.options[i].node, []).append(i)
-        nodes = [Node(stage, node, mine) for node, mine in sorted(by_node.items())]
-        rooms = 2 * len(stage.problem.rooms)
-        limits = self.counts.limits
-        prices = Prices(
-            stage.lows + [0] * rooms, limits + [PARTS] * rooms, [n.buy for n in nodes],
-            self._start() + [0] * rooms if like is None else like.price, aim,
-            looks=self.effort // (40 if self.large else 4), enough=target - 1, pace=FULL_PACE if like is None else WARM_PACE, parts=[1] * len(limits) + [PARTS] * rooms,
-        )  # fmt: skip
-        return nodes, prices
+    def tried_again(self, first: int) -> bool:
+        """The same without the options that no better choice has."""
+        before = len(self.options)
+        for level in range(max(first - 1, self.top), first + 1):
+            now = levels(self.problem, self.best)
+            every = Stage(self.problem, self.options, now[:level], level + 1)
+            self.options = possible(every, now, Budget(self.effort // RULED_OUT))
+        return len(self.options) < before and self.improved(self.stage(first, first + 1), TRIED_AGAIN)
 
-    def _floor(self, value: int) -> int:
-        return value // self.stage.grain * self.stage.grain
+    def combined(self, first: int, last: int, *, parted: bool) -> bool:
+        """Whether `best` is the best at these levels now: put together from what each node can hold."""
+        stage = self.stage(first, last)
+        combining = Combining(stage, self.effort, self.guides, self.large)
+        highest = combining.by_prices(levels(self.problem, self.best))
+        if highest > stage.worth(levels(self.problem, self.best)):
+            self.best = self.exchange.better(self.best, min(self.tries, self.exchanges), partial(_reaches, stage, highest))
+            self.exchanges -= self.tries
+        if not self.large:
+            budget = Budget(self.effort // QUICK) if not parted else Budget(self.effort) if self.small else self.budget
+            found, highest = combining.best(levels(self.problem, self.best), budget, parted=parted)
+            self.take(found)
+        now = levels(self.problem, self.best)
+        self.bound = (*now[:first], *stage.decode(highest), *[10**9] * (self.end - last))
+        return highest <= stage.worth(now)
 
-    def _start(self) -> list[int]:
-        """What the best placement of each model is worth: prices at which nobody buys."""
-        best = [0] * len(self.counts.limits)
-        for i, value in self.stage.values.items():
-            m = self.stage.problem.options[i].model
-            best[m] = max(best[m], value + self.stage.spread)
-        return best
-
-    def columns(self, stage: Stage, nodes: Sequence[Node], prices: Prices, budget: Budget, most: int) -> tuple[list[list[Column]], Prices]:
-        """What each node can hold, as far as it may be part of a choice that comes to `target`; nothing where there is none."""
-        found: list[list[Column]] = []
-        target = self.target
-        led: list[list[Guided]] = [[] for _ in nodes]
-        for price in self.guides:
-            here = [node.follow(price) for node in nodes]
-            slack = whole(price, stage.lows, self.counts.limits) + sum(g.best for g in here)
-            if slack < 0:
-                return [], prices
-            for g, mine in zip(here, led, strict=True):
-                g.least = g.best - slack
-                mine.append(g)
-        for node, mine in zip(nodes, led, strict=True):
-            columns = Columns(node, prices.price, budget, mine).best(prices.bound - target, most)
-            if not columns:
-                return [], prices
-            found.append([(held, value, picks) for held, (value, picks) in columns.items()])
-        # Once more, with what the nodes hold as a whole. The node with the most to choose from comes first: there is one state before it only.
-        found.sort(key=lambda columns: (-len(columns), columns[0][0]))
-        again = Prices(
-            stage.lows, self.counts.limits, [self._buyer(columns) for columns in found], prices.price[: len(self.counts.limits)], target,
-            looks=self.effort // 8, pace=WARM_PACE, enough=target - 1,
-        )  # fmt: skip
-        if again.bound < target:
-            return [], again
-        slack = again.bound - target
-        stages = []
-        for mine_all, earned in zip(found, again.earned, strict=True):
-            stages.append([c for c in mine_all if c[1] - self._paid(again.price, c[0]) >= earned - slack])
-        return stages, again
-
-    def _parts(self, held: int) -> list[tuple[int, int]]:
-        return [(row, n) for row in range(len(self.counts.limits)) if (n := self.counts.of(held, row))]
-
-    def _paid(self, price: Sequence[int], held: int) -> int:
-        return sum(p * self.counts.of(held, row) for row, p in enumerate(price) if p)
-
-    def _buyer(self, columns: Iterable[Column]) -> Buyer:
-        """A node of which is known all that it can hold."""
-        known = [(value, self._parts(held)) for held, value, _ in columns]
-        looked = sum(len(parts) for _, parts in known) // 4
-
-        def buy(price: Sequence[int]) -> tuple[int, list[tuple[int, int]], int]:
-            best, taken = -1 << 4096, known[0][1]
-            for gain, parts in known:
-                for row, n in parts:
-                    gain -= price[row] * n
-                if gain > best:
-                    best, taken = gain, parts
-            return best, taken, looked
-
-        return buy
-
-    def sweep(self, stage: Stage, stages: Sequence[Sequence[Column]], prices: Prices, budget: Budget, most: int) -> list[int] | None:
-        """The best choice of one column of each node, if it comes to `target`."""
-        counts, bias, guard, target = self.counts, self.counts.bias, self.counts.guard, self.target
-        # What the nodes from each one on must still be able to bring.
-        missing = list(stage.lows)
-        least = [counts.least(missing)]
-        for columns in reversed(stages):
-            brings = [0] * len(missing)
-            for held, _, _ in columns:
-                for row, n in self._parts(held):
-                    brings[row] = max(brings[row], n)
-            missing = [max(0, low - n) for low, n in zip(missing, brings, strict=True)]
-            least.append(counts.least(missing))
-        least.reverse()
-        # What the nodes from each one on may bring by the guides' prices, and what they must.
-        led = []
-        for price in self.guides:
-            tops = [max(-self._paid(price, held) for held, _, _ in columns) for columns in stages]
-            led.append((price, [-whole(price, stage.lows, self.counts.limits) - sum(tops[k:]) for k in range(len(stages) + 1)]))
-        # (earned so far after prices, value, counts before, column taken)
-        states: dict[int, tuple[int, int, int, int]] = {0: (0, 0, 0, -1)}
-        history = [states]
-        total = prices.full + sum(prices.earned)
-        for number, (columns, earned) in enumerate(zip(stages, prices.earned, strict=True), 1):
-            ranked = sorted(
-                ((value - self._paid(prices.price, held) - earned, held, value, at) for at, (held, value, _) in enumerate(columns)),
-                reverse=True,
-            )
-            after: dict[int, tuple[int, int, int, int]] = {}
-            enough = least[number]
-            for have, (lost, value, _, _) in states.items():
-                short = target - total - lost
-                steps = 0
-                for gain, more, worth, at in ranked:
-                    if gain < short:
-                        break
-                    steps += 1
-                    both = have + more
-                    if (both + bias) & guard or (both + enough) & guard != guard:
-                        continue
-                    if both not in after or value + worth > after[both][1]:
-                        after[both] = (lost + gain, value + worth, have, at)
-                budget.spend(steps + 1)
-            for price, needs in led:
-                after = {held: s for held, s in after.items() if -self._paid(price, held) >= needs[number]}
-            if len(after) > most:
-                after = dict(sorted(after.items(), key=lambda s: (-s[1][0], s[0]))[:most])
-            states = after
-            history.append(states)
-        good = [held for held in states if self._complete(held)]
-        if not good:
-            return None
-        last = max(good, key=lambda held: (states[held][1], -held))
-        if states[last][1] < target:
-            return None
-        chosen: list[int] = []
-        for columns, now in zip(reversed(stages), reversed(history[1:]), strict=True):
-            _, _, before, at = now[last]
-            chosen += options_of(columns[at][2])
-            last = before
-        return chosen
-
-    def _complete(self, held: int) -> bool:
-        """Whether as many models have a place as can have one."""
-        return all(sum(self.counts.of(held, m) > 0 for m in mine) >= n for mine, n in self.stage.reach_models)
+    def improved(self, stage: Stage, part: int) -> bool:
+        outcome = improve(stage, levels(self.problem, self.best), Budget(self.effort // part), self.highest)
+        self.take(outcome.chosen)
+        return outcome.settled

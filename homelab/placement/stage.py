@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from copy import copy
-from typing import Any
 
 from homelab.placement.assignment import BESIDE, LEVELS, SPREAD, Option, Problem
 from homelab.placement.packing import Counts
@@ -151,21 +150,26 @@ def weights(problem: Problem, indices: Iterable[int], first: int, last: int) -> 
 
 def leanest(problem: Problem, indices: Sequence[int], decisive: int) -> list[int]:
     """The options that no other on the same devices makes needless, as far as the first levels go."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for i in indices:
-        o = problem.options[i]
-        groups.setdefault((o.model, o.node, tuple(d for d, _ in o.loads), o.once, o.worth[:decisive]), []).append(i)
+        groups.setdefault(seat(problem.options[i], decisive), []).append(i)
     found = []
     for mine in groups.values():
         lean: list[int] = []
         for i in sorted(mine, key=lambda i: (problem.options[i].loads, problem.options[i].host, problem.options[i].fetch, i)):
-            if problem.options[i].once or not any(_covers(problem, j, i) for j in lean):
+            if problem.options[i].once or not any(covers(problem, j, i) for j in lean):
                 lean.append(i)
         found += lean
     return sorted(found)
 
 
-def _covers(problem: Problem, i: int, j: int) -> bool:
+def seat(o: Option, decisive: int) -> Hashable:
+    """What options have in common that differ in what they take only, as far as the first levels go."""
+    return (o.model, o.node, tuple(d for d, _ in o.loads), o.once, o.worth[:decisive])
+
+
+def covers(problem: Problem, i: int, j: int) -> bool:
+    """Whether an option takes no more than another of the same seat."""
     one, other = problem.options[i], problem.options[j]
     loads = all(x <= y for (_, x), (_, y) in zip(one.loads, other.loads, strict=True))
     return loads and one.host <= other.host and one.fetch in ("", other.fetch)
