@@ -8,12 +8,16 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from homelab.errors import HomelabError, NodeError
-from homelab.facts import Failure, NodeReport, Survey, Weights, parse_facts
 from homelab.inventory import Inventory
 from homelab.nodes import bundle, connect
 from homelab.nodes.session import Session
+
+# Imported while the nodes answer: building these classes takes as long as a login.
+if TYPE_CHECKING:
+    from homelab.facts import Failure, NodeReport, Survey, Weights
 
 ANSWER_SECONDS = 30.0
 
@@ -32,28 +36,55 @@ async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bo
     `meanwhile` runs in a thread while the nodes answer: what the caller needs afterwards can be imported there."""
     sources = sorted({v.source for m in inventory.models.values() for v in m.variants if v.parsed.where != "controller"})
     request = {"cluster": inventory.cluster, "sources": sources, "headers": False}
+    answers: dict[str, bytes] = {}
     errors: dict[str, NodeError] = {}
+    # Nothing is imported as long as logins go on: they wait for the same processor.
+    logins, no_login_left = set(inventory.nodes), asyncio.Event()
 
-    async def one(name: str) -> tuple[str, NodeReport]:
+    def logged_in(name: str) -> None:
+        logins.discard(name)
+        if not logins:
+            no_login_left.set()
+
+    async def one(name: str) -> None:
         try:
-            answer = await _answer(inventory, name, request)
-            return name, NodeReport(reachable=True, facts=parse_facts(answer))
+            answers[name] = await _answer(inventory, name, request, lambda: logged_in(name))
         except NodeError as e:
             errors[name] = e
-            return name, NodeReport(reachable=False, error=_failure(e))
+        finally:
+            logged_in(name)
 
-    def while_they_answer() -> None:
+    def prepare() -> None:
+        from homelab.facts import NodeReport
+
         NodeReport.model_rebuild()  # builds the validators
         meanwhile()
 
-    *reports, _ = await asyncio.gather(*(one(n) for n in sorted(inventory.nodes)), asyncio.to_thread(while_they_answer))
-    return Discovery(survey=Survey(nodes=dict(r for r in reports if r)), errors=errors)
+    async def while_they_answer() -> None:
+        if logins:
+            await no_login_left.wait()
+        await asyncio.to_thread(prepare)
+
+    await asyncio.gather(*(one(n) for n in sorted(inventory.nodes)), while_they_answer())
+    from homelab.facts import NodeReport, Survey, parse_facts
+
+    reports = {}
+    for name in sorted(inventory.nodes):
+        try:
+            if name not in errors:
+                reports[name] = NodeReport(reachable=True, facts=parse_facts(answers[name]))
+                continue
+        except NodeError as e:
+            errors[name] = e
+        reports[name] = NodeReport(reachable=False, error=_failure(errors[name]))
+    return Discovery(survey=Survey(nodes=reports), errors=errors)
 
 
-async def _answer(inventory: Inventory, name: str, request: dict[str, object]) -> bytes:
+async def _answer(inventory: Inventory, name: str, request: dict[str, object], logged_in: Callable[[], object] = bool) -> bytes:
     """The agent's document from one node, within a time limit."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS), connect(name, inventory.nodes[name]) as session:
+            logged_in()
             return await ask(session, json.dumps(request), inventory.nodes[name].python)
     except TimeoutError as e:
         raise NodeError(
@@ -129,6 +160,8 @@ async def read_models(inventory: Inventory, survey: Survey, names: Collection[st
 
 async def _with_headers(inventory: Inventory, name: str, report: NodeReport, sources: list[str]) -> NodeReport:
     """The node's report with the headers of these sources, asked for in a second round: only planning needs them."""
+    from homelab.facts import Weights
+
     assert report.facts is not None
     try:
         answer = await _answer(inventory, name, {"only": "weights", "sources": sources})
@@ -140,6 +173,7 @@ async def _with_headers(inventory: Inventory, name: str, report: NodeReport, sou
 
 
 def _read_hub(source: str, inventory: Inventory, environ: Mapping[str, str]) -> Weights:
+    from homelab.facts import Weights
     from homelab.models import hub
 
     token = environ.get(inventory.hub.token.removeprefix("env:")) if inventory.hub.token else None
@@ -152,6 +186,7 @@ def _read_hub(source: str, inventory: Inventory, environ: Mapping[str, str]) -> 
 
 
 def _read_file(source: str, base: Path) -> Weights:
+    from homelab.facts import Weights
     from homelab.models import hub
 
     path = base / source
@@ -167,4 +202,6 @@ def _read_file(source: str, base: Path) -> Weights:
 
 
 def _failure(error: NodeError) -> Failure:
+    from homelab.facts import Failure
+
     return Failure(message=error.message, cause=error.cause, hint=error.hint)

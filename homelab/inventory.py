@@ -47,7 +47,8 @@ Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=100_000_000, st
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Validators are built when an inventory is first read, all at once: built class by class they cost twice the time.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Node(Strict):
@@ -185,7 +186,7 @@ class Inventory(Strict):
     cluster: ClusterName = "home"
     gateway: Gateway
     images: Mapping[str, Plain] = Field(default_factory=dict)
-    hub: Hub = Hub()
+    hub: Hub = Field(default_factory=Hub)
     nodes: Mapping[Name, Node]
     models: Mapping[Name, Model] = Field(default_factory=dict)
     cloud: Mapping[Name, Cloud] = Field(default_factory=dict)

@@ -13,14 +13,13 @@ from pydantic import SecretStr
 from homelab import state
 from homelab.discover import Discovery, discover, read_models
 from homelab.errors import HomelabError, InventoryError, NodeError
-from homelab.facts import Survey, load_survey
 from homelab.inventory import Inventory, load
 from homelab.nodes import connect
 from homelab.secrets import Secrets
-from homelab.service import cluster_directory
 
-# What only planning needs is imported where planning begins: `discover` and `status` do without, and are quicker for it.
+# What is not needed before the nodes are asked is imported where it is: most of it while they answer, and what only planning needs there.
 if TYPE_CHECKING:
+    from homelab.facts import Survey
     from homelab.plan import Plan
 
 
@@ -55,10 +54,10 @@ async def survey_nodes(household: Household, meanwhile: Callable[[], object] = b
     """What all nodes say now; what the silent ones said before is kept with it, and all of it is remembered."""
     inventory = household.inventory
     found = await discover(inventory, meanwhile=meanwhile)
-    before = state.load_survey(inventory.cluster)
+    silent = [name for name, report in found.survey.nodes.items() if report.facts is None]
     remembered = {}
-    for name, report in found.survey.nodes.items():
-        if report.facts is None and before is not None:
+    if silent and (before := state.load_survey(inventory.cluster)) is not None:
+        for name in silent:
             last = before.nodes.get(name)
             facts = last.facts if last is not None and last.facts is not None else before.remembered.get(name)
             if facts is not None:
@@ -83,6 +82,8 @@ def read_facts(path: Path) -> Survey:
     """A saved survey, for planning without a network.
 
     Raises InventoryError."""
+    from homelab.facts import load_survey
+
     try:
         return load_survey(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as e:
@@ -140,11 +141,14 @@ async def secrets_of(household: Household, survey: Survey | None = None) -> Secr
     inventory = household.inventory
     if (mine := state.load_secrets(inventory.cluster)) is not None:
         return mine
+    from homelab.service import cluster_directory
+
     node = inventory.gateway.node
     if survey is not None and not survey.nodes[node].reachable:
         return None
+    file = f"{cluster_directory(inventory.cluster)}/secrets.json"
     async with connect(node, inventory.nodes[node]) as session:
-        found = await session.run(f"cat {cluster_directory(inventory.cluster)}/secrets.json")
+        found = await session.run(f"cat {file}")
     if found.exit_status != 0:
         return None
     try:
@@ -153,7 +157,7 @@ async def secrets_of(household: Household, survey: Survey | None = None) -> Secr
         raise HomelabError(
             f"The keys on node `{node}` cannot be read",
             cause=str(e),
-            hint=f"Remove ~/{cluster_directory(inventory.cluster)}/secrets.json there and deploy again: clients then need the new key",
+            hint=f"Remove ~/{file} there and deploy again: clients then need the new key",
         ) from e
     state.save_secrets(inventory.cluster, secrets)
     return secrets

@@ -8,14 +8,17 @@ import os
 import secrets as random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 from pydantic import SecretStr, ValidationError
 
 from homelab.errors import DeployError, HomelabError
-from homelab.facts import Measurement, Survey
 from homelab.nodes.local import aside
 from homelab.secrets import Secrets
+
+if TYPE_CHECKING:
+    from homelab.facts import Measurement, Survey
 
 
 def directory(cluster: str) -> Path:
@@ -58,6 +61,8 @@ def save_secrets(cluster: str, secrets: Secrets) -> None:
 
 def load_survey(cluster: str) -> Survey | None:
     """What the nodes last said; None if never asked or unreadable (it is a memory, not a truth)."""
+    from homelab.facts import Survey
+
     try:
         return Survey.model_validate_json((directory(cluster) / "survey.json").read_text())
     except (OSError, ValidationError, UnicodeDecodeError):
@@ -70,6 +75,8 @@ def save_survey(cluster: str, survey: Survey) -> None:
 
 def load_measurements(cluster: str) -> tuple[Measurement, ...]:
     """What was measured so far; nothing where there is no record or it cannot be read."""
+    from homelab.facts import Survey
+
     try:
         return Survey.model_validate_json(_measurements(cluster).read_text()).measured
     except (OSError, ValidationError, UnicodeDecodeError):
@@ -77,6 +84,8 @@ def load_measurements(cluster: str) -> tuple[Measurement, ...]:
 
 
 def save_measurements(cluster: str, measured: tuple[Measurement, ...]) -> None:
+    from homelab.facts import Survey
+
     _write(_measurements(cluster), Survey(measured=measured).model_dump_json(include={"schema_version", "measured"}))
 
 

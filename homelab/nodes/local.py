@@ -10,11 +10,13 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from homelab.errors import NodeError
 from homelab.nodes.session import Result
-from homelab.service import File
+
+if TYPE_CHECKING:
+    from homelab.service import File
 
 logger = logging.getLogger(__name__)
 

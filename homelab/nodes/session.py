@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from homelab.service import File
+if TYPE_CHECKING:
+    from homelab.service import File
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

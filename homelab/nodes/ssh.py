@@ -12,14 +12,16 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import asyncssh
 
 from homelab.errors import NodeError
 from homelab.inventory import Node
 from homelab.nodes.session import Result
-from homelab.service import File
+
+if TYPE_CHECKING:
+    from homelab.service import File
 
 logger = logging.getLogger(__name__)
 
