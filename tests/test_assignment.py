@@ -11,7 +11,7 @@ from homelab.facts import Facts
 from homelab.inventory import Inventory, load
 from homelab.placement import place, problem_of
 from homelab.placement.assignment import Option, Problem, Room, Want, levels, violations
-from homelab.placement.backtracking import possible
+from homelab.placement.backtracking import Outcome, improve, possible
 from homelab.placement.packing import Budget
 from homelab.placement.search import solve
 from homelab.placement.stage import Stage
@@ -48,8 +48,8 @@ def test_random_households_come_to_what_an_exact_solver_finds(nodes: int, gpus: 
 
 def test_options_that_are_ruled_out_are_in_no_best_choice() -> None:
     ruled_out = 0
-    for seed in range(12):
-        problem = household(seed, 3, 4, 5)
+    for seed in range(6):
+        problem = household(seed, 2, 3, 4)
         answer = solve(problem)
         for level in range(2 * len(problem.classes), len(answer.levels)):
             stage = Stage(problem, range(len(problem.options)), answer.levels[:level], level + 1)
@@ -58,7 +58,17 @@ def test_options_that_are_ruled_out_are_in_no_best_choice() -> None:
         fewer = replace(problem, options=tuple(problem.options[i] for i in left))
         assert best_levels(fewer) == answer.levels, seed
         ruled_out += len(problem.options) - len(left)
-    assert ruled_out > 100
+    assert ruled_out > 50
+
+
+def test_what_is_too_deep_to_be_tried_out_is_left_to_the_others() -> None:
+    want = Want(replicas=500)
+    options = tuple(Option(model=m, node=0, loads=((0, 1 + m),)) for m in range(2))
+    problem = Problem(wants=(want, want), rooms=(Room(ram=0, disk=0),), devices=((0, 900),), options=options)
+    known = levels(problem, [0, 1])
+    stage = Stage(problem, [0, 1], known[:1], 2)
+    assert improve(stage, known, Budget(1_000_000)) == Outcome(None, settled=False)
+    assert possible(stage, known, Budget(1_000_000)) == [0, 1]
 
 
 def test_when_steps_run_out_the_answer_is_allowed_and_says_how_far_it_may_be() -> None:

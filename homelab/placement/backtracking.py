@@ -46,9 +46,9 @@ class Outcome:
 
 def improve(stage: Stage, known: Sequence[int], budget: Budget, highest: int | None = None) -> Outcome:
     """More at the first level of a stage than `known` has, where no choice has more than `highest`."""
-    search = _Backtracking(stage, [*known[: stage.first], known[stage.first] + 1], budget, highest)
-    if sum(search.counts[search.classes :]) > DEEPEST:
+    if sum(stage.limits) > DEEPEST:
         return Outcome(None, False)
+    search = _Backtracking(stage, [*known[: stage.first], known[stage.first] + 1], budget, highest)
     try:
         search.place(search.waiting, search.counts, [0] * search.own)
     except _Enough:
@@ -61,6 +61,8 @@ def improve(stage: Stage, known: Sequence[int], budget: Budget, highest: int | N
 def possible(stage: Stage, known: Sequence[int], budget: Budget) -> list[int]:
     """The options of a stage without those that are in no choice which comes to what is `known`, its first level included; as far as a few steps
     each can tell."""
+    if sum(stage.limits) > DEEPEST:
+        return stage.indices
     problem = stage.problem
     least = known[: stage.first + 1]
     alike: dict[Hashable, list[int]] = {}
@@ -70,6 +72,8 @@ def possible(stage: Stage, known: Sequence[int], budget: Budget) -> list[int]:
     left, untold = set(stage.indices), 0
     asked = leanest(problem, stage.indices, decisive)
     for i in sorted(asked, key=lambda i: i * MIXED % len(problem.options)):
+        if budget.steps <= 0 or untold > IN_VAIN:
+            break
         steps = Budget(PROBE)
         search = _Backtracking(stage.part(sorted(left)), least, steps, least[-1])
         try:
@@ -78,8 +82,6 @@ def possible(stage: Stage, known: Sequence[int], budget: Budget) -> list[int]:
             continue
         except OutOfSteps:
             untold += 1
-            if budget.steps <= 0 or untold > IN_VAIN:
-                break
             continue
         finally:
             budget.steps -= PROBE - steps.steps
