@@ -50,7 +50,11 @@ class Graph:
         if not shape.causal:
             wide = 2 * shape.intermediate + shape.hidden
             return FLOAT * self.ubatch * max(wide, 0 if self.flash else scores + 6 * shape.hidden + 3 * query) + mask
-        moments = [self._head(shape), FLOAT * self.ubatch * self._feed_forward(shape), self._states(shape)]
+        moments = [
+            self._head(shape, self.ubatch * seen * (2 if self.flash else FLOAT)),
+            FLOAT * self.ubatch * self._feed_forward(shape),
+            self._states(shape),
+        ]
         if not self.flash:
             row = scores + (11 if shape.mla else 5) * shape.hidden + (3 if shape.hybrid else 2) * query + 4 * values + shape.lookup_width
             # MLA's values are a part of its keys, and are turned around in a copy of all of them.
@@ -62,10 +66,12 @@ class Graph:
             moments.append(FLOAT * self.ubatch * (2 * query + 7 * shape.hidden))
         return max(moments) + mask + self.ubatch * INPUT_BYTES
 
-    def _head(self, shape: ModelShape) -> int:
-        """The logits, and five or six rows of the hidden size: that depends on the holes which earlier tensors left."""
-        rest = 6 * shape.hidden + shape.lookup_width
-        return FLOAT * (self.outputs * shape.vocab + self.ubatch * rest)
+    def _head(self, shape: ModelShape, mask: int) -> int:
+        """The logits, and five or six rows of the hidden size: that depends on the holes which earlier tensors left. The mask of the last attention
+        is not needed any more: where the logits fit into its place, they take it."""
+        rest = FLOAT * self.ubatch * (6 * shape.hidden + shape.lookup_width)
+        logits = FLOAT * self.outputs * shape.vocab
+        return rest + (0 if logits + rest <= mask else logits)
 
     def _feed_forward(self, shape: ModelShape) -> int:
         """Floats for each token: gate, up and their product beside the residual; of experts, what each gives before they are added up."""

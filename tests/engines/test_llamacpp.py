@@ -99,6 +99,14 @@ CROWDED = [
 ]
 
 
+@pytest.mark.parametrize(("name", "said_mib"), [("gemma2", 163.53), ("deepseek2", 178.02), ("glm4moe", 162.02), ("llama4", 152.53)])
+def test_logits_take_the_place_of_a_larger_mask(name: str, said_mib: float) -> None:
+    """llama.cpp b11549, 131 072 tokens: a mask of 128 MiB, logits of 62.5."""
+    request = Request(kind="chat", context=131072, concurrency=1, args={"flash-attn": "on", "ubatch-size": 512})
+    found = terms(llamacpp.footprint(from_header(ARCHITECTURES[name]["header"]), request, CPU, outputs="all"))["compute"] / MIB
+    assert said_mib - 0.01 <= found <= said_mib + 0.1
+
+
 @pytest.mark.parametrize(("name", "tokens", "slots", "ubatch", "flash", "unified", "outputs", "said_mib"), CROWDED)
 def test_many_slots_never_take_more_than_is_said(
     name: str, tokens: int, slots: int, ubatch: int, flash: str, unified: bool, outputs: Literal["all", "slots"], said_mib: float
