@@ -398,7 +398,6 @@ def remove(
 def main() -> None:
     """Run the command line; the class of an error fixes the exit code, and no traceback is shown for anything a user can cause."""
     gc.set_threshold(500_000)  # a short life makes little garbage: looking for it at every import costs a tenth of the time
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # there are none of ours, and looking reads every installed package
     try:
         app()
     except HomelabError as e:

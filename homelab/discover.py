@@ -68,15 +68,16 @@ async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bo
     await asyncio.gather(*(one(n) for n in sorted(inventory.nodes)), while_they_answer())
     from homelab.facts import NodeReport, Survey, parse_facts
 
-    reports = {}
-    for name in sorted(inventory.nodes):
+    facts = {}
+    for name, answer in answers.items():
         try:
-            if name not in errors:
-                reports[name] = NodeReport(reachable=True, facts=parse_facts(answers[name]))
-                continue
+            facts[name] = parse_facts(answer)
         except NodeError as e:
             errors[name] = e
-        reports[name] = NodeReport(reachable=False, error=_failure(errors[name]))
+    reports = {
+        n: NodeReport(reachable=True, facts=facts[n]) if n in facts else NodeReport(reachable=False, error=_failure(errors[n]))
+        for n in sorted(inventory.nodes)
+    }
     return Discovery(survey=Survey(nodes=reports), errors=errors)
 
 

@@ -6,14 +6,14 @@ left to choose this ends after few steps; where much is, the prices (`prices.py`
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import ge
 
 from homelab.placement.assignment import BESIDE, SPREAD
 from homelab.placement.greedy import Books
 from homelab.placement.packing import Budget, OutOfSteps
-from homelab.placement.stage import Stage, covers, leanest, seat
+from homelab.placement.stage import Stage, covers, leanest, seat, seats
 
 # Steps for one option, when it is asked whether it can be part of a choice.
 PROBE = 5000
@@ -65,10 +65,8 @@ def possible(stage: Stage, known: Sequence[int], budget: Budget) -> list[int]:
         return stage.indices
     problem = stage.problem
     least = known[: stage.first + 1]
-    alike: dict[Hashable, list[int]] = {}
     decisive = max(0, len(least) - 2 * len(problem.classes))
-    for i in stage.indices:
-        alike.setdefault(seat(problem.options[i], decisive), []).append(i)
+    alike = seats(problem, stage.indices, decisive)
     left, untold = set(stage.indices), 0
     asked = leanest(problem, stage.indices, decisive)
     for i in sorted(asked, key=lambda i: i * MIXED % len(problem.options)):
@@ -104,8 +102,7 @@ class _Backtracking:
         # How many of `LEVELS` count; none while models and replicas are counted.
         self.own = max(0, len(self.least) - 2 * self.classes)
         self.worth = {i: self.options[i].worth[: self.own] for i in stage.indices}
-        ranks = {c: k for k, c in enumerate(stage.problem.classes)}
-        self.rank = [ranks[w.priority] for w in stage.problem.wants]
+        self.rank = stage.rank
         places: dict[int, dict[int, list[int]]] = {m: {} for m, n in enumerate(stage.limits) if n}
         for i in stage.indices:
             places[self.options[i].model].setdefault(self.options[i].node, []).append(i)

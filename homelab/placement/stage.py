@@ -30,7 +30,7 @@ class Stage:
         top = 2 * len(classes)
         self.own = range(self.first - top, last - top)  # of `LEVELS`, where there are some
         ranks = {c: k for k, c in enumerate(classes)}
-        rank = [ranks[w.priority] for w in problem.wants]
+        self.rank = rank = [ranks[w.priority] for w in problem.wants]
         only_models = self.first < len(classes)
         self.indices = [i for i in indices if self._open(problem.options[i], rank[problem.options[i].model], only_models)]
         options = {i: problem.options[i] for i in self.indices}
@@ -150,11 +150,8 @@ def weights(problem: Problem, indices: Iterable[int], first: int, last: int) -> 
 
 def leanest(problem: Problem, indices: Sequence[int], decisive: int) -> list[int]:
     """The options that no other on the same devices makes needless, as far as the first levels go."""
-    groups: dict[Hashable, list[int]] = {}
-    for i in indices:
-        groups.setdefault(seat(problem.options[i], decisive), []).append(i)
     found = []
-    for mine in groups.values():
+    for mine in seats(problem, indices, decisive).values():
         lean: list[int] = []
         for i in sorted(mine, key=lambda i: (problem.options[i].loads, problem.options[i].host, problem.options[i].fetch, i)):
             if problem.options[i].once or not any(covers(problem, j, i) for j in lean):
@@ -166,6 +163,14 @@ def leanest(problem: Problem, indices: Sequence[int], decisive: int) -> list[int
 def seat(o: Option, decisive: int) -> Hashable:
     """What options have in common that differ in what they take only, as far as the first levels go."""
     return (o.model, o.node, tuple(d for d, _ in o.loads), o.once, o.worth[:decisive])
+
+
+def seats(problem: Problem, indices: Iterable[int], decisive: int) -> dict[Hashable, list[int]]:
+    """Options by their seat."""
+    found: dict[Hashable, list[int]] = {}
+    for i in indices:
+        found.setdefault(seat(problem.options[i], decisive), []).append(i)
+    return found
 
 
 def covers(problem: Problem, i: int, j: int) -> bool:
