@@ -14,7 +14,12 @@ if TYPE_CHECKING:  # importing typing costs 3 ms
 
 TIMEOUT_S = 5.0
 # Docker offers GPUs through a listed runtime, or (`--gpus`, Compose reservations) through this hook, listed or not.
-NVIDIA_PROGRAMS = ("nvidia-container-runtime-hook", "nvidia-container-toolkit", "nvidia-ctk", "nvidia-container-runtime")
+NVIDIA_PROGRAMS = (
+    "nvidia-container-runtime-hook",
+    "nvidia-container-toolkit",
+    "nvidia-ctk",
+    "nvidia-container-runtime",
+)
 PROGRAM_PATH = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/snap/bin")
 # In the bundle's own folder, the one place where the agent may write.
 MEMORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "docker.json")
@@ -35,7 +40,14 @@ DOWN = "Cannot connect to the Docker daemon at unix://%s. Is the docker daemon r
 def find_program(name: str) -> str | None:
     """A login by SSH often has a shorter PATH than the desk."""
     folders = [*os.environ.get("PATH", "").split(os.pathsep), *PROGRAM_PATH]
-    return next((p for p in (os.path.join(f, name) for f in folders if f) if os.path.isfile(p) and os.access(p, os.X_OK)), None)
+    return next(
+        (
+            p
+            for p in (os.path.join(f, name) for f in folders if f)
+            if os.path.isfile(p) and os.access(p, os.X_OK)
+        ),
+        None,
+    )
 
 
 def socket_path() -> str:
@@ -44,28 +56,52 @@ def socket_path() -> str:
         return named[len("unix://") :]
     rootless = os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}", "docker.sock")
     standard = "/var/run/docker.sock"
-    return next((p for p in (standard, rootless, os.path.expanduser("~/.docker/run/docker.sock")) if os.path.exists(p)), standard)
+    return next(
+        (
+            p
+            for p in (standard, rootless, os.path.expanduser("~/.docker/run/docker.sock"))
+            if os.path.exists(p)
+        ),
+        standard,
+    )
 
 
 def collect(problems: list[dict[str, str]]) -> dict[str, Any]:
     path = socket_path()
-    present = os.path.exists(path) or find_program("docker") is not None or bool(os.environ.get("DOCKER_HOST"))
+    present = (
+        os.path.exists(path) or find_program("docker") is not None or bool(os.environ.get("DOCKER_HOST"))
+    )
     if not present:
         return {"docker": None, "services": [], "ports": []}
     compose = InThread(compose_version)
-    engine: dict[str, Any] = {"reachable": False, "socket": path, "nvidia_runtime": any(find_program(p) for p in NVIDIA_PROGRAMS)}
+    engine: dict[str, Any] = {
+        "reachable": False,
+        "socket": path,
+        "nvidia_runtime": any(find_program(p) for p in NVIDIA_PROGRAMS),
+    }
     services: list[dict[str, Any]] = []
     ports: list[dict[str, Any]] = []
     try:
         engine.update(known(path))
         containers = httpget.get_json(path, "/containers/json?all=1", TIMEOUT_S)
         ports = [p for c in containers for p in published(c)]
-        services = details(path, [c for c in containers if "homelab.cluster" in (c.get("Labels") or {})], engine["api_version"], problems)
+        services = details(
+            path,
+            [c for c in containers if "homelab.cluster" in (c.get("Labels") or {})],
+            engine["api_version"],
+            problems,
+        )
     except PermissionError as e:
         engine["error"] = f"{DENIED % path}: {e.strerror}"
     except (FileNotFoundError, ConnectionRefusedError):
         engine["error"] = DOWN % path
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:  # whatever answers there may not be Docker
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as e:  # whatever answers there may not be Docker
         engine["error"] = f"{path}: {e}"
     engine["compose_version"] = compose.result(TIMEOUT_S)
     return {"docker": engine, "services": services, "ports": ports}
@@ -136,7 +172,12 @@ def keep(identity: str, value: Any) -> None:
 def describe(path: str) -> dict[str, Any]:
     information = InThread(httpget.get_json, path, "/info", TIMEOUT_S)
     version = httpget.get_json(path, "/version", TIMEOUT_S)
-    found: dict[str, Any] = {"reachable": True, "version": version.get("Version"), "api_version": version.get("ApiVersion"), "error": None}
+    found: dict[str, Any] = {
+        "reachable": True,
+        "version": version.get("Version"),
+        "api_version": version.get("ApiVersion"),
+        "error": None,
+    }
     info = information.result(TIMEOUT_S) or {}
     found["data_root"] = info.get("DockerRootDir")
     found["cgroup_version"] = info.get("CgroupVersion")
@@ -187,19 +228,36 @@ def published(container: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"port": p["PublicPort"], "address": p.get("IP") or "0.0.0.0", "process": name} for p in rows]
 
 
-def details(path: str, containers: list[dict[str, Any]], api: str, problems: list[dict[str, str]]) -> list[dict[str, Any]]:
-    inspections = [InThread(httpget.get_json, path, "/containers/{}/json".format(c["Id"]), TIMEOUT_S) for c in containers]
+def details(
+    path: str, containers: list[dict[str, Any]], api: str, problems: list[dict[str, str]]
+) -> list[dict[str, Any]]:
+    inspections = [
+        InThread(httpget.get_json, path, "/containers/{}/json".format(c["Id"]), TIMEOUT_S) for c in containers
+    ]
     found = []
     for container, inspection in zip(containers, inspections):
         inspected = inspection.result(TIMEOUT_S)
         if inspected is None:
-            problems.append({"source": "docker", "message": "container {} could not be inspected".format(container["Id"][:12])})
+            problems.append(
+                {
+                    "source": "docker",
+                    "message": "container {} could not be inspected".format(container["Id"][:12]),
+                }
+            )
             continue
         found.append(service(container, inspected))
     one_shot = tuple(int(n) for n in (api or "0").split(".")) >= (1, 41)
     # Docker 20.10 takes a second for this, one-shot or not: it is asked only where the kernel does not tell.
     statistics = [
-        (each, InThread(httpget.get_json, path, "/containers/{}/stats?stream=false&one-shot=true".format(each["container"]), TIMEOUT_S))
+        (
+            each,
+            InThread(
+                httpget.get_json,
+                path,
+                "/containers/{}/stats?stream=false&one-shot=true".format(each["container"]),
+                TIMEOUT_S,
+            ),
+        )
         for each in found
         if one_shot and each["memory_bytes"] is None and each["state"] != "stopped"
     ]
@@ -214,7 +272,9 @@ def service(container: dict[str, Any], inspected: dict[str, Any]) -> dict[str, A
     state, detail = condition(now)
     return {
         "cluster": labels["homelab.cluster"],
-        "name": labels.get("homelab.service") or labels.get("com.docker.compose.service") or inspected.get("Name", "").lstrip("/"),
+        "name": labels.get("homelab.service")
+        or labels.get("com.docker.compose.service")
+        or inspected.get("Name", "").lstrip("/"),
         "model": labels.get("homelab.model"),
         "spec": labels.get("homelab.spec", ""),
         "runtime": "docker",
@@ -234,7 +294,11 @@ def service(container: dict[str, Any], inspected: dict[str, Any]) -> dict[str, A
 def condition(now: dict[str, Any]) -> tuple[str, str | None]:
     status = now.get("Status")
     health = now.get("Health") or {}
-    ended = "out of memory" if now.get("OOMKilled") else now.get("Error") or "exit code {}".format(now.get("ExitCode"))
+    ended = (
+        "out of memory"
+        if now.get("OOMKilled")
+        else now.get("Error") or "exit code {}".format(now.get("ExitCode"))
+    )
     if status == "restarting":
         return "unhealthy", f"restarting after {ended}"
     if status != "running":

@@ -24,7 +24,9 @@ WEIGHTS_DEADLINE_S = 20.0  # headers may lie on a sleeping disk
 class Question:
     """One part of the node, asked in a thread of its own: Docker, the driver and the file system answer side by side."""
 
-    def __init__(self, source: str, ask: Callable[[Problems], Any], empty: Any, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(
+        self, source: str, ask: Callable[[Problems], Any], empty: Any, deadline_s: float = DEADLINE_S
+    ) -> None:
         self.source = source
         self.ask = ask
         self.value = empty
@@ -52,9 +54,17 @@ class Question:
 def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     sources = [str(s) for s in request.get("sources") or []]
     headers = bool(request.get("headers", True))
-    files = Question("weights", lambda _: model_files(sources, headers), [], WEIGHTS_DEADLINE_S) if sources else None
+    files = (
+        Question("weights", lambda _: model_files(sources, headers), [], WEIGHTS_DEADLINE_S)
+        if sources
+        else None
+    )
     if request.get("only") == "weights":
-        return {"schema_version": SCHEMA_VERSION, "weights": files.answer(problems) if files else [], "problems": problems}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "weights": files.answer(problems) if files else [],
+            "problems": problems,
+        }
     silent = {"reachable": False, "error": f"no answer in {DEADLINE_S:.0f} s"}
     engine = Question("docker", docker.collect, {"docker": silent, "services": [], "ports": []})
     gpus = Question("gpus", accelerators.collect, [])
@@ -82,7 +92,9 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     document["docker"] = found["docker"]
     disks = Question("disks", lambda _: host.disks(found["docker"]), [])
     document["services"] = found["services"] + native.answer(problems)
-    Question("services", lambda _: services.attribute(document["services"], document["gpus"]), None).answer(problems)
+    Question("services", lambda _: services.attribute(document["services"], document["gpus"]), None).answer(
+        problems
+    )
     document["ports"] = ports.merge(listening.answer(problems), found["ports"])
     document["disks"] = disks.answer(problems)
     document["weights"] = files.answer(problems) if files else []
@@ -105,7 +117,9 @@ def main(arguments: list[str]) -> int:
         except (ValueError, TypeError) as e:
             problems.append({"source": "agent", "message": f"the request cannot be read: {e}"})
     try:
-        os.utime(os.path.dirname(os.path.abspath(__file__)))  # bundles that nobody runs are removed after a week
+        os.utime(
+            os.path.dirname(os.path.abspath(__file__))
+        )  # bundles that nobody runs are removed after a week
     except OSError:
         pass
     text = json.dumps(assemble(request, problems), ensure_ascii=False)

@@ -21,7 +21,9 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 STRING, ARRAY = 8, 9
 MAX_PAIRS = 1 << 16
 MAX_TENSORS = 1 << 17
-MAX_ELEMENTS = 1 << 23  # of all string arrays together; the largest vocabularies have 2**18 tokens and twice as many merges
+MAX_ELEMENTS = (
+    1 << 23
+)  # of all string arrays together; the largest vocabularies have 2**18 tokens and twice as many merges
 MAX_NAME = 1 << 16
 MAX_TEXT = 1 << 20
 MAX_HEADER = 1 << 28
@@ -58,7 +60,9 @@ class Reader:
         end = start + count
         if end > len(self.data):
             if end > self.size:
-                raise HeaderError(f"the header points beyond the end of the file ({end} of {self.size} bytes)")
+                raise HeaderError(
+                    f"the header points beyond the end of the file ({end} of {self.size} bytes)"
+                )
             raise TruncatedError(end)
         self.position = end
         return start
@@ -136,20 +140,35 @@ def parse(data: bytes, size: int) -> dict[str, Any]:
     reader.take(4)
     version = reader.number("I")
     if version not in (2, 3):
-        raise HeaderError("big-endian GGUF" if version & 0xFFFF == 0 and version else f"GGUF version {version} is not known")
+        raise HeaderError(
+            "big-endian GGUF" if version & 0xFFFF == 0 and version else f"GGUF version {version} is not known"
+        )
     tensor_count, pair_count = reader.number("Q"), reader.number("Q")
     if tensor_count > MAX_TENSORS or pair_count > MAX_PAIRS:
-        raise HeaderError(f"{tensor_count} tensors and {pair_count} metadata pairs are more than any model has")
+        raise HeaderError(
+            f"{tensor_count} tensors and {pair_count} metadata pairs are more than any model has"
+        )
     metadata: dict[str, Any] = {}
     for _ in range(pair_count):
         key = reader.name()
         metadata[key] = reader.value(reader.number("I"))
     raw = [tensor(reader) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or isinstance(alignment, bool) or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
+    if (
+        not isinstance(alignment, int)
+        or isinstance(alignment, bool)
+        or not 8 <= alignment <= 1 << 20
+        or alignment & (alignment - 1)
+    ):
         raise HeaderError(f"general.alignment is {alignment!r}")
     start = -(-reader.position // alignment) * alignment
-    return {"format": "gguf", "version": version, "file_bytes": size, "metadata": metadata, "tensors": measured(raw, start, size)}
+    return {
+        "format": "gguf",
+        "version": version,
+        "file_bytes": size,
+        "metadata": metadata,
+        "tensors": measured(raw, start, size),
+    }
 
 
 def tensor(reader: Reader) -> tuple[str, list[int], int, int]:
@@ -174,12 +193,16 @@ def measured(raw: list[tuple[str, list[int], int, int]], start: int, size: int) 
         if kind in TYPES:
             word, block, block_bytes = TYPES[kind]
             if dimensions[0] % block:
-                raise HeaderError(f"tensor {name[:80]}: rows of {dimensions[0]} do not divide into blocks of {block} ({word})")
+                raise HeaderError(
+                    f"tensor {name[:80]}: rows of {dimensions[0]} do not divide into blocks of {block} ({word})"
+                )
             count = elements // block * block_bytes
         else:
             word, count = f"type-{kind}", following.get(offset, offset) - offset
         if start + offset + count > size:
-            raise HeaderError(f"tensor {name[:80]} ends at byte {start + offset + count}, the file has {size}")
+            raise HeaderError(
+                f"tensor {name[:80]} ends at byte {start + offset + count}, the file has {size}"
+            )
         found.append([name, dimensions, word, count])
     return found
 

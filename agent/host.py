@@ -41,7 +41,14 @@ def command(*argv: str) -> str | None:
 
     try:
         return (
-            subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False)
+            subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=5,
+                check=False,
+            )
             .stdout.decode()
             .strip()
         )
@@ -88,7 +95,9 @@ def operating_system() -> str:
 def machine_id() -> str | None:
     if LINUX:
         return read_or_none("/etc/machine-id") or read_or_none("/var/lib/dbus/machine-id")
-    found = re.search(r'"IOPlatformUUID" = "([^"]+)"', command("ioreg", "-rd1", "-c", "IOPlatformExpertDevice") or "")
+    found = re.search(
+        r'"IOPlatformUUID" = "([^"]+)"', command("ioreg", "-rd1", "-c", "IOPlatformExpertDevice") or ""
+    )
     return found.group(1) if found else None
 
 
@@ -100,14 +109,20 @@ def cpu() -> dict[str, Any]:
             "cores": int(command("sysctl", "-n", "hw.physicalcpu") or threads),
             "threads": threads,
         }
-    return {"model": cpu_model() or read_or_none("/proc/device-tree/model"), "cores": cores() or threads, "threads": threads}
+    return {
+        "model": cpu_model() or read_or_none("/proc/device-tree/model"),
+        "cores": cores() or threads,
+        "threads": threads,
+    }
 
 
 def cpu_model() -> str | None:
     """ARM kernels give no "model name"; a Raspberry Pi writes "Model", other boards a device tree."""
     board = None
     with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
-        for line in f:  # the first processor's block is enough where it has the name: 200 of them are slow to read
+        for (
+            line
+        ) in f:  # the first processor's block is enough where it has the name: 200 of them are slow to read
             key, _, value = line.partition(":")
             if key.strip() == "model name" and value.strip():
                 return value.strip()
@@ -157,21 +172,30 @@ def interfaces_by_psutil(problems: list[dict[str, str]]) -> dict[str, list[tuple
     try:
         import psutil
     except ImportError as e:
-        problems.append({"source": "psutil", "message": PSUTIL_MISSING % (e, "network addresses are not known")})
+        problems.append(
+            {"source": "psutil", "message": PSUTIL_MISSING % (e, "network addresses are not known")}
+        )
         return {}
     kinds = {psutil.AF_LINK: "mac"}
-    return {name: [(kinds.get(a.family, "ip"), a.address) for a in rows] for name, rows in psutil.net_if_addrs().items()}
+    return {
+        name: [(kinds.get(a.family, "ip"), a.address) for a in rows]
+        for name, rows in psutil.net_if_addrs().items()
+    }
 
 
 def is_virtual(name: str) -> bool:
     kind = name.rstrip("0123456789")
-    bridge = name.startswith("br-") and len(name) == 15 and not name[3:].strip("0123456789abcdef")  # of a Docker network
+    bridge = (
+        name.startswith("br-") and len(name) == 15 and not name[3:].strip("0123456789abcdef")
+    )  # of a Docker network
     return bridge or kind == "lo" or (kind == "docker" and kind != name) or name.startswith(VIRTUAL)
 
 
 def interface(name: str, rows: list[Any]) -> dict[str, Any]:
     macs = [value.lower() for kind, value in rows if kind == "mac" and value.strip("0:-")]
-    addresses = [value.split("%")[0] for kind, value in rows if kind == "ip" and not value.lower().startswith("fe80")]
+    addresses = [
+        value.split("%")[0] for kind, value in rows if kind == "ip" and not value.lower().startswith("fe80")
+    ]
     return {"name": name, "mac": macs[0] if macs else None, "addresses": addresses}
 
 

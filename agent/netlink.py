@@ -38,7 +38,9 @@ def interfaces() -> dict[str, list[tuple[str, str]]]:
     for body in dump(NETLINK_ROUTE, RTM_GETADDR, RTM_NEWADDR, bytes(4)):
         family, _, _, _, index = struct.unpack_from(ADDRESS, body)
         values = attributes(body, struct.calcsize(ADDRESS))
-        own = values.get(IFA_LOCAL) or values.get(IFA_ADDRESS)  # of a point-to-point link, IFA_ADDRESS is the other end
+        own = values.get(IFA_LOCAL) or values.get(
+            IFA_ADDRESS
+        )  # of a point-to-point link, IFA_ADDRESS is the other end
         if own and index in names and family in (_socket.AF_INET, _socket.AF_INET6):
             found[names[index]].append(("ip", _socket.inet_ntop(family, own)))
     return {name: rows for name, rows in found.items() if rows}
@@ -57,7 +59,10 @@ def dump(protocol: int, asked: int, wanted: int, request: bytes) -> list[bytes]:
     connection = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
     try:
         connection.settimeout(TIMEOUT_S)
-        connection.send(struct.pack(HEADER, struct.calcsize(HEADER) + len(request), asked, NLM_F_REQUEST_DUMP, asked, 0) + request)
+        connection.send(
+            struct.pack(HEADER, struct.calcsize(HEADER) + len(request), asked, NLM_F_REQUEST_DUMP, asked, 0)
+            + request
+        )
         return list(answers(connection, wanted))
     finally:
         connection.close()

@@ -31,7 +31,11 @@ def by_kernel() -> list[dict[str, Any]]:
     owner = owners({inode for inodes in found.values() for inode in inodes})
     named = {pid: processes.name(pid) for pid in set(owner.values())}
     return [
-        {"port": port, "address": address, "process": next((named[owner[i]] for i in inodes if i in owner and named[owner[i]]), None)}
+        {
+            "port": port,
+            "address": address,
+            "process": next((named[owner[i]] for i in inodes if i in owner and named[owner[i]]), None),
+        }
         for (port, address), inodes in sorted(found.items())
     ]
 
@@ -51,7 +55,9 @@ def listeners() -> Iterator[tuple[int, str, int]]:
                 fields = line.split(None, 10)
                 if len(fields) > 9 and fields[3] == LISTEN:
                     words, _, port = fields[1].partition(":")
-                    packed = b"".join(struct.pack("=I", int(words[i : i + 8], 16)) for i in range(0, len(words), 8))
+                    packed = b"".join(
+                        struct.pack("=I", int(words[i : i + 8], 16)) for i in range(0, len(words), 8)
+                    )
                     yield int(port, 16), _socket.inet_ntop(family, packed), int(fields[9])
 
 

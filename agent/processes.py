@@ -25,7 +25,11 @@ def is_alive(pid: Any, start_ticks: Any) -> bool:
 
         return bool(psutil.pid_exists(pid))
     fields = stat_fields(pid)
-    return len(fields) > 19 and fields[0] not in ("Z", "X") and (start_ticks is None or fields[19] == str(start_ticks))
+    return (
+        len(fields) > 19
+        and fields[0] not in ("Z", "X")
+        and (start_ticks is None or fields[19] == str(start_ticks))
+    )
 
 
 def name(pid: int) -> str | None:
@@ -60,10 +64,18 @@ def memory_of_container(pid: int, container: str) -> int | None:
         if container not in path or (controllers and "memory" not in controllers.split(",")):
             continue
         folder = cgroup_folder("memory" if controllers else "", path)
-        usage = read_or_none(folder + ("/memory.usage_in_bytes" if controllers else "/memory.current")) if folder else None
+        usage = (
+            read_or_none(folder + ("/memory.usage_in_bytes" if controllers else "/memory.current"))
+            if folder
+            else None
+        )
         if usage:
-            counted = dict(each.split() for each in (read_or_none(f"{folder}/memory.stat") or "").splitlines())
-            return max(0, int(usage) - int(counted.get("total_inactive_file") or counted.get("inactive_file") or 0))
+            counted = dict(
+                each.split() for each in (read_or_none(f"{folder}/memory.stat") or "").splitlines()
+            )
+            return max(
+                0, int(usage) - int(counted.get("total_inactive_file") or counted.get("inactive_file") or 0)
+            )
     return None
 
 
@@ -72,7 +84,9 @@ def cgroup_folder(controller: str, path: str) -> str | None:
     for line in (read_or_none("/proc/self/mountinfo") or "").splitlines():
         mounted = line.split()
         kind, _, options = line.rpartition(" - ")[2].split(" ", 2)
-        if kind == ("cgroup" if controller else "cgroup2") and (not controller or controller in options.split(",")):
+        if kind == ("cgroup" if controller else "cgroup2") and (
+            not controller or controller in options.split(",")
+        ):
             top = mounted[3].rstrip("/")
             if path.startswith(top + "/") or path == top:
                 return mounted[4] + path[len(top) :]

@@ -58,7 +58,9 @@ def header(path: str) -> dict[str, Any]:
         if not valid or len(name) > MAX_NAME:
             raise HeaderError(f"{short}: the entry of tensor {name[:80]} is not valid")
         if 8 + length + end > size:
-            raise HeaderError(f"{short}: tensor {name[:80]} ends at byte {8 + length + end}, the file has {size}")
+            raise HeaderError(
+                f"{short}: tensor {name[:80]} ends at byte {8 + length + end}, the file has {size}"
+            )
         found[name] = {"dtype": dtype, "shape": shape, "bytes": end - start}
     return found
 
@@ -115,5 +117,7 @@ def document(directory: str) -> dict[str, Any]:
     if os.path.exists(generation):
         found["generation_config"] = load_file(generation)
     text = config.get("text_config")
-    found["quantization"] = config.get("quantization_config") or (text.get("quantization_config") if isinstance(text, dict) else None)
+    found["quantization"] = config.get("quantization_config") or (
+        text.get("quantization_config") if isinstance(text, dict) else None
+    )
     return found

@@ -25,7 +25,9 @@ def collect(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
                 labels = {str(k): str(v) for k, v in json.load(f)["labels"].items()}
             found.append(describe(os.path.dirname(path), labels))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            problems.append({"source": "native", "message": f"{path} cannot be read: {type(e).__name__}: {e}"})
+            problems.append(
+                {"source": "native", "message": f"{path} cannot be read: {type(e).__name__}: {e}"}
+            )
     checks = [
         threading.Thread(target=check, args=(s,), daemon=True)
         for s in found
@@ -81,7 +83,10 @@ def condition(supervised: dict[str, Any]) -> tuple[str, str | None]:
     status, code = supervised.get("status"), supervised.get("exit_code")
     ended = "" if code is None else f", exit code {code}"
     if not processes.is_alive(supervised.get("supervisor_pid"), supervised.get("supervisor_start_ticks")):
-        return "stopped", ("its supervisor is gone" + ended) if status in ("running", "backing-off") else f"{status}{ended}"
+        return "stopped", ("its supervisor is gone" + ended) if status in (
+            "running",
+            "backing-off",
+        ) else f"{status}{ended}"
     if status == "backing-off":
         return "unhealthy", "starts again soon" + ended
     if status == "running":  # between two starts, or the file is a moment behind
@@ -96,7 +101,9 @@ def check(service: dict[str, Any]) -> None:
     if address in ("0.0.0.0", "::"):
         address = "127.0.0.1" if address == "0.0.0.0" else "::1"
     try:
-        status, _ = httpget.get((address, int(labels["homelab.port"])), labels["homelab.health"], HEALTH_TIMEOUT_S)
+        status, _ = httpget.get(
+            (address, int(labels["homelab.port"])), labels["homelab.health"], HEALTH_TIMEOUT_S
+        )
     except ConnectionRefusedError:
         service["state"] = "starting"
         return

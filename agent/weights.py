@@ -23,7 +23,14 @@ def collect(sources: list[str], headers: bool = True) -> list[dict[str, Any]]:
 
 
 def look(source: str, headers: bool = True) -> dict[str, Any]:
-    answer: dict[str, Any] = {"source": source, "path": None, "present": False, "bytes": 0, "header": None, "error": None}
+    answer: dict[str, Any] = {
+        "source": source,
+        "path": None,
+        "present": False,
+        "bytes": 0,
+        "header": None,
+        "error": None,
+    }
     try:
         repository = None if source.startswith(("/", "~")) else REPOSITORY.match(source)
         if repository:
@@ -51,10 +58,17 @@ def at_path(path: str, headers: bool) -> dict[str, Any]:
         if models:
             return of_gguf(os.path.join(path, choose(models, None) or models[0]), headers)
         if not headers:
-            sizes = [os.path.getsize(os.path.join(path, n)) for n in os.listdir(path) if n.endswith(".safetensors")]
+            sizes = [
+                os.path.getsize(os.path.join(path, n)) for n in os.listdir(path) if n.endswith(".safetensors")
+            ]
             return {"path": path, "present": bool(sizes), "bytes": sum(sizes)}
         document = safetensors.document(path)
-        return {"path": path, "present": True, "bytes": sum(size for _, size in document["files"]), "header": document}
+        return {
+            "path": path,
+            "present": True,
+            "bytes": sum(size for _, size in document["files"]),
+            "header": document,
+        }
     return of_gguf(path, headers)
 
 
@@ -122,7 +136,9 @@ def blob_bytes(folder: str) -> tuple[int, float]:
     """Bytes that are there, and when a download was last broken off (the hub client leaves `*.incomplete`)."""
     blobs = os.path.join(folder, "blobs")
     there = [os.path.join(blobs, n) for n in os.listdir(blobs)] if os.path.isdir(blobs) else []
-    return sum(os.path.getsize(p) for p in there), max((os.path.getmtime(p) for p in there if p.endswith(".incomplete")), default=0.0)
+    return sum(os.path.getsize(p) for p in there), max(
+        (os.path.getmtime(p) for p in there if p.endswith(".incomplete")), default=0.0
+    )
 
 
 def has_safetensors(directory: str) -> bool:

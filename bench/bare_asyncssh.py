@@ -8,7 +8,9 @@ import asyncssh
 
 async def one(host: str, identity: str) -> str:
     async with asyncssh.connect(host, username="homelab", client_keys=[identity]) as connection:
-        result = await connection.run("python3 -I -c 'import json, platform; print(json.dumps(platform.uname()))'", check=True)
+        result = await connection.run(
+            "python3 -I -c 'import json, platform; print(json.dumps(platform.uname()))'", check=True
+        )
         return str(result.stdout)
 
 

@@ -70,11 +70,18 @@ def of_document(data: bytes) -> None:
 
 def seeds(target: str, folder: Path) -> None:
     """Good inputs to begin with."""
-    documents = {name: a["header"] for name, a in ARCHITECTURES.items()} | {name: safetensors_document(name) for name in SAFETENSORS}
+    documents = {name: a["header"] for name, a in ARCHITECTURES.items()} | {
+        name: safetensors_document(name) for name in SAFETENSORS
+    }
     if target == "gguf":
-        files = {"small": gguf_file.small()} | {p.name: p.read_bytes()[: 1 << 16] for p in DATA.glob("*.gguf")}
+        files = {"small": gguf_file.small()} | {
+            p.name: p.read_bytes()[: 1 << 16] for p in DATA.glob("*.gguf")
+        }
     elif target == "document":
-        files = {name: json.dumps(d | {"tensors": d.get("tensors", [])[:40]}).encode() for name, d in documents.items()}
+        files = {
+            name: json.dumps(d | {"tensors": d.get("tensors", [])[:40]}).encode()
+            for name, d in documents.items()
+        }
     else:
         header = json.dumps({"a.weight": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}).encode()
         tensors = len(header).to_bytes(8, "little") + header + bytes(4)

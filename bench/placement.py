@@ -35,10 +35,15 @@ for nodes, gpus, models in ((3, 4, 5), (8, 12, 12)):
         equal += best == answer.levels
         proven += answer.proven
     times = [f"{statistics.median(t):.2f} s ({max(t):.2f})" for t in (ours, theirs)]
-    print(f"| {nodes} × {gpus} × {models} | {COUNT} | {times[0]} | {times[1]} | {equal} | {proven} |", flush=True)
+    print(
+        f"| {nodes} × {gpus} × {models} | {COUNT} | {times[0]} | {times[1]} | {equal} | {proven} |",
+        flush=True,
+    )
 
 problem = household(0, 50, 100, 60)
 begun = time.perf_counter()
 answer = solve(problem)
 assert not violations(problem, answer.chosen)
-print(f"\n50 × 100 × 60: {time.perf_counter() - begun:.1f} s, {answer.gap(problem) or 'nothing'} from the bound")
+print(
+    f"\n50 × 100 × 60: {time.perf_counter() - begun:.1f} s, {answer.gap(problem) or 'nothing'} from the bound"
+)

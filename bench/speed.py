@@ -34,7 +34,12 @@ def seconds(command: Sequence[str], env: Mapping[str, str] | None = None, cwd: s
 
 
 def compare(
-    what: str, limit: float, a: Sequence[str], b: Sequence[str], env: Mapping[str, str] | None = None, cwd: str | None = None
+    what: str,
+    limit: float,
+    a: Sequence[str],
+    b: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
 ) -> None:
     seconds(a, env, cwd), seconds(b, env, cwd)  # warm the file cache
     pairs = [(seconds(a, env, cwd), seconds(b, env, cwd)) for _ in range(PAIRS)]
@@ -65,14 +70,35 @@ def in_the_lab() -> None:
             }
             Path(folder, "inventory.yml").write_text(yaml.safe_dump(inventory))
             seconds([HOMELAB, "deploy", "--yes"], household.env, folder)
-            bare = [PYTHON, str(ROOT / "bench/bare_asyncssh.py"), str(household.identity), *(n["host"] for n in nodes.values())]
-            compare("`discover` of 3 nodes / bare asyncssh, one `python3` each", 1.5, [HOMELAB, "discover"], bare, household.env, folder)
+            bare = [
+                PYTHON,
+                str(ROOT / "bench/bare_asyncssh.py"),
+                str(household.identity),
+                *(n["host"] for n in nodes.values()),
+            ]
+            compare(
+                "`discover` of 3 nodes / bare asyncssh, one `python3` each",
+                1.5,
+                [HOMELAB, "discover"],
+                bare,
+                household.env,
+                folder,
+            )
             again = [HOMELAB, "deploy", "--yes"]
-            compare("`deploy` with nothing to do / `discover`", 1.5, again, [HOMELAB, "discover"], household.env, folder)
+            compare(
+                "`deploy` with nothing to do / `discover`",
+                1.5,
+                again,
+                [HOMELAB, "discover"],
+                household.env,
+                folder,
+            )
         finally:
             household.remove()
 
 
 print("| A / B | A | B | A / B, median (range) | aim |\n|---|---|---|---|---|")
-compare("`homelab --help` / `python -c 'import typer'`", 2.6, [HOMELAB, "--help"], [PYTHON, "-c", "import typer"])
+compare(
+    "`homelab --help` / `python -c 'import typer'`", 2.6, [HOMELAB, "--help"], [PYTHON, "-c", "import typer"]
+)
 in_the_lab()

@@ -130,7 +130,11 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "problems": "What does not work. See [agent.md](agent.md#when-something-is-broken).",
     },
     facts.CPU: {"model": "Its name.", "cores": "Cores.", "threads": "Threads."},
-    facts.Interface: {"name": "As the system calls it.", "mac": "Its hardware address.", "addresses": "Its IP addresses."},
+    facts.Interface: {
+        "name": "As the system calls it.",
+        "mac": "Its hardware address.",
+        "addresses": "Its IP addresses.",
+    },
     facts.Disk: {
         "purpose": "What homelab needs it for: `models`, `docker`, `homelab`.",
         "path": "The folder that was looked at.",
@@ -200,7 +204,11 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "gpu_memory_bytes": "GPU memory that it holds.",
         "memory_bytes": "RAM that it holds.",
     },
-    facts.ListeningPort: {"port": "The port.", "address": "On which address.", "process": "Whose it is, where that may be seen."},
+    facts.ListeningPort: {
+        "port": "The port.",
+        "address": "On which address.",
+        "process": "Whose it is, where that may be seen.",
+    },
     facts.Weights: {
         "source": "As in the inventory.",
         "path": "Where it lies.",
@@ -247,7 +255,9 @@ def rewritten(text: str, name: str) -> str:
     for part in wanted:
         if part not in parts:
             raise SystemExit(f"{name}: nothing generates `{part}`; there are: {', '.join(parts)}")
-        pattern = re.compile(rf"(<!-- generated: {re.escape(part)} -->\n).*?(<!-- end: {re.escape(part)} -->)", re.DOTALL)
+        pattern = re.compile(
+            rf"(<!-- generated: {re.escape(part)} -->\n).*?(<!-- end: {re.escape(part)} -->)", re.DOTALL
+        )
         text, count = pattern.subn(lambda m, part=part: m[1] + parts[part] + m[2], text)
         if count != 1:
             raise SystemExit(f"{name}: `{part}` must begin once and end once")
@@ -293,7 +303,9 @@ def fields(cls: type[BaseModel]) -> Iterable[tuple[str, FieldInfo, str]]:
     for key, field in cls.model_fields.items():
         meaning = field.description or meanings.get(key)
         if not meaning:
-            raise SystemExit(f"docs/generate.py: write a sentence for `{key}` of {cls.__name__} into MEANINGS")
+            raise SystemExit(
+                f"docs/generate.py: write a sentence for `{key}` of {cls.__name__} into MEANINGS"
+            )
         yield key, field, meaning
 
 
@@ -343,7 +355,11 @@ def default_in_words(field: FieldInfo) -> str:
     if field.is_required():
         return "**must be there**"
     default = field.get_default(call_default_factory=True)
-    return "" if default is None or default == {} or isinstance(default, BaseModel) else f"`{json.dumps(default)}`".replace('"', "")
+    return (
+        ""
+        if default is None or default == {} or isinstance(default, BaseModel)
+        else f"`{json.dumps(default)}`".replace('"', "")
+    )
 
 
 def help_texts() -> str:
@@ -390,7 +406,11 @@ def said(*arguments: str) -> str:
 
 
 def verbs() -> list[str]:
-    return [command.name or command.callback.__name__ for command in app.registered_commands if command.callback is not None]
+    return [
+        command.name or command.callback.__name__
+        for command in app.registered_commands
+        if command.callback is not None
+    ]
 
 
 if __name__ == "__main__":

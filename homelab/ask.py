@@ -26,7 +26,9 @@ class Answer:
     served_by: str | None = None
 
 
-async def ask(url: str, key: str, model: str, kind: Kind, prompt: str = QUESTION, max_tokens: int = MAX_TOKENS) -> Answer:
+async def ask(
+    url: str, key: str, model: str, kind: Kind, prompt: str = QUESTION, max_tokens: int = MAX_TOKENS
+) -> Answer:
     """The model's answer through the gateway at `url`.
 
     Raises DeployError with the gateway's own words."""
@@ -40,13 +42,24 @@ async def ask(url: str, key: str, model: str, kind: Kind, prompt: str = QUESTION
         case "embedding":
             path, body = "/v1/embeddings", {"model": model, "input": prompt}
         case "rerank":
-            path, body = "/v1/rerank", {"model": model, "query": prompt, "documents": ["Hello there.", "The cellar is full of potatoes."]}
+            path, body = (
+                "/v1/rerank",
+                {
+                    "model": model,
+                    "query": prompt,
+                    "documents": ["Hello there.", "The cellar is full of potatoes."],
+                },
+            )
     begun = time.monotonic()
     try:
-        async with httpx.AsyncClient(timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=5), trust_env=False) as client:
+        async with httpx.AsyncClient(
+            timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=5), trust_env=False
+        ) as client:
             response = await client.post(url + path, json=body, headers={"Authorization": f"Bearer {key}"})
     except httpx.HTTPError as e:
-        raise DeployError(f"The gateway at {url} does not answer", cause=str(e) or type(e).__name__, hint="homelab status") from e
+        raise DeployError(
+            f"The gateway at {url} does not answer", cause=str(e) or type(e).__name__, hint="homelab status"
+        ) from e
     if response.status_code != 200:
         raise DeployError(
             f"`{model}` did not answer through the gateway",
@@ -56,8 +69,15 @@ async def ask(url: str, key: str, model: str, kind: Kind, prompt: str = QUESTION
     try:
         text = _text(kind, response.json())
     except (ValueError, KeyError, IndexError, TypeError) as e:
-        raise DeployError(f"`{model}` gave an answer that is none", cause=response.text[:300], hint=f"homelab logs {model}") from e
-    return Answer(model=model, text=text, seconds=time.monotonic() - begun, served_by=response.headers.get("x-litellm-model-id"))
+        raise DeployError(
+            f"`{model}` gave an answer that is none", cause=response.text[:300], hint=f"homelab logs {model}"
+        ) from e
+    return Answer(
+        model=model,
+        text=text,
+        seconds=time.monotonic() - begun,
+        served_by=response.headers.get("x-litellm-model-id"),
+    )
 
 
 def _text(kind: Kind, document: Any) -> str:

@@ -9,7 +9,17 @@ from homelab.engines import Device
 from homelab.errors import InventoryError
 
 GiB = 2**30
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
 # What CUDA reports of cards that people have, in GiB: from engines' logs (3090 23.57, 4090 23.52, 5090 31.36, 4060 7.65, A6000-class 47.5), the
 # others by the same share of their nominal size. Total, compute capability, vendor.
 CARDS: Mapping[str, tuple[float, str | None, str]] = {
@@ -40,8 +50,16 @@ def parse_gpu(text: str) -> Device:
     plain = _plain(name)
     for card, (gib, capability, vendor) in sorted(CARDS.items(), key=lambda item: -len(item[0])):
         if _plain(card) in plain:
-            return Device(vendor=vendor, name=card, total_bytes=int(gib * GiB), compute_capability=capability, count=count)
-    raise InventoryError(f"No GPU `{text}` is known here", hint=f"Write its memory (24GiB), or one of: {', '.join(CARDS)}")
+            return Device(
+                vendor=vendor,
+                name=card,
+                total_bytes=int(gib * GiB),
+                compute_capability=capability,
+                count=count,
+            )
+    raise InventoryError(
+        f"No GPU `{text}` is known here", hint=f"Write its memory (24GiB), or one of: {', '.join(CARDS)}"
+    )
 
 
 def _plain(text: str) -> str:

@@ -28,12 +28,22 @@ HELP = """Every GPU in the house becomes one private LLM endpoint.
 Exit codes: 0 ok · 1 deploy failed or cancelled · 2 usage or inventory · 3 does not fit · 4 node unreachable · 5 plan --check found changes · 70 bug · 130 ^C
 """
 
-app = typer.Typer(help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True, rich_markup_mode=None)
+app = typer.Typer(
+    help=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    rich_markup_mode=None,
+)
 
 InventoryOption = Annotated[
     Path | None,
     typer.Option(
-        "--inventory", "-i", help="The inventory file; `-` reads standard input.", envvar="HOMELAB_INVENTORY", show_default="inventory.yml"
+        "--inventory",
+        "-i",
+        help="The inventory file; `-` reads standard input.",
+        envvar="HOMELAB_INVENTORY",
+        show_default="inventory.yml",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout (docs/json.md).")]
@@ -53,16 +63,23 @@ def options(
     ctx: typer.Context,
     inventory: InventoryOption = None,
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Show what is run on the nodes; twice: with what it says.")
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, help="Show what is run on the nodes; twice: with what it says."
+        ),
     ] = 0,
     no_color: Annotated[bool, typer.Option("--no-color", help="No colours (as NO_COLOR=1).")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
     ctx.obj = inventory
     if verbose:
         import logging
 
-        logging.basicConfig(level=logging.DEBUG if verbose > 1 else logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.basicConfig(
+            level=logging.DEBUG if verbose > 1 else logging.INFO, format="%(message)s", stream=sys.stderr
+        )
         logging.getLogger("asyncssh").setLevel(logging.WARNING)
     if no_color:
         from homelab import ui
@@ -78,7 +95,8 @@ def init(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     path = inventory or ctx.obj or Path("inventory.yml")
     if path.exists():
         raise HomelabError(
-            f"`{path}` is there already", hint=f"Edit it, then: homelab discover{'' if str(path) == 'inventory.yml' else f' -i {path}'}"
+            f"`{path}` is there already",
+            hint=f"Edit it, then: homelab discover{'' if str(path) == 'inventory.yml' else f' -i {path}'}",
         )
     _write(path, resources.path("inventory.example.yml").read_text())
     ui.tell(f"Wrote {path}: a whole household as an example. Keep what you have, then: homelab discover")
@@ -90,7 +108,8 @@ def discover(
     inventory: InventoryOption = None,
     json: JsonOption = False,
     save: Annotated[
-        Path | None, typer.Option("--save", help="Write all that planning needs to this file: homelab plan --facts FILE.")
+        Path | None,
+        typer.Option("--save", help="Write all that planning needs to this file: homelab plan --facts FILE."),
     ] = None,
 ) -> None:
     """Ask every node what it has: GPUs, memory, Docker, what runs. Changes nothing."""
@@ -122,8 +141,12 @@ def plan(
     ctx: typer.Context,
     inventory: InventoryOption = None,
     json: JsonOption = False,
-    facts: Annotated[Path | None, typer.Option("--facts", help="Plan from a saved survey, without a network.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Exit with 5 if there is anything to change.")] = False,
+    facts: Annotated[
+        Path | None, typer.Option("--facts", help="Plan from a saved survey, without a network.")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 5 if there is anything to change.")
+    ] = False,
 ) -> None:
     """Show what would go where, and why. Changes nothing."""
     from homelab import documents, ui
@@ -146,9 +169,13 @@ def plan(
 @app.command()
 def render(
     ctx: typer.Context,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write into: OUTPUT/NODE/PATH.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The folder to write into: OUTPUT/NODE/PATH.")
+    ],
     inventory: InventoryOption = None,
-    facts: Annotated[Path | None, typer.Option("--facts", help="Render from a saved survey, without a network.")] = None,
+    facts: Annotated[
+        Path | None, typer.Option("--facts", help="Render from a saved survey, without a network.")
+    ] = None,
 ) -> None:
     """Write the files that deploy would put on each node into a folder, keys and all. Changes no node."""
     from homelab import ui
@@ -182,7 +209,8 @@ def deploy(ctx: typer.Context, inventory: InventoryOption = None, yes: YesOption
         if found.todo:
             if not yes and not ui.is_terminal():
                 raise DeployError(
-                    "Cannot ask to confirm the plan without a terminal", hint="Look at it (homelab plan), then: homelab deploy --yes"
+                    "Cannot ask to confirm the plan without a terminal",
+                    hint="Look at it (homelab plan), then: homelab deploy --yes",
                 )
             if not yes and not ui.confirm("Carry out this plan?", default=True):
                 raise DeployError("Cancelled. Nothing was changed")
@@ -195,36 +223,75 @@ def deploy(ctx: typer.Context, inventory: InventoryOption = None, yes: YesOption
 def fit(
     ctx: typer.Context,
     source: Annotated[
-        str | None, typer.Argument(help="A repository (Org/Repo, Org/Repo:Q4_K_M), a file or folder here, or a name of the catalog.")
+        str | None,
+        typer.Argument(
+            help="A repository (Org/Repo, Org/Repo:Q4_K_M), a file or folder here, or a name of the catalog."
+        ),
     ] = None,
     what: Annotated[
-        bool, typer.Option("--what", help="What can this house run? The catalog, on the devices of all nodes (or --gpu, --node).")
+        bool,
+        typer.Option(
+            "--what",
+            help="What can this house run? The catalog, on the devices of all nodes (or --gpu, --node).",
+        ),
     ] = False,
-    history: Annotated[bool, typer.Option("--history", help="Predicted against real: what was measured after each deploy so far.")] = False,
-    engine: Annotated[str | None, typer.Option("--engine", help="vllm or llamacpp; default: what reads the source.")] = None,
+    history: Annotated[
+        bool,
+        typer.Option("--history", help="Predicted against real: what was measured after each deploy so far."),
+    ] = False,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="vllm or llamacpp; default: what reads the source.")
+    ] = None,
     gpu: Annotated[
-        str | None, typer.Option("--gpu", help="Its memory as CUDA reports it (24GiB), a name (RTX 4090), or several (2x RTX 3090).")
+        str | None,
+        typer.Option(
+            "--gpu",
+            help="Its memory as CUDA reports it (24GiB), a name (RTX 4090), or several (2x RTX 3090).",
+        ),
     ] = None,
-    node: Annotated[str | None, typer.Option("--node", help="A node of the inventory: what is free there now.")] = None,
-    context: Annotated[str | None, typer.Option("--context", "-c", help="Tokens of one request: 8192 or 32k.")] = None,
+    node: Annotated[
+        str | None, typer.Option("--node", help="A node of the inventory: what is free there now.")
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option("--context", "-c", help="Tokens of one request: 8192 or 32k.")
+    ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Requests at once.")] = 2,
-    kv_cache_dtype: Annotated[str | None, typer.Option("--kv-cache-dtype", help="vLLM: fp8, fp8_e5m2, int8_per_token_head …")] = None,
-    parallel: Annotated[
-        int | None, typer.Option("--parallel", min=1, max=1024, help="llama.cpp: slots, in place of --concurrency.")
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option("--kv-cache-dtype", help="vLLM: fp8, fp8_e5m2, int8_per_token_head …")
     ] = None,
-    ubatch: Annotated[int | None, typer.Option("--ubatch", min=1, help="llama.cpp: tokens of a micro-batch.")] = None,
-    cache_type_k: Annotated[str | None, typer.Option("--cache-type-k", help="llama.cpp: f16, q8_0, q4_0 …")] = None,
-    cache_type_v: Annotated[str | None, typer.Option("--cache-type-v", help="llama.cpp: the same for values.")] = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option("--parallel", min=1, max=1024, help="llama.cpp: slots, in place of --concurrency."),
+    ] = None,
+    ubatch: Annotated[
+        int | None, typer.Option("--ubatch", min=1, help="llama.cpp: tokens of a micro-batch.")
+    ] = None,
+    cache_type_k: Annotated[
+        str | None, typer.Option("--cache-type-k", help="llama.cpp: f16, q8_0, q4_0 …")
+    ] = None,
+    cache_type_v: Annotated[
+        str | None, typer.Option("--cache-type-v", help="llama.cpp: the same for values.")
+    ] = None,
     flash_attn: Annotated[str | None, typer.Option("--flash-attn", help="llama.cpp: on or off.")] = None,
     n_gpu_layers: Annotated[
-        int | None, typer.Option("--n-gpu-layers", min=0, help="llama.cpp: layers on the GPU, the output layer first.")
+        int | None,
+        typer.Option("--n-gpu-layers", min=0, help="llama.cpp: layers on the GPU, the output layer first."),
     ] = None,
-    n_cpu_moe: Annotated[int | None, typer.Option("--n-cpu-moe", min=0, help="llama.cpp: layers whose experts stay in RAM.")] = None,
+    n_cpu_moe: Annotated[
+        int | None, typer.Option("--n-cpu-moe", min=0, help="llama.cpp: layers whose experts stay in RAM.")
+    ] = None,
     mmproj: Annotated[
-        str | None, typer.Option("--mmproj", help="llama.cpp: a vision projector: a file here, or the name of one beside the model.")
+        str | None,
+        typer.Option(
+            "--mmproj",
+            help="llama.cpp: a vision projector: a file here, or the name of one beside the model.",
+        ),
     ] = None,
     outputs: Annotated[
-        str, typer.Option("--outputs", help="llama.cpp: `slots`, what a server reserves; `all`, llama-fit-params' bound.")
+        str,
+        typer.Option(
+            "--outputs", help="llama.cpp: `slots`, what a server reserves; `all`, llama-fit-params' bound."
+        ),
     ] = "slots",
     inventory: InventoryOption = None,
     json: JsonOption = False,
@@ -240,7 +307,13 @@ def fit(
         return
     path = inventory or ctx.obj or Path("inventory.yml")
     fit_command.check(source, what=what, engine=engine, gpu=gpu, node=node, outputs=outputs)
-    places = fit_command.places_of(path, node) if node or (what and not gpu) else fit_command.places_named(gpu) if what else []
+    places = (
+        fit_command.places_of(path, node)
+        if node or (what and not gpu)
+        else fit_command.places_named(gpu)
+        if what
+        else []
+    )
     if what:
         rows = fit_command.what(places, context=context, concurrency=concurrency)
         ui.print_json(fit_command.what_document(rows)) if json else ui.shown_what(rows)
@@ -270,7 +343,9 @@ def fit(
 def ask(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="A model of the inventory.")],
-    prompt: Annotated[str, typer.Argument(help="The question; `-` reads standard input.")] = "Say hello in one short sentence.",
+    prompt: Annotated[
+        str, typer.Argument(help="The question; `-` reads standard input.")
+    ] = "Say hello in one short sentence.",
     inventory: InventoryOption = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="The longest answer.")] = 256,
 ) -> None:
@@ -283,13 +358,28 @@ def ask(
     household = _household(ctx, inventory)
     known = [*household.inventory.models, *household.inventory.cloud]
     if model not in known:
-        raise InventoryError(f"No model `{model}` in `{household.path}`{did_you_mean(model, known)}", hint=f"There are: {', '.join(known)}")
+        raise InventoryError(
+            f"No model `{model}` in `{household.path}`{did_you_mean(model, known)}",
+            hint=f"There are: {', '.join(known)}",
+        )
     secrets = asyncio.run(pipeline.secrets_of(household))
     if secrets is None:
-        raise DeployError(f"Nothing is deployed for cluster `{household.inventory.cluster}`", hint=f"homelab deploy{_again(household)}")
+        raise DeployError(
+            f"Nothing is deployed for cluster `{household.inventory.cluster}`",
+            hint=f"homelab deploy{_again(household)}",
+        )
     text = sys.stdin.read() if prompt == "-" else prompt
     kind = household.inventory.models[model].kind if model in household.inventory.models else "chat"
-    answer = asyncio.run(asking.ask(_remembered_address(household), secrets.gateway_key.get_secret_value(), model, kind, text, max_tokens))
+    answer = asyncio.run(
+        asking.ask(
+            _remembered_address(household),
+            secrets.gateway_key.get_secret_value(),
+            model,
+            kind,
+            text,
+            max_tokens,
+        )
+    )
     ui.tell(answer.text)
     ui.say(f"{model} on {answer.served_by or 'unknown'}, {answer.seconds:.1f} s")
 
@@ -302,9 +392,18 @@ def connect(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     household = _household(ctx, inventory)
     key_file = state.key_file(household.inventory.cluster)
     if asyncio.run(pipeline.secrets_of(household)) is None:
-        raise DeployError(f"Nothing is deployed for cluster `{household.inventory.cluster}`", hint=f"homelab deploy{_again(household)}")
-    chat = [n for n, m in sorted(household.inventory.models.items(), key=lambda x: (-x[1].priority, x[0])) if m.kind == "chat"]
-    ui.connections(_remembered_address(household), str(key_file), chat[0] if chat else "MODEL", _again(household))
+        raise DeployError(
+            f"Nothing is deployed for cluster `{household.inventory.cluster}`",
+            hint=f"homelab deploy{_again(household)}",
+        )
+    chat = [
+        n
+        for n, m in sorted(household.inventory.models.items(), key=lambda x: (-x[1].priority, x[0]))
+        if m.kind == "chat"
+    ]
+    ui.connections(
+        _remembered_address(household), str(key_file), chat[0] if chat else "MODEL", _again(household)
+    )
 
 
 @app.command()
@@ -335,7 +434,9 @@ def logs(
     model: Annotated[str, typer.Argument(help="A model of the inventory, or `gateway`.")],
     inventory: InventoryOption = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as new lines come.")] = False,
-    tail: Annotated[int, typer.Option("--tail", "-n", min=0, help="How many of the last lines of each instance.")] = 100,
+    tail: Annotated[
+        int, typer.Option("--tail", "-n", min=0, help="How many of the last lines of each instance.")
+    ] = 100,
     node: Annotated[str | None, typer.Option("--node", help="Only the instance on this node.")] = None,
 ) -> None:
     """Show what a model's engine (or the gateway) says. Changes nothing."""
@@ -350,7 +451,8 @@ def logs(
         _unreachable(household, errors)
         known = [*household.inventory.models, "gateway"]
         raise DeployError(
-            f"No `{model}` is deployed{did_you_mean(model, [k for k in known if k != model])}", hint=f"homelab status{_again(household)}"
+            f"No `{model}` is deployed{did_you_mean(model, [k for k in known if k != model])}",
+            hint=f"homelab status{_again(household)}",
         )
     asyncio.run(reading.show(household.inventory, found, ui.tell, follow=follow, tail=tail))
 
@@ -358,7 +460,9 @@ def logs(
 @app.command()
 def remove(
     ctx: typer.Context,
-    models: Annotated[list[str] | None, typer.Argument(help="Only these models; default: everything of the cluster.")] = None,
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Only these models; default: everything of the cluster.")
+    ] = None,
     inventory: InventoryOption = None,
     yes: YesOption = False,
 ) -> None:
@@ -371,11 +475,19 @@ def remove(
     cluster = household.inventory.cluster
     with state.lock(cluster):
         survey, errors = _survey(household)
-        running = [(n, s) for n, r in survey.nodes.items() if r.facts for s in r.facts.services if s.cluster == cluster]
+        running = [
+            (n, s)
+            for n, r in survey.nodes.items()
+            if r.facts
+            for s in r.facts.services
+            if s.cluster == cluster
+        ]
         found = [(n, s) for n, s in running if not models or s.model in models]
         for name in models or ():
             if name not in household.inventory.models and not any(s.model == name for _, s in running):
-                raise InventoryError(f"No model `{name}`", hint=f"There are: {', '.join(sorted(household.inventory.models))}")
+                raise InventoryError(
+                    f"No model `{name}`", hint=f"There are: {', '.join(sorted(household.inventory.models))}"
+                )
         for n, s in found:
             ui.tell(f"- remove  {s.name}  {n}  ({s.runtime}, {s.state})")
         if not found:
@@ -388,16 +500,22 @@ def remove(
         outcome = asyncio.run(carry_out(household.inventory, found, ui.Progress(), everything=not models))
     _fail(outcome.failed)
     if models:
-        ui.tell(f"Removed. Take {', '.join(models)} out of `{household.path}` too, or the next deploy brings it back")
+        ui.tell(
+            f"Removed. Take {', '.join(models)} out of `{household.path}` too, or the next deploy brings it back"
+        )
     elif not errors:
         state.forget(cluster)
-        ui.tell(f"Nothing of cluster `{cluster}` runs any more. Weights and caches stay: ~/.cache/huggingface, ~/.cache/homelab")
+        ui.tell(
+            f"Nothing of cluster `{cluster}` runs any more. Weights and caches stay: ~/.cache/huggingface, ~/.cache/homelab"
+        )
     _unreachable(household, errors)
 
 
 def main() -> None:
     """Run the command line; the class of an error fixes the exit code, and no traceback is shown for anything a user can cause."""
-    gc.set_threshold(500_000)  # a short life makes little garbage: looking for it at every import costs a tenth of the time
+    gc.set_threshold(
+        500_000
+    )  # a short life makes little garbage: looking for it at every import costs a tenth of the time
     try:
         app()
     except HomelabError as e:
@@ -430,7 +548,11 @@ def _household(ctx: typer.Context, inventory: Path | None) -> Household:
 
 def _again(household: Household) -> str:
     """The option that says which inventory, for the next command."""
-    return "" if str(household.path) == "inventory.yml" or os.environ.get("HOMELAB_INVENTORY") else f" -i {household.path}"
+    return (
+        ""
+        if str(household.path) == "inventory.yml" or os.environ.get("HOMELAB_INVENTORY")
+        else f" -i {household.path}"
+    )
 
 
 def _survey(household: Household) -> tuple[Survey, dict[str, NodeError]]:
@@ -467,7 +589,9 @@ def _plan(household: Household, facts: Path | None) -> tuple[Plan, dict[str, Nod
         pipeline.check_variables(household)
         survey, errors = _survey(household)
         survey = asyncio.run(pipeline.with_models(household, survey))
-        secrets = asyncio.run(pipeline.secrets_of(household, survey)) or pipeline.make_secrets(household, survey)
+        secrets = asyncio.run(pipeline.secrets_of(household, survey)) or pipeline.make_secrets(
+            household, survey
+        )
     return pipeline.make_plan(household, survey, secrets), errors, secrets
 
 
@@ -488,7 +612,9 @@ def _carry_out(household: Household, found: Plan, secrets: Secrets) -> None:
             if any(p.model == name and (p.node, p.service) not in left for p in found.layout):
                 try:
                     answer = asyncio.run(asking.ask(url, key, name, model.kind))
-                    ui.tell(f"{name} on {answer.served_by or 'unknown'} answers in {answer.seconds:.1f} s: {answer.text[:200]}")
+                    ui.tell(
+                        f"{name} on {answer.served_by or 'unknown'} answers in {answer.seconds:.1f} s: {answer.text[:200]}"
+                    )
                 except HomelabError as e:
                     failures.append(e)
                     ui.error(e)
@@ -532,7 +658,8 @@ def _refuse_unplaced(found: Plan, household: Household, errors: dict[str, NodeEr
         raise DoesNotFit(
             f"No place for {names}",
             cause=cause,
-            hint="; ".join(ways) or "Give it less `context` or `concurrency`, a smaller variant, or free the memory that is named above",
+            hint="; ".join(ways)
+            or "Give it less `context` or `concurrency`, a smaller variant, or free the memory that is named above",
         )
 
 

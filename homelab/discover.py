@@ -34,7 +34,9 @@ async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bo
     """Ask every node at once. A node that does not answer is a report with its error, never an exception.
 
     `meanwhile` runs in a thread while the nodes answer: what the caller needs afterwards can be imported there."""
-    sources = sorted({v.source for m in inventory.models.values() for v in m.variants if v.parsed.where != "controller"})
+    sources = sorted(
+        {v.source for m in inventory.models.values() for v in m.variants if v.parsed.where != "controller"}
+    )
     request = {"cluster": inventory.cluster, "sources": sources, "headers": False}
     answers: dict[str, bytes] = {}
     errors: dict[str, NodeError] = {}
@@ -75,13 +77,17 @@ async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bo
         except NodeError as e:
             errors[name] = e
     reports = {
-        n: NodeReport(reachable=True, facts=facts[n]) if n in facts else NodeReport(reachable=False, error=_failure(errors[n]))
+        n: NodeReport(reachable=True, facts=facts[n])
+        if n in facts
+        else NodeReport(reachable=False, error=_failure(errors[n]))
         for n in sorted(inventory.nodes)
     }
     return Discovery(survey=Survey(nodes=reports), errors=errors)
 
 
-async def _answer(inventory: Inventory, name: str, request: dict[str, object], logged_in: Callable[[], object] = bool) -> bytes:
+async def _answer(
+    inventory: Inventory, name: str, request: dict[str, object], logged_in: Callable[[], object] = bool
+) -> bytes:
     """The agent's document from one node, within a time limit."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS), connect(name, inventory.nodes[name]) as session:
@@ -89,7 +95,9 @@ async def _answer(inventory: Inventory, name: str, request: dict[str, object], l
             return await ask(session, json.dumps(request), inventory.nodes[name].python)
     except TimeoutError as e:
         raise NodeError(
-            f"Node `{name}` did not answer in {ANSWER_SECONDS:.0f} s", hint="Is it busy, or its disk hanging?", kind="timeout"
+            f"Node `{name}` did not answer in {ANSWER_SECONDS:.0f} s",
+            hint="Is it busy, or its disk hanging?",
+            kind="timeout",
         ) from e
 
 
@@ -134,7 +142,9 @@ async def ask(session: Session, request: str, python: str | None) -> bytes:
     return result.stdout
 
 
-async def read_models(inventory: Inventory, survey: Survey, names: Collection[str], environ: Mapping[str, str], base: Path) -> Survey:
+async def read_models(
+    inventory: Inventory, survey: Survey, names: Collection[str], environ: Mapping[str, str], base: Path
+) -> Survey:
     """The survey with the headers of the models in `names`: from the nodes that have the files, from the hub, from the controller.
 
     `./` sources are relative to `base`, the inventory's folder. What cannot be read is an entry with its `error`."""
@@ -142,24 +152,32 @@ async def read_models(inventory: Inventory, survey: Survey, names: Collection[st
 
     def there(name: str, source: str) -> bool:
         facts = survey.nodes[name].facts
-        return facts is not None and any(w.source == source and w.present and w.header is None for w in facts.weights)
+        return facts is not None and any(
+            w.source == source and w.present and w.header is None for w in facts.weights
+        )
 
     async def on(name: str) -> tuple[str, NodeReport]:
         sources = [s for s in sorted(wanted) if there(name, s)]
-        return name, await _with_headers(inventory, name, survey.nodes[name], sources) if sources else survey.nodes[name]
+        return name, await _with_headers(
+            inventory, name, survey.nodes[name], sources
+        ) if sources else survey.nodes[name]
 
     nodes = dict(await asyncio.gather(*(on(n) for n in survey.nodes)))
     seen = {w.source: w for r in nodes.values() if r.facts for w in r.facts.weights if w.header is not None}
 
     async def from_hub(source: str) -> tuple[str, Weights]:
-        return source, seen[source] if source in seen else await asyncio.to_thread(_read_hub, source, inventory, environ)
+        return source, seen[source] if source in seen else await asyncio.to_thread(
+            _read_hub, source, inventory, environ
+        )
 
     hub = await asyncio.gather(*(from_hub(s) for s, parsed in wanted.items() if parsed.where == "hub"))
     files = {s: _read_file(s, base) for s, parsed in wanted.items() if parsed.where == "controller"}
     return survey.model_copy(update={"nodes": nodes, "models": {**survey.models, **dict(hub), **files}})
 
 
-async def _with_headers(inventory: Inventory, name: str, report: NodeReport, sources: list[str]) -> NodeReport:
+async def _with_headers(
+    inventory: Inventory, name: str, report: NodeReport, sources: list[str]
+) -> NodeReport:
     """The node's report with the headers of these sources, asked for in a second round: only planning needs them."""
     from homelab.facts import Weights
 
@@ -183,7 +201,9 @@ def _read_hub(source: str, inventory: Inventory, environ: Mapping[str, str]) -> 
     except HomelabError as e:
         said = e.message + (f" ({e.cause.splitlines()[-1]})" if e.cause else "")
         return Weights(source=source, error=f"{said}. {e.hint}" if e.hint else said)
-    return Weights(source=source, header=header, bytes=int(header.get("file_bytes") or header.get("tensor_bytes") or 0))
+    return Weights(
+        source=source, header=header, bytes=int(header.get("file_bytes") or header.get("tensor_bytes") or 0)
+    )
 
 
 def _read_file(source: str, base: Path) -> Weights:
@@ -199,7 +219,14 @@ def _read_file(source: str, base: Path) -> Weights:
     except HomelabError as e:
         return Weights(source=source, error=f"{e.message} ({e.cause})" if e.cause else e.message)
     revision = f"{status.st_size:x}-{status.st_mtime_ns:x}"
-    return Weights(source=source, path=os.path.abspath(path), present=True, bytes=status.st_size, revision=revision, header=header)
+    return Weights(
+        source=source,
+        path=os.path.abspath(path),
+        present=True,
+        bytes=status.st_size,
+        revision=revision,
+        header=header,
+    )
 
 
 def _failure(error: NodeError) -> Failure:

@@ -20,7 +20,9 @@ def discover_document(inventory: Inventory, survey: Survey) -> dict[str, Any]:
     for name, report in survey.nodes.items():
         document = report.model_dump(mode="json")
         if document["facts"]:
-            for weights in document["facts"]["weights"]:  # headers are large and for planning only; `--save` has them
+            for weights in document["facts"][
+                "weights"
+            ]:  # headers are large and for planning only; `--save` has them
                 weights.pop("header", None)
         nodes[name] = {**document, "away": inventory.nodes[name].away}
     return {"schema_version": SCHEMA_VERSION, "cluster": inventory.cluster, "nodes": nodes}
@@ -47,18 +49,28 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "gpu_memory_utilization": p.gpu_memory_utilization,
                 "kv_cache_memory_bytes": p.footprint.kv_cache_bytes,
                 "bytes": p.bytes,
-                "terms": [{"name": t.name, "bytes": t.bytes, "grade": t.grade, "where": t.where} for t in p.footprint.terms],
+                "terms": [
+                    {"name": t.name, "bytes": t.bytes, "grade": t.grade, "where": t.where}
+                    for t in p.footprint.terms
+                ],
                 "reason": p.reason,
                 "elsewhere": list(p.elsewhere),
             }
             for p in plan.layout
         ],
         "unplaced": [
-            {"model": u.model, "reason": u.reason, "details": list(u.details), "suggestion": u.suggestion} for u in plan.layout.unplaced
+            {"model": u.model, "reason": u.reason, "details": list(u.details), "suggestion": u.suggestion}
+            for u in plan.layout.unplaced
         ],
         "gap": plan.layout.gap,
         "changes": [
-            {"action": c.action, "node": c.node, "service": c.service, "reason": c.reason, **({"blocked": c.blocked} if c.blocked else {})}
+            {
+                "action": c.action,
+                "node": c.node,
+                "service": c.service,
+                "reason": c.reason,
+                **({"blocked": c.blocked} if c.blocked else {}),
+            }
             for c in plan.changes
         ],
     }
@@ -66,7 +78,10 @@ def plan_document(plan: Plan) -> dict[str, Any]:
 
 def history_document(measured: Sequence[Measurement]) -> dict[str, Any]:
     """`homelab fit --history --json`."""
-    return {"schema_version": SCHEMA_VERSION, "measurements": [{**m.model_dump(mode="json"), "error": error(m)} for m in measured]}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "measurements": [{**m.model_dump(mode="json"), "error": error(m)} for m in measured],
+    }
 
 
 def status_document(inventory: Inventory, status: Status, key_file: str) -> dict[str, Any]:
@@ -112,7 +127,9 @@ def status_document(inventory: Inventory, status: Status, key_file: str) -> dict
                 "error": report.error.model_dump() if report.error else None,
                 "memory_available_bytes": report.facts.memory_available_bytes if report.facts else None,
                 "gpus": [
-                    g.model_dump(mode="json", include={"uuid", "name", "memory_total_bytes", "memory_free_bytes"})
+                    g.model_dump(
+                        mode="json", include={"uuid", "name", "memory_total_bytes", "memory_free_bytes"}
+                    )
                     for g in report.facts.gpus
                 ]
                 if report.facts

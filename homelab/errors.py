@@ -29,7 +29,9 @@ class InventoryError(HomelabError):
 
     exit_code = 2
 
-    def __init__(self, message: str, *, mistakes: Sequence[str] = (), cause: str = "", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, mistakes: Sequence[str] = (), cause: str = "", hint: str = ""
+    ) -> None:
         super().__init__(message, cause=cause or "\n".join(mistakes), hint=hint)
         self.mistakes = tuple(mistakes)
 

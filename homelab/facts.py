@@ -217,7 +217,9 @@ class Survey(Loose):
     nodes: Mapping[str, NodeReport] = Field(default_factory=dict)
     models: Mapping[str, Weights] = Field(default_factory=dict)
     measured: tuple[Measurement, ...] = ()
-    remembered: Mapping[str, Facts] = Field(default_factory=dict)  # what an unreachable node said when it was last there
+    remembered: Mapping[str, Facts] = Field(
+        default_factory=dict
+    )  # what an unreachable node said when it was last there
 
 
 def parse_facts(document: bytes | str) -> Facts:
@@ -228,7 +230,9 @@ def parse_facts(document: bytes | str) -> Facts:
         return Facts.model_validate_json(document)
     except ValidationError as e:
         text = document.decode(errors="replace") if isinstance(document, bytes) else document
-        raise NodeError("The agent's answer cannot be read", cause=f"{e.errors()[0]['msg']}: {text[:200]!r}", kind="agent") from e
+        raise NodeError(
+            "The agent's answer cannot be read", cause=f"{e.errors()[0]['msg']}: {text[:200]!r}", kind="agent"
+        ) from e
 
 
 def load_survey(text: str, path: str) -> Survey:

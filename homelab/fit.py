@@ -72,7 +72,13 @@ class Fit:
     outputs: Outputs = field(default="slots")
 
 
-def fit(candidate: Candidate, request: Request, place: Place | None, others: Sequence[Candidate] = (), outputs: Outputs = "slots") -> Fit:
+def fit(
+    candidate: Candidate,
+    request: Request,
+    place: Place | None,
+    others: Sequence[Candidate] = (),
+    outputs: Outputs = "slots",
+) -> Fit:
     """Whether the model fits on the device, and otherwise what does: shorter, smaller, fewer, another variant, a part in RAM.
 
     `outputs` is llama.cpp's: see `llamacpp.footprint`."""
@@ -92,7 +98,9 @@ def fit(candidate: Candidate, request: Request, place: Place | None, others: Seq
             reason=str(e),
             alternatives=found,
         )
-    verdict: Verdict = "no-device" if place is None else "fits" if holds(candidate, footprint, place) else "does-not-fit"
+    verdict: Verdict = (
+        "no-device" if place is None else "fits" if holds(candidate, footprint, place) else "does-not-fit"
+    )
     return Fit(
         candidate=candidate,
         request=request,
@@ -100,7 +108,9 @@ def fit(candidate: Candidate, request: Request, place: Place | None, others: Seq
         footprint=footprint,
         place=place,
         flags=tuple(said(candidate, request, footprint, place)),
-        alternatives=tuple(_alternatives(candidate, request, place, others, outputs)) if place and verdict == "does-not-fit" else (),
+        alternatives=tuple(_alternatives(candidate, request, place, others, outputs))
+        if place and verdict == "does-not-fit"
+        else (),
         notes=tuple(_notes(candidate, request, device, footprint, outputs)),
         outputs=outputs,
     )
@@ -117,7 +127,9 @@ def take(candidate: Candidate, request: Request, device: Device, outputs: Output
     if not candidate.catalogued:
         return found
     sizes = {"weights", "model", "model_host"}
-    return replace(found, terms=tuple(replace(t, grade="empirical") if t.name in sizes else t for t in found.terms))
+    return replace(
+        found, terms=tuple(replace(t, grade="empirical") if t.name in sizes else t for t in found.terms)
+    )
 
 
 def utilization(footprint: Footprint, device: Device) -> float:
@@ -128,7 +140,9 @@ def utilization(footprint: Footprint, device: Device) -> float:
 def holds(candidate: Candidate, footprint: Footprint, place: Place) -> bool:
     if engines()[candidate.engine].BUDGETED and utilization(footprint, place.device) > 1:
         return False
-    return footprint.device_bytes <= place.free_bytes and (place.ram_bytes is None or footprint.host_bytes <= place.ram_bytes)
+    return footprint.device_bytes <= place.free_bytes and (
+        place.ram_bytes is None or footprint.host_bytes <= place.ram_bytes
+    )
 
 
 def said(candidate: Candidate, request: Request, footprint: Footprint, place: Place | None) -> list[str]:
@@ -145,7 +159,9 @@ def largest_context(candidate: Candidate, request: Request, place: Place, output
 
     def fits(tokens: int) -> bool:
         try:
-            return holds(candidate, take(candidate, replace(request, context=tokens), place.device, outputs), place)
+            return holds(
+                candidate, take(candidate, replace(request, context=tokens), place.device, outputs), place
+            )
         except Unsupported:
             return False
 
@@ -171,7 +187,10 @@ def document(found: Fit) -> dict[str, Any]:
         "verdict": found.verdict,
         "context": found.request.context,
         "concurrency": found.request.concurrency,
-        "terms": [{"name": t.name, "bytes": t.bytes, "grade": t.grade, "where": t.where} for t in found.footprint.terms],
+        "terms": [
+            {"name": t.name, "bytes": t.bytes, "grade": t.grade, "where": t.where}
+            for t in found.footprint.terms
+        ],
         "total_bytes": found.footprint.device_bytes,
         "host_bytes": found.footprint.host_bytes,
         "device": found.place.device.name if found.place else None,
@@ -208,7 +227,12 @@ def _alternatives(
             footprint = take(other, changed, place.device, outputs)
         except Unsupported:
             return
-        key = (other.source, changed.context, changed.concurrency, tuple(sorted((k, str(v)) for k, v in changed.args.items())))
+        key = (
+            other.source,
+            changed.context,
+            changed.concurrency,
+            tuple(sorted((k, str(v)) for k, v in changed.args.items())),
+        )
         if holds(other, footprint, place) and key not in seen:
             seen.add(key)
             yield Alternative(what=what, candidate=other, request=changed, footprint=footprint)
@@ -219,8 +243,13 @@ def _alternatives(
     small = replace(request, args={**request.args, **_small_cache(candidate, place.device)})
     if small.args != request.args:
         yield from offer("an 8-bit KV cache", candidate, small)
-        if STEP <= (less := largest_context(candidate, small, place, outputs)) < request.context and less > shorter:
-            yield from offer(f"an 8-bit KV cache and a context of {less}", candidate, replace(small, context=less))
+        if (
+            STEP <= (less := largest_context(candidate, small, place, outputs)) < request.context
+            and less > shorter
+        ):
+            yield from offer(
+                f"an 8-bit KV cache and a context of {less}", candidate, replace(small, context=less)
+            )
     for fewer in range(request.concurrency - 1, 0, -1):
         if found := list(offer(f"{fewer} at once", candidate, replace(request, concurrency=fewer))):
             yield from found
@@ -254,12 +283,20 @@ def _in_ram(
         except Unsupported:
             return False
 
-    if candidate.shape.expert_bytes and (kept := _last(lambda n: fits(with_("n-cpu-moe", layers - n)), layers - 1)):
-        yield from offer(f"the experts of {layers - kept} of {layers} layers in RAM", candidate, with_("n-cpu-moe", layers - kept))
+    if candidate.shape.expert_bytes and (
+        kept := _last(lambda n: fits(with_("n-cpu-moe", layers - n)), layers - 1)
+    ):
+        yield from offer(
+            f"the experts of {layers - kept} of {layers} layers in RAM",
+            candidate,
+            with_("n-cpu-moe", layers - kept),
+        )
     elif candidate.shape.expert_bytes:
         yield from offer("all experts in RAM", candidate, with_("n-cpu-moe", layers))
     if offloaded := _last(lambda n: fits(with_("n-gpu-layers", n)), layers):
-        yield from offer(f"{offloaded} of {layers + 1} layers on the GPU", candidate, with_("n-gpu-layers", offloaded))
+        yield from offer(
+            f"{offloaded} of {layers + 1} layers on the GPU", candidate, with_("n-gpu-layers", offloaded)
+        )
 
 
 def _last(fits: Callable[[int], bool], limit: int) -> int:
@@ -283,7 +320,9 @@ def _translated(request: Request, candidate: Candidate, other: Candidate) -> Req
     return request if other.engine == candidate.engine else replace(request, args={})
 
 
-def _notes(candidate: Candidate, request: Request, device: Device, footprint: Footprint, outputs: Outputs) -> Iterator[str]:
+def _notes(
+    candidate: Candidate, request: Request, device: Device, footprint: Footprint, outputs: Outputs
+) -> Iterator[str]:
     yield from candidate.shape.notes
     if candidate.catalogued:
         yield "from the catalog, not from the file's own header: weights may differ by some percent" + (

@@ -27,7 +27,18 @@ from homelab.models.source import parse_source
 DEFAULT_CONTEXT = 8192
 READER_S = 60.0
 RAM_RESERVE_BYTES = 2**30
-LLAMA_ARGS = frozenset({"parallel", "ubatch-size", "cache-type-k", "cache-type-v", "flash-attn", "n-gpu-layers", "n-cpu-moe", "mmproj"})
+LLAMA_ARGS = frozenset(
+    {
+        "parallel",
+        "ubatch-size",
+        "cache-type-k",
+        "cache-type-v",
+        "flash-attn",
+        "n-gpu-layers",
+        "n-cpu-moe",
+        "mmproj",
+    }
+)
 VALUES: Mapping[str, frozenset[str]] = {
     "kv-cache-dtype": frozenset(vllm.DTYPES),
     "cache-type-k": frozenset(llamacpp.CACHE_TYPES),
@@ -49,10 +60,14 @@ class Row:
     shortest: str = ""
 
 
-def check(source: str | None, *, what: bool, engine: str | None, gpu: str | None, node: str | None, outputs: str) -> None:
+def check(
+    source: str | None, *, what: bool, engine: str | None, gpu: str | None, node: str | None, outputs: str
+) -> None:
     """Raises InventoryError for options that do not go together."""
     if (source is None) == (not what):
-        raise InventoryError("Name a model, or ask for all with --what", hint="homelab fit Qwen/Qwen3-4B --gpu 24GiB")
+        raise InventoryError(
+            "Name a model, or ask for all with --what", hint="homelab fit Qwen/Qwen3-4B --gpu 24GiB"
+        )
     if engine not in (None, *engines()):
         raise InventoryError(f"No engine `{engine}`", hint=f"There are: {', '.join(sorted(engines()))}")
     if gpu and node:
@@ -68,7 +83,9 @@ def arguments(given: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     out: dict[str, ArgValue] = {name: value for name, value in given.items() if value is not None}
     for name, known in VALUES.items():
         if name in out and out[name] not in known:
-            raise InventoryError(f"`--{name} {out[name]}` is not known", hint=f"There are: {', '.join(sorted(known))}")
+            raise InventoryError(
+                f"`--{name} {out[name]}` is not known", hint=f"There are: {', '.join(sorted(known))}"
+            )
     if out.get("flash-attn") == "auto":
         del out["flash-attn"]
     return out
@@ -135,10 +152,16 @@ def run(
     named, others = candidates(source, engine, endpoint, token)
     if (projector := llamacpp.projector(args or {})) and (path := Path(projector).expanduser()).is_file():
         beside = projectors({"projectors": {path.name: hub.read_file(path)}})
-        named, others = ([replace(c, shape=replace(c.shape, projectors=beside)) for c in cs] for cs in (named, others))
+        named, others = (
+            [replace(c, shape=replace(c.shape, projectors=beside)) for c in cs] for cs in (named, others)
+        )
     found: list[Fit] = []
     for candidate in named:
-        tokens = fit.parse_tokens(context) if context else min(DEFAULT_CONTEXT, candidate.shape.max_context or DEFAULT_CONTEXT)
+        tokens = (
+            fit.parse_tokens(context)
+            if context
+            else min(DEFAULT_CONTEXT, candidate.shape.max_context or DEFAULT_CONTEXT)
+        )
         kind = candidate.shape.kind
         request = Request(kind=kind, context=tokens, concurrency=concurrency, args=args or {})
         for place in given or [None]:
@@ -146,7 +169,10 @@ def run(
             if answer.verdict != "does-not-fit":
                 return answer
             found.append(answer)
-    return min(found, key=lambda f: (not f.alternatives, f.footprint.device_bytes - (f.place.free_bytes if f.place else 0)))
+    return min(
+        found,
+        key=lambda f: (not f.alternatives, f.footprint.device_bytes - (f.place.free_bytes if f.place else 0)),
+    )
 
 
 def what(places: Sequence[Place], *, context: str | None = None, concurrency: int = 1) -> list[Row]:
@@ -154,7 +180,9 @@ def what(places: Sequence[Place], *, context: str | None = None, concurrency: in
     tokens = fit.parse_tokens(context) if context else WHAT_CONTEXT
     rows = []
     for entry in load_catalog().entries.values():
-        choices = sorted((_catalogued(entry, v) for v in entry.variants), key=lambda c: -c.shape.weights_bytes)
+        choices = sorted(
+            (_catalogued(entry, v) for v in entry.variants), key=lambda c: -c.shape.weights_bytes
+        )
         for place in places:
             length = min(tokens, choices[0].shape.max_context or tokens)
             request = Request(kind="chat", context=length, concurrency=concurrency)
@@ -162,7 +190,15 @@ def what(places: Sequence[Place], *, context: str | None = None, concurrency: in
             best = next((a for a in answers if a.verdict == "fits"), None)
             short = min((a.footprint.device_bytes for a in answers if a.footprint.terms), default=0)
             need = f"needs {short / fit.GiB:.1f} GiB at least" if short else answers[-1].reason
-            rows.append(Row(model=entry.name, licence=entry.licence, where=place.label, found=best, shortest="" if best else need))
+            rows.append(
+                Row(
+                    model=entry.name,
+                    licence=entry.licence,
+                    where=place.label,
+                    found=best,
+                    shortest="" if best else need,
+                )
+            )
     return rows
 
 
@@ -187,7 +223,8 @@ def candidates(
         chosen = [c for c in every if engine in (None, c.engine)]
         if not chosen:
             raise InventoryError(
-                f"The catalog has no variant of {entry.name} for {engine}", hint=f"It has {', '.join(c.source for c in every)}"
+                f"The catalog has no variant of {entry.name} for {engine}",
+                hint=f"It has {', '.join(c.source for c in every)}",
             )
         return chosen, every
     try:
@@ -196,10 +233,13 @@ def candidates(
         from homelab.inventory import did_you_mean
 
         raise InventoryError(
-            str(e), hint=f"Or a name of the catalog{did_you_mean(source, load_catalog().entries)}: homelab fit --what lists them"
+            str(e),
+            hint=f"Or a name of the catalog{did_you_mean(source, load_catalog().entries)}: homelab fit --what lists them",
         ) from e
     if parsed.path is not None:
-        raise InventoryError(f"There is no `{source}` on this machine", hint="A node's file is looked at by `homelab plan`")
+        raise InventoryError(
+            f"There is no `{source}` on this machine", hint="A node's file is looked at by `homelab plan`"
+        )
     others = [_catalogued(known[0], v) for v in known[0].variants] if known else []
     try:
         if known is not None and engine not in (None, known[1].engine):
@@ -224,11 +264,20 @@ def _bad_input(error: HomelabError) -> InventoryError:
     if isinstance(error, InventoryError):
         return error
     hint = "Models of the catalog need no network: homelab fit --what"
-    return InventoryError(error.message, cause=error.cause, hint=f"{error.hint} {hint}" if isinstance(error, NodeError) else hint)
+    return InventoryError(
+        error.message,
+        cause=error.cause,
+        hint=f"{error.hint} {hint}" if isinstance(error, NodeError) else hint,
+    )
 
 
 def _catalogued(entry: catalog.Entry, variant: catalog.Variant) -> Candidate:
-    return Candidate(source=variant.source, engine=variant.engine, shape=from_header(entry.document(variant)), catalogued=True)
+    return Candidate(
+        source=variant.source,
+        engine=variant.engine,
+        shape=from_header(entry.document(variant)),
+        catalogued=True,
+    )
 
 
 def _candidate(source: str, document: Mapping[str, Any], engine: str | None) -> Candidate:
@@ -250,7 +299,9 @@ def _document(path: Path) -> Mapping[str, Any]:
     except (subprocess.TimeoutExpired, ValueError, KeyError, TypeError) as e:
         raise InventoryError(f"`{path}` cannot be read", cause=str(e)[:200]) from e
     if not isinstance(header, Mapping):
-        raise InventoryError(f"`{path}` is not a model that homelab can read", cause=str(error or "no weights in it"))
+        raise InventoryError(
+            f"`{path}` is not a model that homelab can read", cause=str(error or "no weights in it")
+        )
     return header
 
 
@@ -265,7 +316,10 @@ def places_of(inventory: Path, node: str | None = None) -> list[Place]:
     household = pipeline.read_inventory(inventory)
     nodes = household.inventory.nodes
     if node is not None and node not in nodes:
-        raise InventoryError(f"No node `{node}` in `{inventory}`{did_you_mean(node, nodes)}", hint=f"There are: {', '.join(nodes)}")
+        raise InventoryError(
+            f"No node `{node}` in `{inventory}`{did_you_mean(node, nodes)}",
+            hint=f"There are: {', '.join(nodes)}",
+        )
     found = asyncio.run(pipeline.survey_nodes(household))
     out = []
     for name in [node] if node else nodes:
@@ -274,9 +328,22 @@ def places_of(inventory: Path, node: str | None = None) -> list[Place]:
         if facts is None:
             if node is None:
                 continue
-            raise found.errors.get(name) or NodeError(f"Node `{name}` does not answer, and was never seen before")
+            raise found.errors.get(name) or NodeError(
+                f"Node `{name}` does not answer, and was never seen before"
+            )
         for slot in slots_of(household.inventory, name, facts):
-            ram = facts.memory_available_bytes - RAM_RESERVE_BYTES if slot.gpus and slot.device.memory_kind == "dedicated" else None
+            ram = (
+                facts.memory_available_bytes - RAM_RESERVE_BYTES
+                if slot.gpus and slot.device.memory_kind == "dedicated"
+                else None
+            )
             seen = "" if report.facts else " (as last seen)"
-            out.append(Place(device=slot.device, free_bytes=slot.free_bytes, ram_bytes=ram, label=f"{name} {slot.label}{seen}"))
+            out.append(
+                Place(
+                    device=slot.device,
+                    free_bytes=slot.free_bytes,
+                    ram_bytes=ram,
+                    label=f"{name} {slot.label}{seen}",
+                )
+            )
     return out

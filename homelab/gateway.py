@@ -26,7 +26,10 @@ ENVIRONMENT = {
 
 def key_variable(placement: Placement) -> str:
     """The environment variable that carries one engine's key into the gateway."""
-    return "HOMELAB_KEY_" + "".join(c if c.isalnum() else "_" for c in f"{placement.node}_{placement.service}").upper()
+    return (
+        "HOMELAB_KEY_"
+        + "".join(c if c.isalnum() else "_" for c in f"{placement.node}_{placement.service}").upper()
+    )
 
 
 def cloud_variable(name: str) -> str:
@@ -35,7 +38,9 @@ def cloud_variable(name: str) -> str:
 
 def _host(inventory: Inventory, p: Placement) -> str:
     """Where the gateway reaches an engine: beside it in Docker by name, over the network that both are in."""
-    beside = p.node == inventory.gateway.node and p.runtime == "docker" and p.address not in ("127.0.0.1", "::1")
+    beside = (
+        p.node == inventory.gateway.node and p.runtime == "docker" and p.address not in ("127.0.0.1", "::1")
+    )
     return p.service if beside else host_in_url(p.address)
 
 
@@ -53,7 +58,11 @@ def configuration(inventory: Inventory, placements: Sequence[Placement]) -> dict
                 "timeout": 600,
                 "stream_timeout": 300,
             },
-            "model_info": {"id": f"{p.node}/{p.service}", "mode": p.request.kind, "max_input_tokens": p.request.context},
+            "model_info": {
+                "id": f"{p.node}/{p.service}",
+                "mode": p.request.kind,
+                "max_input_tokens": p.request.context,
+            },
         }
         for p in sorted(placements, key=lambda p: (p.model, p.node, p.service))
     ]

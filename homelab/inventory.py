@@ -104,7 +104,9 @@ class Variant(Strict):
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in engines():
-            raise ValueError(f"no engine `{value}`{did_you_mean(value, engines())}; there are {', '.join(sorted(engines()))}")
+            raise ValueError(
+                f"no engine `{value}`{did_you_mean(value, engines())}; there are {', '.join(sorted(engines()))}"
+            )
         return value
 
     @field_validator("source")
@@ -150,7 +152,9 @@ class Model(Strict):
             return data
         missing = [k for k in ("engine", "source") if k not in data]
         if missing:
-            raise ValueError(f"`{'` and `'.join(missing)}` missing: a model needs `engine` and `source`, or `variants`")
+            raise ValueError(
+                f"`{'` and `'.join(missing)}` missing: a model needs `engine` and `source`, or `variants`"
+            )
         return {**{k: v for k, v in data.items() if k not in own}, "variants": [own]}
 
     @model_validator(mode="after")
@@ -199,7 +203,9 @@ class Inventory(Strict):
 
     def variables(self) -> dict[str, str]:
         """Environment variables that the inventory names, with the path of the entry that does."""
-        named = [(f"cloud.{n}.api_key", c.api_key) for n, c in self.cloud.items()] + [("hub.token", self.hub.token)]
+        named = [(f"cloud.{n}.api_key", c.api_key) for n, c in self.cloud.items()] + [
+            ("hub.token", self.hub.token)
+        ]
         return {value.removeprefix("env:"): where for where, value in named if value}
 
 
@@ -232,9 +238,18 @@ def load(text: str, path: str) -> Inventory:
     except ValidationError as e:
         mistakes += [_mistake(error["loc"], error, lines) for error in e.errors()]
         sound, gone = _sound_part(data, [error["loc"] for error in e.errors()])
-        mistakes += [(_line(where, lines), f"{_dotted(where)}: {what}") for where, what in _inconsistencies(sound, gone)] if sound else []
+        mistakes += (
+            [
+                (_line(where, lines), f"{_dotted(where)}: {what}")
+                for where, what in _inconsistencies(sound, gone)
+            ]
+            if sound
+            else []
+        )
     else:
-        mistakes += [(_line(where, lines), f"{_dotted(where)}: {what}") for where, what in _inconsistencies(inventory)]
+        mistakes += [
+            (_line(where, lines), f"{_dotted(where)}: {what}") for where, what in _inconsistencies(inventory)
+        ]
     if mistakes:
         raise _refused(path, [f"{path}:{line}: {what}" for line, what in sorted(set(mistakes))])
     return inventory
@@ -253,7 +268,9 @@ def slug(model: str) -> str:
 def _refused(path: str, mistakes: list[str]) -> InventoryError:
     count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "A mistake"
     return InventoryError(
-        f"{count} in `{path}`", mistakes=mistakes, hint="inventory.example.yml shows every key: docs/inventory.md explains them"
+        f"{count} in `{path}`",
+        mistakes=mistakes,
+        hint="inventory.example.yml shows every key: docs/inventory.md explains them",
     )
 
 
@@ -279,7 +296,9 @@ def _line(where: Path, lines: Mapping[Path, int]) -> int:
 
 
 def _dotted(where: Path) -> str:
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in where).removeprefix(".") or "inventory"
+    return (
+        "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in where).removeprefix(".") or "inventory"
+    )
 
 
 def _mistake(loc: Path, error: Any, lines: Mapping[Path, int]) -> tuple[int, str]:
@@ -291,16 +310,24 @@ def _mistake(loc: Path, error: Any, lines: Mapping[Path, int]) -> tuple[int, str
     kind, what = error["type"], error["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         what = f"unknown key{did_you_mean(where[-1], known)}" + (
-            f" (known: {', '.join(known)})" if not difflib.get_close_matches(str(where[-1]), known, 1, 0.5) else ""
+            f" (known: {', '.join(known)})"
+            if not difflib.get_close_matches(str(where[-1]), known, 1, 0.5)
+            else ""
         )
     elif kind == "missing":
         what = "missing"
     elif kind == "string_pattern_mismatch":
         what = f"{error['input']!r} has characters that cannot stand here"
         if loc[-1] == "[key]" or where in (("cluster",),):
-            what += ": letters, digits, `.`, `_` and `-`" if where != ("cluster",) else ": lower-case letters, digits and `-`"
+            what += (
+                ": letters, digits, `.`, `_` and `-`"
+                if where != ("cluster",)
+                else ": lower-case letters, digits and `-`"
+            )
         elif "env:" in error["ctx"]["pattern"]:
-            what = "write `env:NAME`, the environment variable that holds it: no secret belongs into this file"
+            what = (
+                "write `env:NAME`, the environment variable that holds it: no secret belongs into this file"
+            )
     elif kind == "literal_error":
         what = f"{error['input']!r} is not one of {error['ctx']['expected']}{did_you_mean(error['input'], re.findall(chr(39) + '([^' + chr(39) + ']+)', error['ctx']['expected']))}"
     elif kind not in ("value_error",):
@@ -339,7 +366,11 @@ def _sound_part(data: dict[str, Any], wrong: list[Path]) -> tuple[Inventory | No
     gone = {""}
     for loc in wrong:
         section = rest.get(str(loc[0]))
-        if len(loc) > 1 and loc[0] in ("nodes", "models", "cloud", "fallbacks", "images") and isinstance(section, dict):
+        if (
+            len(loc) > 1
+            and loc[0] in ("nodes", "models", "cloud", "fallbacks", "images")
+            and isinstance(section, dict)
+        ):
             section.pop(loc[1], None)
             gone.add(str(loc[1]))
         else:
@@ -358,7 +389,10 @@ def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -
     if not nodes and not gone:
         yield ("nodes",), "no node in it"
     elif inventory.gateway.node not in nodes and inventory.gateway.node not in gone:
-        yield ("gateway", "node"), f"no node `{inventory.gateway.node}`{did_you_mean(inventory.gateway.node, nodes)}"
+        yield (
+            ("gateway", "node"),
+            f"no node `{inventory.gateway.node}`{did_you_mean(inventory.gateway.node, nodes)}",
+        )
     services: dict[str, str] = {"gateway": "the gateway"}
     ports: dict[tuple[str, int], str] = {(inventory.gateway.node, inventory.gateway.port): "the gateway"}
     for name, model in models.items():
@@ -376,7 +410,10 @@ def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -
                     break
         for i, variant in enumerate(model.variants):
             if model.kind not in engines()[variant.engine].KINDS:
-                yield (*where, "variants", i, "engine"), f"{variant.engine} does not serve models of kind {model.kind}"
+                yield (
+                    (*where, "variants", i, "engine"),
+                    f"{variant.engine} does not serve models of kind {model.kind}",
+                )
             if (fmt := variant.parsed.format) and fmt not in engines()[variant.engine].FORMATS:
                 yield (*where, "variants", i, "source"), f"{variant.engine} does not read {fmt} files"
     for key in [*inventory.images, *(k for n in nodes.values() for k in n.images)]:
@@ -390,6 +427,9 @@ def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -
     if local and not inventory.is_local and not gone:
         for name in local:
             if nodes[name].address is None:
-                yield ("nodes", name), "is this machine, and other nodes are not: give the `address` where they reach it"
+                yield (
+                    ("nodes", name),
+                    "is this machine, and other nodes are not: give the `address` where they reach it",
+                )
     if len(local) > 1:
         yield ("nodes", local[1]), f"is this machine, as `{local[0]}` is"

@@ -14,7 +14,9 @@ from homelab.nodes import connect
 LOGS = {"docker": compose.logs_command, "native": native.logs_command}
 
 
-def instances(inventory: Inventory, survey: Survey, model: str, node: str | None) -> list[tuple[str, f.Service]]:
+def instances(
+    inventory: Inventory, survey: Survey, model: str, node: str | None
+) -> list[tuple[str, f.Service]]:
     """The services of a model (or `gateway`), each with its node."""
     return [
         (name, s)
@@ -26,7 +28,12 @@ def instances(inventory: Inventory, survey: Survey, model: str, node: str | None
 
 
 async def show(
-    inventory: Inventory, found: Sequence[tuple[str, f.Service]], line: Callable[[str], None], *, follow: bool, tail: int
+    inventory: Inventory,
+    found: Sequence[tuple[str, f.Service]],
+    line: Callable[[str], None],
+    *,
+    follow: bool,
+    tail: int,
 ) -> None:
     """Hand every line to `line`, with its node before it where there are several."""
 

@@ -20,7 +20,9 @@ from homelab.placement import Layout, Placement
 START_LINES = 600  # sizes are told while a model is loaded
 
 
-async def measure(inventory: Inventory, layout: Layout, survey: Survey, services: Collection[tuple[str, str]]) -> tuple[Measurement, ...]:
+async def measure(
+    inventory: Inventory, layout: Layout, survey: Survey, services: Collection[tuple[str, str]]
+) -> tuple[Measurement, ...]:
     """Measure these services (node, name), as the survey taken after their start shows them, and keep the figures.
 
     A node that is gone again is passed over: what was deployed is not worse for it."""
@@ -33,7 +35,11 @@ async def measure(inventory: Inventory, layout: Layout, survey: Survey, services
 
 async def _one(inventory: Inventory, p: Placement, survey: Survey) -> Measurement | None:
     facts = survey.nodes[p.node].facts
-    service = next((s for s in facts.services if s.cluster == inventory.cluster and s.name == p.service), None) if facts else None
+    service = (
+        next((s for s in facts.services if s.cluster == inventory.cluster and s.name == p.service), None)
+        if facts
+        else None
+    )
     if service is None or service.state != "running":
         return None
     try:

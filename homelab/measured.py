@@ -58,16 +58,27 @@ def learned(measurements: Sequence[Measurement], device: str, engine: str, versi
 def with_measured(footprint: Footprint, known: Mapping[str, int]) -> Footprint:
     """The footprint with its empirical terms replaced by measured ones."""
     terms = tuple(
-        Term(name=t.name, bytes=known[t.name], grade="measured", where=t.where) if t.grade == "empirical" and t.name in known else t
+        Term(name=t.name, bytes=known[t.name], grade="measured", where=t.where)
+        if t.grade == "empirical" and t.name in known
+        else t
         for t in footprint.terms
     )
-    return Footprint(terms=terms, kv_cache_bytes=footprint.kv_cache_bytes, kv_cache_tokens=footprint.kv_cache_tokens, flags=footprint.flags)
+    return Footprint(
+        terms=terms,
+        kv_cache_bytes=footprint.kv_cache_bytes,
+        kv_cache_tokens=footprint.kv_cache_tokens,
+        flags=footprint.flags,
+    )
 
 
 def _outside(m: Measurement) -> int | None:
     """Bytes of the process on the device that are none of the buffers it told of."""
     buffers = ("model", "context", "compute")
-    if m.used_bytes is None or "cuda_context" not in m.predicted or not all(name in m.reported for name in buffers):
+    if (
+        m.used_bytes is None
+        or "cuda_context" not in m.predicted
+        or not all(name in m.reported for name in buffers)
+    ):
         return None
     left = m.used_bytes - sum(m.reported[name] for name in buffers)
     return left if left > 0 else None

@@ -62,7 +62,9 @@ async def survey_nodes(household: Household, meanwhile: Callable[[], object] = b
             facts = last.facts if last is not None and last.facts is not None else before.remembered.get(name)
             if facts is not None:
                 remembered[name] = facts
-    survey = found.survey.model_copy(update={"remembered": remembered, "measured": state.load_measurements(inventory.cluster)})
+    survey = found.survey.model_copy(
+        update={"remembered": remembered, "measured": state.load_measurements(inventory.cluster)}
+    )
     state.save_survey(inventory.cluster, survey)
     return Discovery(survey=survey, errors=found.errors)
 
@@ -72,7 +74,11 @@ async def with_models(household: Household, survey: Survey, *, everything: bool 
     from homelab.placement import unsettled
 
     # A file of the controller is looked at each time: where it lies on the nodes is named after its size and time.
-    ours = {n for n, m in household.inventory.models.items() if any(v.parsed.where == "controller" for v in m.variants)}
+    ours = {
+        n
+        for n, m in household.inventory.models.items()
+        if any(v.parsed.where == "controller" for v in m.variants)
+    }
     names = set(household.inventory.models) if everything else unsettled(household.inventory, survey) | ours
     base = Path.cwd() if str(household.path) == "-" else household.path.parent
     return await read_models(household.inventory, survey, names, household.environ, base)
@@ -87,7 +93,9 @@ def read_facts(path: Path) -> Survey:
     try:
         return load_survey(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as e:
-        raise InventoryError(f"`{path}` cannot be read", cause=str(e), hint="Save one: homelab discover --save facts.json") from e
+        raise InventoryError(
+            f"`{path}` cannot be read", cause=str(e), hint="Save one: homelab discover --save facts.json"
+        ) from e
 
 
 def check_variables(household: Household) -> None:
@@ -100,7 +108,9 @@ def check_variables(household: Household) -> None:
     if missing:
         names = " ".join(sorted(n for n in household.inventory.variables() if not household.environ.get(n)))
         raise InventoryError(
-            "Environment variables are missing", mistakes=missing, hint=f"Set them in this shell first: export {names.split()[0]}=…"
+            "Environment variables are missing",
+            mistakes=missing,
+            hint=f"Set them in this shell first: export {names.split()[0]}=…",
         )
 
 

@@ -51,7 +51,11 @@ def diff(inventory: Inventory, layout: Layout, services: Sequence[Service], surv
                 actual.setdefault((node, service.name), []).append(service)
     wanted = {(s.node, s.name): s for s in services}
     moved: dict[str | None, str] = {
-        s.model: node for (node, name), found in actual.items() if (node, name) not in wanted for s in found if s.model
+        s.model: node
+        for (node, name), found in actual.items()
+        if (node, name) not in wanted
+        for s in found
+        if s.model
     }
     changes = [_change(inventory, survey, wanted[k], tuple(actual.get(k, ())), moved) for k in wanted]
     stays = {s.model for s in services}
@@ -67,7 +71,9 @@ def diff(inventory: Inventory, layout: Layout, services: Sequence[Service], surv
                 if model or name != "gateway"
                 else "the gateway goes elsewhere"
             )
-            changes.append(Change(action="remove", node=node, service=name, reason=reason, actual=tuple(found)))
+            changes.append(
+                Change(action="remove", node=node, service=name, reason=reason, actual=tuple(found))
+            )
     return Plan(
         layout=_with_gateway(inventory, layout, services, survey),
         services=tuple(services),
@@ -75,7 +81,9 @@ def diff(inventory: Inventory, layout: Layout, services: Sequence[Service], surv
     )
 
 
-def _with_gateway(inventory: Inventory, layout: Layout, services: Sequence[Service], survey: Survey) -> Layout:
+def _with_gateway(
+    inventory: Inventory, layout: Layout, services: Sequence[Service], survey: Survey
+) -> Layout:
     """The layout, with the gateway among what found no place where its node can run nothing."""
     node = inventory.gateway.node
     facts = survey.nodes[node].facts if node in survey.nodes else None
@@ -86,45 +94,110 @@ def _with_gateway(inventory: Inventory, layout: Layout, services: Sequence[Servi
 
 
 def _change(
-    inventory: Inventory, survey: Survey, service: Service, found: tuple[f.Service, ...], moved: Mapping[str | None, str]
+    inventory: Inventory,
+    survey: Survey,
+    service: Service,
+    found: tuple[f.Service, ...],
+    moved: Mapping[str | None, str],
 ) -> Change:
     same = next((s for s in found if s.spec == service.spec), None)
-    current = next((s for s in found if s.state in ("running", "starting", "unhealthy")), found[0] if found else None)
+    current = next(
+        (s for s in found if s.state in ("running", "starting", "unhealthy")), found[0] if found else None
+    )
     if same is not None and (same.state in ("running", "starting")):
         if left := tuple(s for s in found if s.spec != service.spec):
             # It was started, and nobody waited for it and cleaned up after it.
             why = "an earlier deploy was interrupted"
-            return Change(action="replace", node=service.node, service=service.name, reason=why, wanted=service, actual=left)
+            return Change(
+                action="replace",
+                node=service.node,
+                service=service.name,
+                reason=why,
+                wanted=service,
+                actual=left,
+            )
         if same.state == "starting":
             why = "still loading: deploy waits until it is healthy"
-            return Change(action="restart", node=service.node, service=service.name, reason=why, wanted=service, actual=found)
-        return Change(action="keep", node=service.node, service=service.name, reason="up to date", wanted=service, actual=found)
+            return Change(
+                action="restart",
+                node=service.node,
+                service=service.name,
+                reason=why,
+                wanted=service,
+                actual=found,
+            )
+        return Change(
+            action="keep",
+            node=service.node,
+            service=service.name,
+            reason="up to date",
+            wanted=service,
+            actual=found,
+        )
     if same is not None:
         why = same.state + (f": {same.detail}" if same.detail else "")
-        return Change(action="restart", node=service.node, service=service.name, reason=why, wanted=service, actual=found)
+        return Change(
+            action="restart",
+            node=service.node,
+            service=service.name,
+            reason=why,
+            wanted=service,
+            actual=found,
+        )
     blocked = _blocked(inventory, survey, service, found)
     if current is not None:
         reason = "; ".join(_differences(current, service)) or (
-            "its configuration changed" if service.model is None else "its command line or environment changed"
+            "its configuration changed"
+            if service.model is None
+            else "its command line or environment changed"
         )
         return Change(
-            action="replace", node=service.node, service=service.name, reason=reason, wanted=service, actual=found, blocked=blocked
+            action="replace",
+            node=service.node,
+            service=service.name,
+            reason=reason,
+            wanted=service,
+            actual=found,
+            blocked=blocked,
         )
     if service.model is not None and service.model in moved:
         return Change(
-            action="move", node=service.node, service=service.name, reason=f"from {moved[service.model]}", wanted=service, blocked=blocked
+            action="move",
+            node=service.node,
+            service=service.name,
+            reason=f"from {moved[service.model]}",
+            wanted=service,
+            blocked=blocked,
         )
-    return Change(action="create", node=service.node, service=service.name, reason="not there yet", wanted=service, blocked=blocked)
+    return Change(
+        action="create",
+        node=service.node,
+        service=service.name,
+        reason="not there yet",
+        wanted=service,
+        blocked=blocked,
+    )
 
 
 def _blocked(inventory: Inventory, survey: Survey, service: Service, found: tuple[f.Service, ...]) -> str:
     """A port that somebody else listens on."""
     facts = survey.nodes[service.node].facts
-    ours = {s.labels.get("homelab.port") for s in (facts.services if facts else ()) if s.cluster == inventory.cluster}
+    ours = {
+        s.labels.get("homelab.port")
+        for s in (facts.services if facts else ())
+        if s.cluster == inventory.cluster
+    }
     port = service.unit.port
     if str(port) in ours or facts is None:
         return ""
-    owner = next((p for p in facts.ports if p.port == port and p.address in (service.unit.address, "0.0.0.0", "::", "*")), None)
+    owner = next(
+        (
+            p
+            for p in facts.ports
+            if p.port == port and p.address in (service.unit.address, "0.0.0.0", "::", "*")
+        ),
+        None,
+    )
     if owner is None:
         return ""
     return f"port {port} on {service.node} is in use by {owner.process or 'another process'}: stop it, or give another `port`"
@@ -144,8 +217,13 @@ def _differences(current: f.Service, service: Service) -> Iterator[str]:
     if service.model is None:
         before, after = current.labels.get("homelab.models", ""), service.labels.get("homelab.models", "")
         if before != after:
-            added, gone = set(after.split(",")) - set(before.split(",")), set(before.split(",")) - set(after.split(","))
-            yield "models " + " ".join([f"+{m}" for m in sorted(added - {""})] + [f"-{m}" for m in sorted(gone - {""})])
+            added, gone = (
+                set(after.split(",")) - set(before.split(",")),
+                set(before.split(",")) - set(after.split(",")),
+            )
+            yield "models " + " ".join(
+                [f"+{m}" for m in sorted(added - {""})] + [f"-{m}" for m in sorted(gone - {""})]
+            )
 
 
 def _short(value: Any) -> str:

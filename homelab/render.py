@@ -26,12 +26,16 @@ HUB_CACHE = ".cache/huggingface"
 QUIET = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-def render(inventory: Inventory, layout: Layout, survey: Survey, secrets: Secrets, environ: Mapping[str, str]) -> tuple[Service, ...]:
+def render(
+    inventory: Inventory, layout: Layout, survey: Survey, secrets: Secrets, environ: Mapping[str, str]
+) -> tuple[Service, ...]:
     """Every service that should run: the engines, then the gateway where its node can be planned for.
 
     `environ` resolves the `env:NAME` values of the inventory."""
     facts = {n: r.facts for n, r in survey.nodes.items() if r.facts is not None}
-    services = [_engine(inventory, p, facts[p.node], survey, secrets, environ) for p in layout if p.node in facts]
+    services = [
+        _engine(inventory, p, facts[p.node], survey, secrets, environ) for p in layout if p.node in facts
+    ]
     node = inventory.gateway.node
     if node in facts and (runtime := runtime_for(inventory.nodes[node], facts[node], gpu=False)[0]):
         services.append(_gateway(inventory, layout, facts[node], runtime, secrets, environ))
@@ -50,7 +54,14 @@ def gateway_address(inventory: Inventory, survey: Survey) -> str:
     return bind_address(inventory, inventory.gateway.node, report.facts if report else None)
 
 
-def _engine(inventory: Inventory, p: Placement, facts: Facts, survey: Survey, secrets: Secrets, environ: Mapping[str, str]) -> Service:
+def _engine(
+    inventory: Inventory,
+    p: Placement,
+    facts: Facts,
+    survey: Survey,
+    secrets: Secrets,
+    environ: Mapping[str, str],
+) -> Service:
     engine = engines()[p.engine]
     variant = inventory.models[p.model].variants[p.variant]
     weights, mounts, uploads = _weights(inventory, p, facts, survey)
@@ -89,14 +100,18 @@ def _engine(inventory: Inventory, p: Placement, facts: Facts, survey: Survey, se
             "homelab.wanted": p.wanted,
             "homelab.engine": p.engine,
             "homelab.image": p.image or "",
-            "homelab.placement": json.dumps(p.numbers()),  # unsorted: the order of its flags is that of the command line
+            "homelab.placement": json.dumps(
+                p.numbers()
+            ),  # unsorted: the order of its flags is that of the command line
         },
         uploads=uploads,
     )
     return RENDER[p.runtime](unit)
 
 
-def _weights(inventory: Inventory, p: Placement, facts: Facts, survey: Survey) -> tuple[str, tuple[Mount, ...], tuple[Upload, ...]]:
+def _weights(
+    inventory: Inventory, p: Placement, facts: Facts, survey: Survey
+) -> tuple[str, tuple[Mount, ...], tuple[Upload, ...]]:
     """What the engine is told to load, the folder that it must see, and the file that must be brought there first."""
     source = inventory.models[p.model].variants[p.variant].parsed
     if source.where == "hub":
@@ -106,15 +121,26 @@ def _weights(inventory: Inventory, p: Placement, facts: Facts, survey: Survey) -
         name = posixpath.basename(known.path or source.text)
         target = f"{cluster_directory(inventory.cluster)}/weights/{known.revision or 'unknown'}/{name}"
         path = f"{facts.home}/{target}"
-        uploads: tuple[Upload, ...] = (Upload(local=known.path or source.text, path=target, bytes=known.bytes),)
+        uploads: tuple[Upload, ...] = (
+            Upload(local=known.path or source.text, path=target, bytes=known.bytes),
+        )
     else:
-        path = posixpath.normpath(source.text.replace("~", facts.home, 1) if source.text.startswith("~/") else source.text)
+        path = posixpath.normpath(
+            source.text.replace("~", facts.home, 1) if source.text.startswith("~/") else source.text
+        )
         uploads = ()
     folder = posixpath.dirname(path) if path.endswith(".gguf") else path
     return path, (Mount(source=folder, target=folder, read_only=True),), uploads
 
 
-def _gateway(inventory: Inventory, layout: Layout, facts: Facts, runtime: str, secrets: Secrets, environ: Mapping[str, str]) -> Service:
+def _gateway(
+    inventory: Inventory,
+    layout: Layout,
+    facts: Facts,
+    runtime: str,
+    secrets: Secrets,
+    environ: Mapping[str, str],
+) -> Service:
     node = inventory.gateway.node
     address = bind_address(inventory, node, facts)
     image = inventory.gateway.image or image_for(inventory, node, "litellm", "cpu")
@@ -143,7 +169,11 @@ def _gateway(inventory: Inventory, layout: Layout, facts: Facts, runtime: str, s
         arguments=("--config", config, "--host", host, "--port", str(inventory.gateway.port)),
         environment={**QUIET, **gateway.ENVIRONMENT},
         secrets=keys,
-        files={"litellm.yml": render_template("litellm.yml.j2", configuration=gateway.configuration(inventory, layout.placements))},
+        files={
+            "litellm.yml": render_template(
+                "litellm.yml.j2", configuration=gateway.configuration(inventory, layout.placements)
+            )
+        },
         memory_limit=GATEWAY_MEMORY,
         labels={
             "homelab.engine": "litellm",

@@ -23,7 +23,12 @@ class Secrets:
         return SecretStr("sk-" + hmac.new(secret, f"{node}/{service}".encode(), hashlib.sha256).hexdigest())
 
     def to_json(self) -> str:
-        return json.dumps({"gateway_key": self.gateway_key.get_secret_value(), "engine_secret": self.engine_secret.get_secret_value()})
+        return json.dumps(
+            {
+                "gateway_key": self.gateway_key.get_secret_value(),
+                "engine_secret": self.engine_secret.get_secret_value(),
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Secrets:

@@ -144,7 +144,11 @@ def identified(unit: Unit, definition: Any) -> tuple[Unit, str, str]:
         **({"homelab.model": unit.model} if unit.model else {}),
         **unit.labels,
     }
-    return replace(unit, labels=dict(sorted(labels.items()))), spec, f"{cluster_directory(unit.cluster)}/{unit.name}/{spec}"
+    return (
+        replace(unit, labels=dict(sorted(labels.items()))),
+        spec,
+        f"{cluster_directory(unit.cluster)}/{unit.name}/{spec}",
+    )
 
 
 def numbers_of(labels: Mapping[str, str]) -> dict[str, Any]:

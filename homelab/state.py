@@ -33,7 +33,9 @@ def key_file(cluster: str) -> Path:
 
 def new_secrets() -> Secrets:
     # LiteLLM refuses to start with an empty or well-known master key.
-    return Secrets(gateway_key=SecretStr(f"sk-{random.token_hex(32)}"), engine_secret=SecretStr(random.token_hex(32)))
+    return Secrets(
+        gateway_key=SecretStr(f"sk-{random.token_hex(32)}"), engine_secret=SecretStr(random.token_hex(32))
+    )
 
 
 def load_secrets(cluster: str) -> Secrets | None:
@@ -86,7 +88,10 @@ def load_measurements(cluster: str) -> tuple[Measurement, ...]:
 def save_measurements(cluster: str, measured: tuple[Measurement, ...]) -> None:
     from homelab.facts import Survey
 
-    _write(_measurements(cluster), Survey(measured=measured).model_dump_json(include={"schema_version", "measured"}))
+    _write(
+        _measurements(cluster),
+        Survey(measured=measured).model_dump_json(include={"schema_version", "measured"}),
+    )
 
 
 def _measurements(cluster: str) -> Path:

@@ -73,12 +73,24 @@ async def status(inventory: Inventory, survey: Survey, secrets: Secrets | None) 
         for s in report.facts.services
         if s.cluster == inventory.cluster
     ]
-    away = [(node, s, "away") for node, facts in survey.remembered.items() for s in facts.services if s.cluster == inventory.cluster]
+    away = [
+        (node, s, "away")
+        for node, facts in survey.remembered.items()
+        for s in facts.services
+        if s.cluster == inventory.cluster
+    ]
     models = []
     for name, model in sorted(inventory.models.items()):
         mine = [_instance(node, s, state) for node, s, state in (*running, *away) if s.model == name]
-        models.append(ModelStatus(name=name, kind=model.kind, instances=tuple(sorted(mine, key=lambda i: (i.node, i.service)))))
-    front = next(((n, s, state) for n, s, state in (*running, *away) if s.name == gateway.SERVICE and s.model is None), None)
+        models.append(
+            ModelStatus(
+                name=name, kind=model.kind, instances=tuple(sorted(mine, key=lambda i: (i.node, i.service)))
+            )
+        )
+    front = next(
+        ((n, s, state) for n, s, state in (*running, *away) if s.name == gateway.SERVICE and s.model is None),
+        None,
+    )
     served, healthy = await asyncio.gather(_served(models, secrets), _gateway(inventory, front))
     return Status(gateway=healthy, models=tuple(served), nodes=survey.nodes)
 
@@ -105,7 +117,9 @@ async def _served(models: list[ModelStatus], secrets: Secrets | None) -> list[Mo
         if i.state != "running" or i.url is None or secrets is None or i.engine not in engines():
             return i
         engine = engines()[i.engine]
-        code, document = await get(i.url + engine.CONTEXT_PATH, secrets.engine_key(i.node, i.service).get_secret_value())
+        code, document = await get(
+            i.url + engine.CONTEXT_PATH, secrets.engine_key(i.node, i.service).get_secret_value()
+        )
         return replace(i, context=engine.served_context(document) if code == 200 else None)
 
     return [replace(m, instances=tuple(await asyncio.gather(*(one(i) for i in m.instances)))) for m in models]

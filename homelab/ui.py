@@ -109,7 +109,9 @@ def print_table(found: Table) -> None:
 
 def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
     """The table of nodes and devices, problems below it, and what is now true."""
-    found = table("NODE", "GPU", "FREE", "TOTAL GiB", "USED BY", "DRIVER", "RUNS WITH", right=("FREE", "TOTAL GiB"))
+    found = table(
+        "NODE", "GPU", "FREE", "TOTAL GiB", "USED BY", "DRIVER", "RUNS WITH", right=("FREE", "TOTAL GiB")
+    )
     reachable, free = 0, 0
     for name, report in survey.nodes.items():
         if report.facts is None:
@@ -141,7 +143,15 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
                 runs_with if i == 0 else "",
             )
             for part in gpu.mig_devices:
-                found.add_row("", escape(f"   {part.name}"), gib(part.memory_free_bytes), gib(part.memory_total_bytes), "", "", "")
+                found.add_row(
+                    "",
+                    escape(f"   {part.name}"),
+                    gib(part.memory_free_bytes),
+                    gib(part.memory_total_bytes),
+                    "",
+                    "",
+                    "",
+                )
     print_table(found)
     for name, report in survey.nodes.items():
         for problem in report.facts.problems if report.facts else ():
@@ -166,7 +176,11 @@ def _used_by(gpu: GPU) -> str:
     for p in gpu.processes:
         held[p.service or p.name] = held.get(p.service or p.name, 0) + (p.memory_bytes or 0)
     top = sorted(held.items(), key=lambda x: (-x[1], x[0]))
-    return " ".join(f"{name} {gib(size)}" for name, size in top[:3]) + (f" +{len(top) - 3}" if len(top) > 3 else "") or "-"
+    return (
+        " ".join(f"{name} {gib(size)}" for name, size in top[:3])
+        + (f" +{len(top) - 3}" if len(top) > 3 else "")
+        or "-"
+    )
 
 
 def _runs_with(report: NodeReport) -> str:
@@ -192,7 +206,12 @@ def planned(plan: Plan) -> None:
     shown: set[tuple[str, str]] = set()
     slots = [s for s in plan.layout.slots if len(s.gpus) <= 1]
     for slot in slots:
-        here = [p for p in plan.layout if p.node == slot.node and (set(p.gpus) & {g.uuid for g in slot.gpus} if slot.gpus else not p.gpus)]
+        here = [
+            p
+            for p in plan.layout
+            if p.node == slot.node
+            and (set(p.gpus) & {g.uuid for g in slot.gpus} if slot.gpus else not p.gpus)
+        ]
         if here:
             bar = _bar([(p.service, p.bytes) for p in here], slot.free_bytes, slot.device.total_bytes)
             out.print(
@@ -217,13 +236,19 @@ def planned(plan: Plan) -> None:
 
 def summary(plan: Plan, inventory: Inventory) -> str:
     """`2 create · 1 replace on 2 nodes · no prompt can leave the house`."""
-    counts = {a: sum(c.action == a for c in plan.todo) for a in ("create", "replace", "restart", "move", "remove")}
+    counts = {
+        a: sum(c.action == a for c in plan.todo) for a in ("create", "replace", "restart", "move", "remove")
+    }
     parts = [f"{n} {a}" for a, n in counts.items() if n]
     nodes = len({c.node for c in plan.todo})
     nothing = "Nothing can be changed" if plan.layout.unplaced else "Everything is up to date"
     what = " · ".join(parts) + f" on {nodes} node{'s' if nodes != 1 else ''}" if parts else nothing
     unplaced = f" · {len(plan.layout.unplaced)} without a place" if plan.layout.unplaced else ""
-    cloud = f"prompts to {', '.join(sorted(inventory.cloud))} leave the house" if inventory.cloud else "no prompt can leave the house"
+    cloud = (
+        f"prompts to {', '.join(sorted(inventory.cloud))} leave the house"
+        if inventory.cloud
+        else "no prompt can leave the house"
+    )
     return f"{what}{unplaced} · {cloud}"
 
 
@@ -233,10 +258,18 @@ def _change(change: Any, p: Placement | None) -> None:
     if p is None:
         out.print(f"{head} {escape(change.node)}  {escape(change.reason)}")
     else:
-        flags = f"  gpu-memory-utilization {p.gpu_memory_utilization:.3f}" if p.gpu_memory_utilization is not None else ""
-        out.print(f"{head} {p.engine}  {p.request.context} ctx × {p.request.concurrency}  {gib(p.bytes)} GiB{flags}  {escape(p.source)}")
+        flags = (
+            f"  gpu-memory-utilization {p.gpu_memory_utilization:.3f}"
+            if p.gpu_memory_utilization is not None
+            else ""
+        )
+        out.print(
+            f"{head} {p.engine}  {p.request.context} ctx × {p.request.concurrency}  {gib(p.bytes)} GiB{flags}  {escape(p.source)}"
+        )
         # What is only started again needs no reason for its place.
-        why = {"replace": f"{change.reason}; {p.reason}", "restart": change.reason}.get(change.action, p.reason)
+        why = {"replace": f"{change.reason}; {p.reason}", "restart": change.reason}.get(
+            change.action, p.reason
+        )
         tell(f"      {why}")
         tell("      " + _terms(p, host=False) + (f"  · RAM: {ram}" if (ram := _terms(p, host=True)) else ""))
     if p is not None and change.action != "keep":
@@ -260,7 +293,9 @@ def _terms(p: Placement, *, host: bool) -> str:
     """The summands; `~` marks an upper bound, `?` a figure from experience."""
     marks = {"bounded": "~", "empirical": "?"}
     return " + ".join(
-        f"{t.name} {t.bytes / GIB:.2f}{marks.get(t.grade, '')}" for t in p.footprint.terms if t.bytes and (t.where == "host") == host
+        f"{t.name} {t.bytes / GIB:.2f}{marks.get(t.grade, '')}"
+        for t in p.footprint.terms
+        if t.bytes and (t.where == "host") == host
     )
 
 
@@ -283,7 +318,9 @@ def _bar(parts: Sequence[tuple[str, int]], free_bytes: int, total_bytes: int) ->
 def shown_fit(found: Fit) -> None:
     """Terms, the split of the device, verdict, flags; what would fit instead."""
     where = f" on {found.place.label or found.place.device.name}" if found.place else ""
-    tell(f"{found.candidate.source}  {found.candidate.engine}  {found.request.context} ctx × {found.request.concurrency}{where}")
+    tell(
+        f"{found.candidate.source}  {found.candidate.engine}  {found.request.context} ctx × {found.request.concurrency}{where}"
+    )
     terms = table("TERM", "GiB", "GRADE", "WHERE", right=("GiB",))
     device = "RAM" if found.place and found.place.device.vendor == "cpu" else "GPU"
     places = {"device": device, "context": f"{device}, outside the budget", "host": "RAM"}
@@ -296,7 +333,10 @@ def shown_fit(found: Fit) -> None:
             left = found.place.free_bytes - found.footprint.device_bytes
             total = found.place.device.total_bytes
             tell(f"{_bar(on_device, left, total)}  {gib(total)} GiB")
-    need, colour = found.footprint.device_bytes / GIB, {"fits": "green", "does-not-fit": "red", "no-device": "cyan"}[found.verdict]
+    need, colour = (
+        found.footprint.device_bytes / GIB,
+        {"fits": "green", "does-not-fit": "red", "no-device": "cyan"}[found.verdict],
+    )
     free = (
         f", free {found.place.free_bytes / GIB:.2f} GiB"
         if found.place
@@ -318,10 +358,19 @@ def shown_what(rows: Sequence[Row]) -> None:
     for row in rows:
         best = row.found
         if best is None:
-            found.add_row(row.model, escape(row.where), f"[dim]{escape(row.shortest)}[/]", "-", "-", row.licence)
+            found.add_row(
+                row.model, escape(row.where), f"[dim]{escape(row.shortest)}[/]", "-", "-", row.licence
+            )
         else:
             size = f"{best.footprint.device_bytes / GIB:.1f}"
-            found.add_row(row.model, escape(row.where), escape(best.candidate.source), size, str(best.request.context), row.licence)
+            found.add_row(
+                row.model,
+                escape(row.where),
+                escape(best.candidate.source),
+                size,
+                str(best.request.context),
+                row.licence,
+            )
     print_table(found)
     tell("Next: homelab fit MODEL --gpu … --context …")
 
@@ -339,12 +388,18 @@ class Progress:
     def __call__(self, event: Event) -> None:
         key, now = (event.node, event.service), time.monotonic()
         step, told = self._last.get(key, ("", 0.0))
-        if step == event.step and event.step in ("load", "fetch", "copy") and now - told < (1.0 if err.is_terminal else 5.0):
+        if (
+            step == event.step
+            and event.step in ("load", "fetch", "copy")
+            and now - told < (1.0 if err.is_terminal else 5.0)
+        ):
             return
         self._last[key] = (event.step, now)
         colour = {"healthy": "green", "failed": "red", "rolled-back": "yellow"}.get(event.step, "cyan")
         text = f"  {escape(event.text)}" if event.text else ""
-        err.print(f"[dim]{now - self._begun:6.1f} s[/]  {escape(event.node)}  {escape(event.service):<20} [{colour}]{event.step}[/]{text}")
+        err.print(
+            f"[dim]{now - self._begun:6.1f} s[/]  {escape(event.node)}  {escape(event.service):<20} [{colour}]{event.step}[/]{text}"
+        )
         if event.error is not None:
             error(event.error)
 
@@ -354,33 +409,67 @@ class Progress:
 
 def shown_status(status: Status) -> None:
     """Models and their instances, then nodes."""
-    found = table("MODEL", "NODE", "ENGINE", "STATE", "CONTEXT", "PLANNED", "USED GiB", right=("CONTEXT", "PLANNED", "USED GiB"))
+    found = table(
+        "MODEL",
+        "NODE",
+        "ENGINE",
+        "STATE",
+        "CONTEXT",
+        "PLANNED",
+        "USED GiB",
+        right=("CONTEXT", "PLANNED", "USED GiB"),
+    )
     for model in status.models:
         if not model.instances:
             found.add_row(model.name, "-", "-", "[red]missing[/]", "-", "-", "-")
         for i, x in enumerate(model.instances):
             state = (
-                f"[green]{x.state}[/]" if x.state == "running" else f"[yellow]{x.state}[/]" + (f" {escape(x.detail)}" if x.detail else "")
+                f"[green]{x.state}[/]"
+                if x.state == "running"
+                else f"[yellow]{x.state}[/]" + (f" {escape(x.detail)}" if x.detail else "")
             )
-            context = str(x.context) if x.context is not None else f"({x.planned_context})" if x.planned_context else "-"
-            found.add_row(model.name if i == 0 else "", x.node, x.engine, state, context, gib(x.planned_bytes), gib(x.used_bytes))
+            context = (
+                str(x.context)
+                if x.context is not None
+                else f"({x.planned_context})"
+                if x.planned_context
+                else "-"
+            )
+            found.add_row(
+                model.name if i == 0 else "",
+                x.node,
+                x.engine,
+                state,
+                context,
+                gib(x.planned_bytes),
+                gib(x.used_bytes),
+            )
     print_table(found)
     tell()
     nodes = table("NODE", "STATE", "MEMORY", "PROBLEMS")
     for name, report in sorted(status.nodes.items()):
         if report.facts is None:
-            nodes.add_row(name, "[red]not reached[/]", "-", escape(report.error.message if report.error else ""))
+            nodes.add_row(
+                name, "[red]not reached[/]", "-", escape(report.error.message if report.error else "")
+            )
         else:
             gpus = ", ".join(
                 f"{g.name.removeprefix('NVIDIA ')} {gib(g.memory_free_bytes)} of {gib(g.memory_total_bytes)} free"
                 for g in report.facts.gpus
             )
             ram = f"RAM {gib(report.facts.memory_available_bytes)} of {gib(report.facts.memory_total_bytes)} free"
-            nodes.add_row(name, "[green]up[/]", escape(gpus or ram), escape("; ".join(p.message for p in report.facts.problems)) or "-")
+            nodes.add_row(
+                name,
+                "[green]up[/]",
+                escape(gpus or ram),
+                escape("; ".join(p.message for p in report.facts.problems)) or "-",
+            )
     print_table(nodes)
     tell()
     g = status.gateway
-    out.print(f"gateway  {escape(g.url or '-')}  on {escape(g.node)}  {'[green]healthy[/]' if g.healthy else f'[red]{escape(g.state)}[/]'}")
+    out.print(
+        f"gateway  {escape(g.url or '-')}  on {escape(g.node)}  {'[green]healthy[/]' if g.healthy else f'[red]{escape(g.state)}[/]'}"
+    )
 
 
 def next_steps(url: str, key_file: str, again: str) -> None:
@@ -398,10 +487,14 @@ def connections(url: str, key_file: str, model: str, again: str) -> None:
     tell("Claude Code:")
     tell(f"  export ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN=$(cat {key_file}) ANTHROPIC_MODEL={model}")
     tell("curl:")
-    tell(f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -H \"Authorization: Bearer $(cat {key_file})\" \\")
+    tell(
+        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -H \"Authorization: Bearer $(cat {key_file})\" \\"
+    )
     tell(f'    -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'')
     tell()
-    tell(f"Next: homelab ask{again} {model} 'your question'    health: homelab status{again}    take it down: homelab remove{again}")
+    tell(
+        f"Next: homelab ask{again} {model} 'your question'    health: homelab status{again}    take it down: homelab remove{again}"
+    )
 
 
 def shown_history(measured: Sequence[Measurement]) -> None:
@@ -412,13 +505,30 @@ def shown_history(measured: Sequence[Measurement]) -> None:
         tell("Nothing was measured yet: every deploy adds to it")
         return
     found = table(
-        "MODEL", "DEVICE", "ENGINE", "CONTEXT", "PREDICTED", "USED GiB", "ERROR", right=("CONTEXT", "PREDICTED", "USED GiB", "ERROR")
+        "MODEL",
+        "DEVICE",
+        "ENGINE",
+        "CONTEXT",
+        "PREDICTED",
+        "USED GiB",
+        "ERROR",
+        right=("CONTEXT", "PREDICTED", "USED GiB", "ERROR"),
     )
     for m in measured:
         off = error(m)
         shown = "-" if off is None else f"{off:+.1%}"
-        found.add_row(m.model, m.device, m.engine, f"{m.context} × {m.concurrency}", gib(m.planned_bytes), gib(m.used_bytes), shown)
+        found.add_row(
+            m.model,
+            m.device,
+            m.engine,
+            f"{m.context} × {m.concurrency}",
+            gib(m.planned_bytes),
+            gib(m.used_bytes),
+            shown,
+        )
     print_table(found)
     errors = sorted(abs(e) for m in measured if (e := error(m)) is not None)
     if errors:
-        tell(f"Median error {errors[len(errors) // 2]:.1%} over {len(errors)} placements; reserves for later growth are left out of it")
+        tell(
+            f"Median error {errors[len(errors) // 2]:.1%} over {len(errors)} placements; reserves for later growth are left out of it"
+        )

@@ -18,7 +18,12 @@ from homelab.placement import Layout, place
 from tests.machines import gpu, machine
 
 # GiB that CUDA reports, and a card that does. All are of compute capability 8.9.
-CARDS = {8: (7.65, "RTX 4060"), 16: (15.6, "RTX 4060 Ti"), 24: (23.52, "RTX 4090"), 48: (47.5, "RTX 6000 Ada")}
+CARDS = {
+    8: (7.65, "RTX 4060"),
+    16: (15.6, "RTX 4060 Ti"),
+    24: (23.52, "RTX 4090"),
+    48: (47.5, "RTX 6000 Ada"),
+}
 FP8 = {"kv-cache-dtype": "fp8"}
 Q8 = {"cache-type-k": "q8_0", "cache-type-v": "q8_0"}
 
@@ -33,7 +38,9 @@ class Ask:
     small_cache: bool = False
 
     def __str__(self) -> str:
-        return f"{self.model} {self.weights} at {self.context // 1024}k" + (", 8-bit cache" if self.small_cache else "")
+        return f"{self.model} {self.weights} at {self.context // 1024}k" + (
+            ", 8-bit cache" if self.small_cache else ""
+        )
 
 
 ROWS: list[tuple[int, tuple[Ask, ...]]] = [
@@ -79,23 +86,36 @@ def planned(size: int, asks: tuple[Ask, ...]) -> Layout:
             "engine": variant.engine, "source": variant.source, "context": ask.context, "concurrency": 1, "args": small,
         }  # fmt: skip
         known[variant.source] = Weights(source=variant.source, header=entry.document(variant), bytes=1)
-    text = yaml.safe_dump({"gateway": {"node": "box"}, "nodes": {"box": {"host": "192.168.1.10"}}, "models": models})
+    text = yaml.safe_dump(
+        {"gateway": {"node": "box"}, "nodes": {"box": {"host": "192.168.1.10"}}, "models": models}
+    )
     return place(
         load(text, "inventory.yml"),
-        Survey.model_validate({"nodes": {"box": {"reachable": True, "facts": machine("box", card)}}, "models": known}),
+        Survey.model_validate(
+            {"nodes": {"box": {"reachable": True, "facts": machine("box", card)}}, "models": known}
+        ),
     )
 
 
 def table() -> str:
     """The rows with a verdict, what each model takes, and what is left or missing."""
-    lines = ["| card | asked for | verdict | GiB | `--gpu-memory-utilization` | left, or why not |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| card | asked for | verdict | GiB | `--gpu-memory-utilization` | left, or why not |",
+        "|---|---|---|---|---|---|",
+    ]
     for size, asks in ROWS:
         layout = planned(size, asks)
         placed = sorted(layout, key=lambda p: p.model)
         needs = " + ".join(f"{p.bytes / 2**30:.2f}" for p in placed)
-        splits = " + ".join(f"{p.gpu_memory_utilization:.3f}" for p in placed if p.gpu_memory_utilization is not None)
-        why = "; ".join(dict.fromkeys(u.details[0].partition(": ")[2].partition(" of ")[0] for u in layout.unplaced))
+        splits = " + ".join(
+            f"{p.gpu_memory_utilization:.3f}" for p in placed if p.gpu_memory_utilization is not None
+        )
+        why = "; ".join(
+            dict.fromkeys(u.details[0].partition(": ")[2].partition(" of ")[0] for u in layout.unplaced)
+        )
         left = f"{next(s.free_bytes for s in layout.slots if s.gpus) / 2**30:.2f} GiB left"
         verdict = "no" if layout.unplaced else "yes"
-        lines.append(f"| {size} GB | {' + '.join(map(str, asks))} | **{verdict}** | {needs or '-'} | {splits or '-'} | {why or left} |")
+        lines.append(
+            f"| {size} GB | {' + '.join(map(str, asks))} | **{verdict}** | {needs or '-'} | {splits or '-'} | {why or left} |"
+        )
     return "\n".join(lines)

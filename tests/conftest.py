@@ -8,7 +8,11 @@ pytest_plugins = ["tests.lab.fixtures"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="write what was rendered over the golden files, to be read in the diff")
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write what was rendered over the golden files, to be read in the diff",
+    )
 
 
 @pytest.fixture(autouse=True)

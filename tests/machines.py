@@ -6,7 +6,21 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from homelab.facts import CPU, GPU, Disk, Docker, Facts, Failure, Interface, ListeningPort, NodeReport, Process, Service, Survey, Weights
+from homelab.facts import (
+    CPU,
+    GPU,
+    Disk,
+    Docker,
+    Facts,
+    Failure,
+    Interface,
+    ListeningPort,
+    NodeReport,
+    Process,
+    Service,
+    Survey,
+    Weights,
+)
 from homelab.secrets import Secrets
 from homelab.service import Service as Rendered
 
@@ -14,11 +28,22 @@ GIB = 1024**3
 MIB = 1024**2
 KEYS = Secrets(gateway_key=SecretStr("sk-test-gateway"), engine_secret=SecretStr("test"))
 DOCKER = Docker(
-    version="27.4.0", api_version="1.47", compose_version="2.39.1", reachable=True, nvidia_runtime=True, data_root="/var/lib/docker"
+    version="27.4.0",
+    api_version="1.47",
+    compose_version="2.39.1",
+    reachable=True,
+    nvidia_runtime=True,
+    data_root="/var/lib/docker",
 )
 
 
-def gpu(name: str = "NVIDIA GeForce RTX 4090", total_mib: int = 24106, free_mib: int | None = None, index: int = 0, **more: Any) -> GPU:
+def gpu(
+    name: str = "NVIDIA GeForce RTX 4090",
+    total_mib: int = 24106,
+    free_mib: int | None = None,
+    index: int = 0,
+    **more: Any,
+) -> GPU:
     """`total_mib` is what CUDA sees."""
     free = total_mib if free_mib is None else free_mib
     return GPU(
@@ -78,7 +103,9 @@ def server(**more: Any) -> Facts:
 
 
 def laptop(**more: Any) -> Facts:
-    return machine("laptop", gpu("NVIDIA GeForce RTX 3070 Laptop GPU", 7970), address="192.168.1.12", ram_gib=16, **more)
+    return machine(
+        "laptop", gpu("NVIDIA GeForce RTX 3070 Laptop GPU", 7970), address="192.168.1.12", ram_gib=16, **more
+    )
 
 
 def pi(**more: Any) -> Facts:
@@ -135,9 +162,15 @@ def tiny_gguf(path: str = "/models/tiny.gguf", layers: int = 4) -> Weights:
         "tokenizer.ggml.tokens": {"type": "string", "length": 49152},
         "tokenizer.chat_template": "{{ messages }}",
     }
-    tensors: list[list[Any]] = [["token_embd.weight", [576, 49152], "Q8_0", 30081024], ["output_norm.weight", [576], "F32", 2304]]
+    tensors: list[list[Any]] = [
+        ["token_embd.weight", [576, 49152], "Q8_0", 30081024],
+        ["output_norm.weight", [576], "F32", 2304],
+    ]
     for i in range(layers):
-        tensors += [[f"blk.{i}.attn_k.weight", [576, 192], "Q8_0", 117504], [f"blk.{i}.ffn_up.weight", [576, 1536], "Q8_0", 940032]]
+        tensors += [
+            [f"blk.{i}.attn_k.weight", [576, 192], "Q8_0", 117504],
+            [f"blk.{i}.ffn_up.weight", [576, 1536], "Q8_0", 940032],
+        ]
     size = sum(t[3] for t in tensors) + 2_000_000
     header = {"format": "gguf", "version": 3, "file_bytes": size, "metadata": metadata, "tensors": tensors}
     return Weights(source=path, path=path, present=True, bytes=size, header=header)
@@ -160,13 +193,20 @@ HUB = {
         num_experts_per_tok=8,
         **AWQ,
     ),
-    "Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M": Weights(source="Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M", error="the hub was not asked"),
+    "Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M": Weights(
+        source="Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M", error="the hub was not asked"
+    ),
 }
 
 
 def household(**more: Facts | str) -> Survey:
     """The household of inventory.example.yml."""
-    nodes: dict[str, Facts | str] = {"workstation": workstation(), "server": server(weights=(tiny_gguf(),)), "laptop": laptop(), "pi": pi()}
+    nodes: dict[str, Facts | str] = {
+        "workstation": workstation(),
+        "server": server(weights=(tiny_gguf(),)),
+        "laptop": laptop(),
+        "pi": pi(),
+    }
     return survey(HUB, **(nodes | more))
 
 

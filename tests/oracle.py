@@ -14,8 +14,16 @@ from homelab.placement.assignment import BESIDE, LEVELS, SPREAD, Option, Problem
 def best_levels(problem: Problem, *, workers: int = 1, seconds: float = 120) -> tuple[int, ...] | None:
     """The levels of a best choice, proven, one group of levels after the other; None where that took too long."""
     model = cp_model.CpModel()
-    x = [model.new_bool_var("") if o.once else model.new_int_var(0, problem.wants[o.model].replicas, "") for o in problem.options]
-    of_model, of_pair, of_single, of_device = defaultdict(list), defaultdict(list), defaultdict(list), defaultdict(list)
+    x = [
+        model.new_bool_var("") if o.once else model.new_int_var(0, problem.wants[o.model].replicas, "")
+        for o in problem.options
+    ]
+    of_model, of_pair, of_single, of_device = (
+        defaultdict(list),
+        defaultdict(list),
+        defaultdict(list),
+        defaultdict(list),
+    )
     host, fetches = defaultdict(list), defaultdict(dict)
     for i, o in enumerate(problem.options):
         of_model[o.model].append(x[i])
@@ -51,13 +59,20 @@ def best_levels(problem: Problem, *, workers: int = 1, seconds: float = 120) -> 
             model.add(beside[-1] >= sum(mine) - 1)
     classes = problem.classes
     goals = [sum(v for m, v in placed.items() if problem.wants[m].priority == c) for c in classes]
-    goals += [sum(v for m, mine in of_model.items() if problem.wants[m].priority == c for v in mine) for c in classes]
+    goals += [
+        sum(v for m, mine in of_model.items() if problem.wants[m].priority == c for v in mine)
+        for c in classes
+    ]
     for level in range(len(LEVELS)):
-        goals.append(sum(o.worth[level] * v for o, v in zip(problem.options, x, strict=True) if o.worth[level]))
+        goals.append(
+            sum(o.worth[level] * v for o, v in zip(problem.options, x, strict=True) if o.worth[level])
+        )
     goals[2 * len(classes) + SPREAD] = sum(on_node.values())
     goals[2 * len(classes) + BESIDE] = -sum(beside)
     most = sum(w.replicas for w in problem.wants)
-    tops = [most] * (2 * len(classes)) + [most * max((abs(o.worth[k]) for o in problem.options), default=0) for k in range(len(LEVELS))]
+    tops = [most] * (2 * len(classes)) + [
+        most * max((abs(o.worth[k]) for o in problem.options), default=0) for k in range(len(LEVELS))
+    ]
     tops[2 * len(classes) + SPREAD] = tops[2 * len(classes) + BESIDE] = most
     # As many levels at once as the solver's integers hold.
     solver = cp_model.CpSolver()
@@ -75,7 +90,9 @@ def best_levels(problem: Problem, *, workers: int = 1, seconds: float = 120) -> 
         for top in reversed(tops[start:end]):
             weights.append(weight)
             weight *= 2 * top + 1
-        group = [(w, g) for w, g in zip(reversed(weights), goals[start:end], strict=True) if not isinstance(g, int)]
+        group = [
+            (w, g) for w, g in zip(reversed(weights), goals[start:end], strict=True) if not isinstance(g, int)
+        ]
         if group:
             model.maximize(sum(w * g for w, g in group))
             if solver.solve(model) != cp_model.OPTIMAL:
@@ -93,8 +110,12 @@ def household(seed: int, nodes: int, gpus: int, models: int, *, load: float | No
     rng = random.Random(seed)
     where = sorted(rng.randrange(nodes) for _ in range(gpus))
     sizes = [rng.choice([8, 8, 12, 16, 24, 24, 24, 32, 48]) * 10 for _ in range(gpus)]
-    devices = tuple((n, max(0, size - rng.choice([0, 0, 3, 11, 40]))) for n, size in zip(where, sizes, strict=True))
-    rooms = tuple(Room(ram=rng.choice([120, 300, 600, 600]), disk=rng.choice([400, 4000, 4000])) for _ in range(nodes))
+    devices = tuple(
+        (n, max(0, size - rng.choice([0, 0, 3, 11, 40]))) for n, size in zip(where, sizes, strict=True)
+    )
+    rooms = tuple(
+        Room(ram=rng.choice([120, 300, 600, 600]), disk=rng.choice([400, 4000, 4000])) for _ in range(nodes)
+    )
     cpu_only = [n for n in range(nodes) if n not in where and rng.random() < 0.6]
     devices += tuple((n, rooms[n].ram) for n in cpu_only)
     wanted = load or rng.choice([0.4, 0.7, 0.9, 1.1])
@@ -102,7 +123,9 @@ def household(seed: int, nodes: int, gpus: int, models: int, *, load: float | No
     wants, options = [], []
     for m in range(models):
         replicas = rng.choice([1, 1, 1, 1, 2, 3] if models < 8 else [1] * 8 + [2, 3])
-        wants.append(Want(priority=rng.choice([0, 0, 0, 5]), replicas=replicas, per_node=rng.choice([9, 9, 9, 1])))
+        wants.append(
+            Want(priority=rng.choice([0, 0, 0, 5]), replicas=replicas, per_node=rng.choice([9, 9, 9, 1]))
+        )
         size = max(5, int(mean * rng.choice([0.2, 0.5, 0.8, 1.2, 2.2])))
         lowest = rng.choice([4, 8, 16])
         rungs = sorted({lowest, *(lowest * f for f in rng.sample([2, 3, 4, 6, 8], rng.randrange(0, 4)))})
@@ -144,12 +167,17 @@ def household(seed: int, nodes: int, gpus: int, models: int, *, load: float | No
             like = options[-1]
             if not like.avoidable:
                 options.append(
-                    Option(**{f: getattr(like, f) for f in like.__slots__} | {"once": True, "kept": True, "fetch": "", "fetch_bytes": 0})
+                    Option(
+                        **{f: getattr(like, f) for f in like.__slots__}
+                        | {"once": True, "kept": True, "fetch": "", "fetch_bytes": 0}
+                    )
                 )
     return Problem(wants=tuple(wants), rooms=rooms, devices=devices, options=tuple(options))
 
 
-def _slots(devices: Sequence[tuple[int, int]], cpu_only: Sequence[int], splits: bool) -> list[tuple[int, ...]]:
+def _slots(
+    devices: Sequence[tuple[int, int]], cpu_only: Sequence[int], splits: bool
+) -> list[tuple[int, ...]]:
     found: list[tuple[int, ...]] = [(d,) for d in range(len(devices))]
     if splits:  # pairs that share no GPU, as homelab forms them
         for node in sorted({n for n, _ in devices} - set(cpu_only)):

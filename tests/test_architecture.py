@@ -43,7 +43,10 @@ MAY_READ = {"resources", "templating", "runtimes"}
 def modules(folder: str = "homelab") -> dict[str, ast.Module]:
     found = {}
     for path in sorted((ROOT / folder).rglob("*.py")):
-        name = ".".join(path.relative_to(ROOT / folder).with_suffix("").parts).removesuffix(".__init__") or "__init__"
+        name = (
+            ".".join(path.relative_to(ROOT / folder).with_suffix("").parts).removesuffix(".__init__")
+            or "__init__"
+        )
         found[name] = ast.parse(path.read_text())
     return found
 
@@ -51,7 +54,12 @@ def modules(folder: str = "homelab") -> dict[str, ast.Module]:
 def imports(tree: ast.Module, *, at_top: bool = False, checking: bool = False) -> set[str]:
     """Dotted names that a module imports, those under TYPE_CHECKING apart."""
     nodes = list(tree.body) if at_top else list(ast.walk(tree))
-    hidden = {id(n) for i in ast.walk(tree) if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.dump(i.test) for n in ast.walk(i)}
+    hidden = {
+        id(n)
+        for i in ast.walk(tree)
+        if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.dump(i.test)
+        for n in ast.walk(i)
+    }
     found = set()
     for node in nodes:
         if id(node) in hidden and not checking:
@@ -82,7 +90,11 @@ def test_the_core_imports_no_effect_no_terminal_and_no_effectful_module_of_ours(
 
 @pytest.mark.parametrize("name", [n for n in modules() if is_pure(n) and n.split(".")[0] not in MAY_READ])
 def test_the_core_opens_no_file_and_prints_nothing(name: str) -> None:
-    calls = {n.func.id for n in ast.walk(modules()[name]) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    calls = {
+        n.func.id
+        for n in ast.walk(modules()[name])
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    }
     assert not calls & {"open", "print", "input", "exec", "eval"}
     methods = {n.attr for n in ast.walk(modules()[name]) if isinstance(n, ast.Attribute)}
     assert not methods & {"read_text", "write_text", "read_bytes", "write_bytes", "environ", "getenv"}
@@ -107,7 +119,11 @@ def test_only_deploy_changes_a_machine() -> None:
     for name, tree in modules().items():
         if name.startswith(("deploy", "nodes")):
             continue
-        called = {n.func.attr for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)}
+        called = {
+            n.func.attr
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
+        }
         assert not called & {"put", "upload"}, name
 
 
@@ -128,12 +144,23 @@ def loaded(*arguments: str) -> set[str]:
         "print('\\n' + ' '.join(sorted({m.partition('.')[0] for m in sys.modules})))"
     )
     return set(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout.splitlines()[-1].split()
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+        .stdout.splitlines()[-1]
+        .split()
     )
 
 
 def test_help_is_light() -> None:
-    assert not loaded("--help") & {"asyncssh", "docker", "pydantic", "yaml", "jinja2", "httpx", "huggingface_hub", "asyncio"} - {"asyncio"}
+    assert not loaded("--help") & {
+        "asyncssh",
+        "docker",
+        "pydantic",
+        "yaml",
+        "jinja2",
+        "httpx",
+        "huggingface_hub",
+        "asyncio",
+    } - {"asyncio"}
 
 
 def test_planning_from_saved_facts_loads_no_ssh_no_docker_and_no_http_client(tmp_path: Path) -> None:

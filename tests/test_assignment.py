@@ -35,7 +35,9 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("nodes", "gpus", "models", "first", "count"), SIZES)
-def test_random_households_come_to_what_an_exact_solver_finds(nodes: int, gpus: int, models: int, first: int, count: int) -> None:
+def test_random_households_come_to_what_an_exact_solver_finds(
+    nodes: int, gpus: int, models: int, first: int, count: int
+) -> None:
     for seed in range(first, first + count):
         problem = household(seed, nodes, gpus, models)
         answer = solve(problem)
@@ -84,17 +86,37 @@ def test_when_steps_run_out_the_answer_is_allowed_and_says_how_far_it_may_be() -
 def random_house(seed: int) -> tuple[Inventory, dict[str, Facts], dict[str, object]]:
     """An inventory and machines, with engines' own arithmetic: models of a few sizes on cards of a few sizes."""
     rng = random.Random(seed)
-    cards = [("NVIDIA GeForce RTX 3070", 7970), ("NVIDIA GeForce RTX 3060", 12000), ("NVIDIA GeForce RTX 4090", 24106)]
+    cards = [
+        ("NVIDIA GeForce RTX 3070", 7970),
+        ("NVIDIA GeForce RTX 3060", 12000),
+        ("NVIDIA GeForce RTX 4090", 24106),
+    ]
     nodes: dict[str, Facts] = {}
     for n in range(rng.randrange(1, 4)):
         name, total = rng.choice(cards)
-        found = [gpu(name, total, total - rng.choice([0, 0, 900, 5000]), index=i) for i in range(rng.choice([0, 1, 1, 2]))]
-        nodes[f"n{n}"] = machine(f"n{n}", *found, ram_gib=rng.choice([8, 16, 64]), address=f"192.168.1.{n + 10}", weights=(tiny_gguf(),))
+        found = [
+            gpu(name, total, total - rng.choice([0, 0, 900, 5000]), index=i)
+            for i in range(rng.choice([0, 1, 1, 2]))
+        ]
+        nodes[f"n{n}"] = machine(
+            f"n{n}",
+            *found,
+            ram_gib=rng.choice([8, 16, 64]),
+            address=f"192.168.1.{n + 10}",
+            weights=(tiny_gguf(),),
+        )
     hub = {}
     models = []
     for m in range(rng.randrange(1, 5)):
         source = f"Org/Model-{m}"
-        hub[source] = qwen3(source, rng.choice([1.5, 2.5, 5.5, 9.0, 15.6]), rng.choice([28, 36, 48]), 2560, rng.choice([4, 8]), **AWQ)
+        hub[source] = qwen3(
+            source,
+            rng.choice([1.5, 2.5, 5.5, 9.0, 15.6]),
+            rng.choice([28, 36, 48]),
+            2560,
+            rng.choice([4, 8]),
+            **AWQ,
+        )
         second = ", {engine: llamacpp, source: /models/tiny.gguf}" if rng.random() < 0.3 else ""
         context = rng.choice(["4096", "{min: 2048, max: 32768}", "{min: 4096, max: 16384}"])
         models.append(
@@ -120,19 +142,28 @@ def test_whole_households_are_placed_as_an_exact_solver_would_and_no_device_is_p
         assert answer.levels == best_levels(problem), seed
         assert layout.gap is None
         assert len(layout.placements) == len(answer.chosen)
-        assert len(layout.placements) + len(layout.unplaced) == sum(m.replicas for m in inventory.models.values())
+        assert len(layout.placements) + len(layout.unplaced) == sum(
+            m.replicas for m in inventory.models.values()
+        )
         assert sum(p.request.context for p in layout) >= sum(problem.options[i].tokens for i in answer.chosen)
         for name, facts in nodes.items():
             for card in facts.gpus:
                 used = sum(p.bytes for p in layout if p.node == name and card.uuid in p.gpus)
                 assert used <= (card.memory_free_bytes or 0), (seed, name)
             if facts.gpus:
-                assert sum(p.footprint.host_bytes for p in layout if p.node == name) <= facts.memory_available_bytes
+                assert (
+                    sum(p.footprint.host_bytes for p in layout if p.node == name)
+                    <= facts.memory_available_bytes
+                )
             else:
                 assert sum(p.bytes for p in layout if p.node == name) <= facts.memory_available_bytes - GIB
         for p in layout:
             assert p.reason
-        assert len({(p.node, p.port) for p in layout}) == len({(p.node, p.service) for p in layout}) == len(layout.placements)
+        assert (
+            len({(p.node, p.port) for p in layout})
+            == len({(p.node, p.service) for p in layout})
+            == len(layout.placements)
+        )
 
 
 def by_priority(inventory: Inventory, placed: dict[str, int]) -> list[int]:

@@ -20,9 +20,19 @@ def homelab(tmp_path: Path):  # type: ignore[no-untyped-def]
     """Run it with an empty home, in a folder of its own."""
 
     def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-        env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "NO_COLOR": "1", "COLUMNS": "200"} | environment
+        env = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path / "home"),
+            "NO_COLOR": "1",
+            "COLUMNS": "200",
+        } | environment
         done = subprocess.run(
-            [sys.executable, "-m", "homelab", *arguments], capture_output=True, text=True, cwd=tmp_path, env=env, input=stdin
+            [sys.executable, "-m", "homelab", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=env,
+            input=stdin,
         )
         assert "Traceback" not in done.stdout + done.stderr
         return done
@@ -66,7 +76,9 @@ def test_plan_check_says_by_its_exit_code_that_there_is_something_to_do(homelab)
     assert homelab("plan", "--facts", "facts.json", "--check").returncode == 5
 
 
-def test_the_inventory_may_come_from_standard_input_and_the_option_may_stand_in_front(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_inventory_may_come_from_standard_input_and_the_option_may_stand_in_front(
+    homelab, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     text = (tmp_path / "inventory.yml").read_text()
     assert homelab("plan", "-i", "-", "--facts", "facts.json", stdin=text).returncode == 0
     assert homelab("-i", "inventory.yml", "plan", "--facts", "facts.json").returncode == 0
@@ -122,7 +134,9 @@ def test_an_unknown_verb_or_option_is_a_usage_error(homelab) -> None:  # type: i
     assert homelab("plan", "--jsn").returncode == 2
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"schema_version": 99}', '{"schema_version": 1, "nodes": {"a": 3}}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"schema_version": 99}', '{"schema_version": 1, "nodes": {"a": 3}}', "\x00"]
+)
 def test_a_file_that_is_no_survey_is_refused(homelab, tmp_path: Path, content: str) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "facts.json").write_text(content)
     done = homelab("plan", "--facts", "facts.json")
@@ -134,7 +148,9 @@ def test_what_does_not_fit_is_exit_3_with_the_arithmetic(homelab, tmp_path: Path
     (tmp_path / "inventory.yml").write_text(
         "gateway: {node: workstation}\nnodes: {workstation: {host: 10.0.0.1}}\nmodels: {m: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 40960, concurrency: 8}}\n"
     )
-    (tmp_path / "facts.json").write_text(survey(dict(household().models), workstation=workstation()).model_dump_json())
+    (tmp_path / "facts.json").write_text(
+        survey(dict(household().models), workstation=workstation()).model_dump_json()
+    )
     done = homelab("plan", "--facts", "facts.json")
     assert done.returncode == 3
     assert "weights 15.7 + kv_cache" in done.stderr
@@ -151,7 +167,9 @@ def test_a_missing_environment_variable_is_named_before_anything_is_asked(homela
 
 
 def test_deploy_without_a_terminal_and_without_yes_refuses(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "inventory.yml").write_text("gateway: {node: a, port: 4999}\nnodes: {a: {host: localhost, runtime: native}}\n")
+    (tmp_path / "inventory.yml").write_text(
+        "gateway: {node: a, port: 4999}\nnodes: {a: {host: localhost, runtime: native}}\n"
+    )
     done = homelab("deploy")
     assert done.returncode == 1
     assert "homelab deploy --yes" in done.stderr
@@ -164,9 +182,16 @@ def test_discover_asks_this_machine_and_prints_the_documented_json(homelab, tmp_
     done = homelab("discover", "--json")
     document = json.loads(done.stdout)["nodes"]["a"]
     assert (document["reachable"], document["error"]) == (True, None)
-    assert {"hostname", "os", "arch", "memory_total_bytes", "memory_available_bytes", "gpus", "docker", "problems"} <= set(
-        document["facts"]
-    )
+    assert {
+        "hostname",
+        "os",
+        "arch",
+        "memory_total_bytes",
+        "memory_available_bytes",
+        "gpus",
+        "docker",
+        "problems",
+    } <= set(document["facts"])
 
 
 def test_a_node_that_refuses_is_a_row_and_exit_4_unless_it_is_away(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -59,7 +59,9 @@ def typed(text: str) -> str:
     """The text without what programs answered: in a fence with `$ ` lines, all others."""
     return re.sub(
         r"^```\w*\n(?:.*\n)*?```$",
-        lambda m: "\n".join(line for line in m[0].splitlines() if line.startswith("$ ")) if "\n$ " in m[0] else m[0],
+        lambda m: (
+            "\n".join(line for line in m[0].splitlines() if line.startswith("$ ")) if "\n$ " in m[0] else m[0]
+        ),
         text,
         flags=re.MULTILINE,
     )
@@ -83,7 +85,9 @@ def complaint(words: list[str]) -> str:
     while rest:
         word = rest.pop(0)
         if word.startswith("-") and word != "-":
-            option = next((p for p in command.params if word.split("=")[0] in (*p.opts, *p.secondary_opts)), None)
+            option = next(
+                (p for p in command.params if word.split("=")[0] in (*p.opts, *p.secondary_opts)), None
+            )
             if option is None and word != "--help":
                 return f"no option {word} for {command.name}"
             if option is not None and not option.is_flag and not option.count and "=" not in word:
@@ -144,7 +148,11 @@ def test_files_that_are_named_exist(path: Path) -> None:
 
 @by_document
 def test_commands_parse(path: Path) -> None:
-    wrong = [f"homelab {' '.join(words)}: {said}" for words in commands(path.read_text()) if (said := complaint(words))]
+    wrong = [
+        f"homelab {' '.join(words)}: {said}"
+        for words in commands(path.read_text())
+        if (said := complaint(words))
+    ]
     assert not wrong
 
 
@@ -169,7 +177,9 @@ def test_every_json_key_is_described() -> None:
     household_ = pipeline.read_inventory(ROOT / "inventory.example.yml")
     inventory = household_.inventory
     service = Service(cluster="home", name="tiny", spec="1", runtime="docker", state="running")
-    busy = workstation(services=(service,), ports=(listening(22),), problems=(Problem(source="x", message="y"),))
+    busy = workstation(
+        services=(service,), ports=(listening(22),), problems=(Problem(source="x", message="y"),)
+    )
     busy = busy.model_copy(update={"disks": (Disk(purpose="models", path="/", total_bytes=2, free_bytes=1),)})
     survey = household(workstation=busy, laptop="asleep")
     nodes = dict(survey.nodes) | {"laptop": NodeReport(reachable=False, error=Failure(message="asleep"))}
@@ -193,7 +203,11 @@ def test_every_json_key_is_described() -> None:
         nodes=nodes,
     )
     said = (ROOT / "docs/json.md").read_text()
-    documents = (discover_document(inventory, survey), plan_document(plan), status_document(inventory, status, "key"))
+    documents = (
+        discover_document(inventory, survey),
+        plan_document(plan),
+        status_document(inventory, status, "key"),
+    )
     assert all(len(keys(d)) > 10 for d in documents)
     missing = {k for d in documents for k in keys(d) if f"`{k}`" not in said}
     assert not missing

@@ -90,10 +90,20 @@ def shown(inventory: Inventory, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_household_renders_to_exactly_these_files(case: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def test_a_household_renders_to_exactly_these_files(
+    case: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     inventory, plan = planned(*CASES[case])
-    files = {f"{s.node}/{s.name}/{f.path.rpartition('/')[2]}": f.content for s in plan.services for f in s.files if "/tools-" not in f.path}
-    files |= {"plan.txt": shown(inventory, plan, monkeypatch), "plan.json": json.dumps(plan_document(plan), indent=1) + "\n"}
+    files = {
+        f"{s.node}/{s.name}/{f.path.rpartition('/')[2]}": f.content
+        for s in plan.services
+        for f in s.files
+        if "/tools-" not in f.path
+    }
+    files |= {
+        "plan.txt": shown(inventory, plan, monkeypatch),
+        "plan.json": json.dumps(plan_document(plan), indent=1) + "\n",
+    }
     folder = GOLDEN / case
     if request.config.getoption("--update-golden"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -109,7 +119,10 @@ def test_a_household_renders_to_exactly_these_files(case: str, monkeypatch: pyte
 @pytest.fixture(scope="module")
 def compose() -> list[str]:
     """`docker compose`, or the plugin's binary by itself: it needs no engine to check a file."""
-    if shutil.which("docker") and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+    if (
+        shutil.which("docker")
+        and not subprocess.run(["docker", "compose", "version"], capture_output=True).returncode
+    ):
         return ["docker", "compose"]
     try:
         return [str(compose_binary())]
@@ -118,7 +131,9 @@ def compose() -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(str(p.relative_to(GOLDEN)) for p in GOLDEN.rglob("compose.yml")))
-def test_compose_accepts_every_golden_file_and_reads_back_what_was_meant(path: str, compose: list[str]) -> None:
+def test_compose_accepts_every_golden_file_and_reads_back_what_was_meant(
+    path: str, compose: list[str]
+) -> None:
     command = [*compose, "-f", str(GOLDEN / path), "config"]
     quiet = subprocess.run([*command, "-q"], capture_output=True, text=True)
     assert (quiet.returncode, quiet.stderr) == (0, "")

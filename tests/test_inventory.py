@@ -43,19 +43,28 @@ def test_a_good_inventory_becomes_values() -> None:
 
 
 def test_all_mistakes_are_reported_at_once_with_line_path_and_a_suggestion() -> None:
-    text = GOOD.replace("host: 10.0.0.1", "hots: 10.0.0.1").replace("engine: llamacpp", "engine: llamacp").replace("{node: a}", "{node: c}")
+    text = (
+        GOOD.replace("host: 10.0.0.1", "hots: 10.0.0.1")
+        .replace("engine: llamacpp", "engine: llamacp")
+        .replace("{node: a}", "{node: c}")
+    )
     found = mistakes(text + "    concurrency: many\n")
     assert "inventory.yml:2: gateway.node: no node `c`" in found[0]
     found = found[1:]
     assert found[0].startswith("inventory.yml:4: nodes.a.host: missing")
     assert found[1] == "inventory.yml:4: nodes.a.hots: unknown key, did you mean `host`?"
-    assert found[2].startswith("inventory.yml:8: models.m.engine: no engine `llamacp`, did you mean `llamacpp`?")
+    assert found[2].startswith(
+        "inventory.yml:8: models.m.engine: no engine `llamacp`, did you mean `llamacpp`?"
+    )
     assert found[3].startswith("inventory.yml:11: models.m.concurrency:")
     assert "'many'" in found[3]
 
 
 def test_what_is_wrong_between_sound_entries_is_said_with_the_rest() -> None:
-    text = GOOD + "    node: c\n  x: {engine: vllm, source: /a.gguf}\n  y: {engine: vllm}\nfallbacks: {m: [y, z]}\n"
+    text = (
+        GOOD
+        + "    node: c\n  x: {engine: vllm, source: /a.gguf}\n  y: {engine: vllm}\nfallbacks: {m: [y, z]}\n"
+    )
     assert [line.partition(": ")[2] for line in mistakes(text)] == [
         "models.m.node: no node `c`",
         "models.x.variants[0].source: vllm does not read gguf files",
@@ -65,7 +74,10 @@ def test_what_is_wrong_between_sound_entries_is_said_with_the_rest() -> None:
 
 
 def test_references_are_checked_once_the_entries_are_right() -> None:
-    text = GOOD.replace("{node: a}", "{node: aa}") + "    node: bb\nfallbacks: {m: [n]}\ncloud: {m: {model: x/y}}\n"
+    text = (
+        GOOD.replace("{node: a}", "{node: aa}")
+        + "    node: bb\nfallbacks: {m: [n]}\ncloud: {m: {model: x/y}}\n"
+    )
     assert mistakes(text) == [
         "inventory.yml:2: gateway.node: no node `aa`, did you mean `a`?",
         "inventory.yml:11: models.m.node: no node `bb`, did you mean `b`?",
@@ -77,7 +89,10 @@ def test_references_are_checked_once_the_entries_are_right() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (("  b: {host: b.local, reserve: 1 GiB, runtime: docker}", "  a: {host: b.local}"), "inventory.yml:5: nodes.a: written twice"),
+        (
+            ("  b: {host: b.local, reserve: 1 GiB, runtime: docker}", "  a: {host: b.local}"),
+            "inventory.yml:5: nodes.a: written twice",
+        ),
         (("reserve: 1 GiB", "reserve: much"), "nodes.b.reserve"),
         (("runtime: docker", "runtime: dokcer"), "did you mean `docker`?"),
         (("context: 32k", "context: {min: 4096, max: 1024}"), "min 4096 is larger than max 1024"),
@@ -113,7 +128,10 @@ def test_names_that_would_break_a_command_line_are_refused(bad: str, where: str)
     text = {
         "model": GOOD.replace("  m:\n", f"  {quoted}:\n"),
         "node": GOOD.replace("  b: {", f"  {quoted}: {{"),
-    }.get(where, GOOD.replace("host: b.local", f"{where}: {quoted}, {'host: x' if where != 'host' else 'port: 22'}"))
+    }.get(
+        where,
+        GOOD.replace("host: b.local", f"{where}: {quoted}, {'host: x' if where != 'host' else 'port: 22'}"),
+    )
     assert mistakes(text)
 
 
@@ -147,7 +165,20 @@ def test_no_text_makes_anything_but_an_inventory_or_our_error(text: str) -> None
         lambda x: (
             st.lists(x, max_size=3)
             | st.dictionaries(
-                st.sampled_from(["nodes", "models", "gateway", "node", "host", "a", "engine", "source", "variants", "context"]),
+                st.sampled_from(
+                    [
+                        "nodes",
+                        "models",
+                        "gateway",
+                        "node",
+                        "host",
+                        "a",
+                        "engine",
+                        "source",
+                        "variants",
+                        "context",
+                    ]
+                ),
                 x,
                 max_size=4,
             )

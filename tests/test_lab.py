@@ -72,11 +72,21 @@ def home(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Househo
     front, worker = made["server"], made["workstation"]
     model = {
         "model_name": "smol",
-        "litellm_params": {"model": "openai/smol", "api_base": f"http://{worker.address}:8083/v1", "api_key": "sk-lab"},
+        "litellm_params": {
+            "model": "openai/smol",
+            "api_base": f"http://{worker.address}:8083/v1",
+            "api_key": "sk-lab",
+        },
     }
-    front.put("/root/lab/config.yaml", json.dumps({"model_list": [model], "general_settings": {"master_key": "sk-master"}}))
     front.put(
-        "/root/c/compose.yml", compose("gateway", IMAGES["litellm"]["cpu"], ["--config", "/conf/config.yaml", "--port", "4000"], 4000)
+        "/root/lab/config.yaml",
+        json.dumps({"model_list": [model], "general_settings": {"master_key": "sk-master"}}),
+    )
+    front.put(
+        "/root/c/compose.yml",
+        compose(
+            "gateway", IMAGES["litellm"]["cpu"], ["--config", "/conf/config.yaml", "--port", "4000"], 4000
+        ),
     )
     front.run("cd c && docker compose up -d")
     yield made
@@ -133,11 +143,18 @@ def test_nvml_of_each_profile(home: Household) -> None:
     assert seen["nodriver"] == {"init": 9} and seen["mismatch"] == {"init": 18}
     gpu = seen["rtx4090"]["gpus"][0]
     assert (
-        gpu["v1"] == [24564, 1270, 23294] and gpu["v2"] == [24564, 458, 812, 23294] and gpu["cc"] == [8, 9] and gpu["procs"] == [[1, 502]]
+        gpu["v1"] == [24564, 1270, 23294]
+        and gpu["v2"] == [24564, 458, 812, 23294]
+        and gpu["cc"] == [8, 9]
+        and gpu["procs"] == [[1, 502]]
     )
-    assert [g["v2"][2] for g in seen["2x3090"]["gpus"]] == [4, 4] and [g["v2"][2] for g in seen["2x3090busy"]["gpus"]] == [4, 20480]
+    assert [g["v2"][2] for g in seen["2x3090"]["gpus"]] == [4, 4] and [
+        g["v2"][2] for g in seen["2x3090busy"]["gpus"]
+    ] == [4, 20480]
     assert seen["laptop3070"]["gpus"][0]["limit"] == pynvml.NVML_ERROR_NOT_SUPPORTED
-    assert seen["lost"]["gpus"][1] == pynvml.NVML_ERROR_GPU_IS_LOST and seen["lost"]["gpus"][0]["uuid"].startswith("GPU-3060")
+    assert seen["lost"]["gpus"][1] == pynvml.NVML_ERROR_GPU_IS_LOST and seen["lost"]["gpus"][0][
+        "uuid"
+    ].startswith("GPU-3060")
     assert [mib for _, mib in seen["a100mig"]["gpus"][0]["migs"]] == [19968, 9856]
     spark = seen["spark"]["gpus"][0]
     assert spark["v1"] == spark["v2"] == pynvml.NVML_ERROR_NOT_SUPPORTED and spark["procs"] == [[1, 43]]
@@ -146,7 +163,10 @@ def test_nvml_of_each_profile(home: Household) -> None:
 def test_engines_take_gpu_memory_and_give_it_back(lab: Lab, home: Household) -> None:
     node = home["workstation"]
     before = node.used_mib()
-    node.put("/root/a/compose.yml", compose("first", CUDA, llama(lab, 8081, "-c", "4096", "-ngl", "99"), 8081, RTX4090))
+    node.put(
+        "/root/a/compose.yml",
+        compose("first", CUDA, llama(lab, 8081, "-c", "4096", "-ngl", "99"), 8081, RTX4090),
+    )
     node.run("cd a && docker compose up -d")
     wait_for(f"http://{node.address}:8081/health")
     pid = int(node.run("docker inspect -f '{{.State.Pid}}' first-first-1").stdout)
@@ -155,7 +175,10 @@ def test_engines_take_gpu_memory_and_give_it_back(lab: Lab, home: Household) -> 
     assert node.used_mib()[0] in (before[0] + ours.mib, before[0] + ours.mib + 1)
     assert node.run(f"tr '\\0' ' ' < /proc/{pid}/cmdline").stdout.startswith("/app/llama-server")
 
-    node.put("/root/b/compose.yml", compose("second", CUDA, llama(lab, 8082, "-c", "8192", "-ngl", "99"), 8082, RTX4090))
+    node.put(
+        "/root/b/compose.yml",
+        compose("second", CUDA, llama(lab, 8082, "-c", "8192", "-ngl", "99"), 8082, RTX4090),
+    )
     node.gpus_text = node.gpus_text.replace("used=812", "used=23300")
     said = node.run("cd b && docker compose up 2>&1", check=False).stdout
     assert (
@@ -184,13 +207,18 @@ def test_gpu_reservations_are_refused_as_by_the_real_toolkit(lab: Lab, home: Hou
 
 def test_chat_across_three_machines(lab: Lab, home: Household) -> None:
     worker, front = home["workstation"], home["server"]
-    worker.put("/root/c/compose.yml", compose("llm", CPU, llama(lab, 8083, "-c", "1024", "--api-key", "sk-lab"), 8083))
+    worker.put(
+        "/root/c/compose.yml",
+        compose("llm", CPU, llama(lab, 8083, "-c", "1024", "--api-key", "sk-lab"), 8083),
+    )
     worker.run("cd c && docker compose up -d")
     wait_for(f"http://{front.address}:4000/health/liveliness")
     wait_for(f"http://{worker.address}:8083/health")
     body = {"model": "smol", "messages": [{"role": "user", "content": "Say hi"}], "max_tokens": 8}
     headers = {"Authorization": "Bearer sk-master", "Content-Type": "application/json"}
-    ask = urllib.request.Request(f"http://{front.address}:4000/v1/chat/completions", json.dumps(body).encode(), headers)
+    ask = urllib.request.Request(
+        f"http://{front.address}:4000/v1/chat/completions", json.dumps(body).encode(), headers
+    )
     answer = json.loads(urllib.request.urlopen(ask, timeout=30).read())
     assert answer["choices"][0]["message"]["content"]
 
@@ -198,13 +226,20 @@ def test_chat_across_three_machines(lab: Lab, home: Household) -> None:
 def test_llama_cpp_downloads_from_the_hub(lab: Lab, home: Household, tmp_path: Path) -> None:
     node = home["workstation"]
     repo = lab.gguf_repo(tmp_path / "repo", "Smol-Q4_K_M.gguf", "Smol-Q8_0.gguf")
-    with lab.hub({"Org/Smol-GGUF": repo, "Org/Gated-GGUF": Repo(repo, gated="manual", allowed=frozenset({"hf_lab"}))}) as hub:
+    with lab.hub(
+        {"Org/Smol-GGUF": repo, "Org/Gated-GGUF": Repo(repo, gated="manual", allowed=frozenset({"hf_lab"}))}
+    ) as hub:
         run = f"docker run -d --name hf -p 8084:8080 -e HF_ENDPOINT={hub.url} -v /srv/hf:/root/.cache/huggingface {CPU} -c 256 -hf Org/Smol-GGUF:Q8_0"
         node.run(run)
         wait_for(f"http://{node.address}:8084/health")
         assert hub.paths("/Org/Smol-GGUF/resolve/*/Smol-Q8_0.gguf") and not hub.paths("*Q4_K_M*")
-        assert "blobs" in node.run("readlink /srv/hf/hub/models--Org--Smol-GGUF/snapshots/*/Smol-Q8_0.gguf").stdout
-        refused = node.run(f"docker run --rm -e HF_ENDPOINT={hub.url} {CPU} -hf Org/Gated-GGUF:Q8_0", check=False)
+        assert (
+            "blobs"
+            in node.run("readlink /srv/hf/hub/models--Org--Smol-GGUF/snapshots/*/Smol-Q8_0.gguf").stdout
+        )
+        refused = node.run(
+            f"docker run --rm -e HF_ENDPOINT={hub.url} {CPU} -hf Org/Gated-GGUF:Q8_0", check=False
+        )
         assert refused.returncode == 1 and "status code: 401" in refused.stderr
     node.run("docker rm -f hf")
 
@@ -218,7 +253,9 @@ def test_machines_can_be_broken_and_mended(household: HouseholdFactory) -> None:
         done = subprocess.run([*ssh.split(), command], capture_output=True, text=True, env=home.env)
         return done.returncode, done.stdout.strip() + done.stderr
 
-    assert login("id -un; free -m | awk 'NR==2{print $2}'; df -BG --output=size /srv ~ | grep -v blocks | xargs") == (
+    assert login(
+        "id -un; free -m | awk 'NR==2{print $2}'; df -BG --output=size /srv ~ | grep -v blocks | xargs"
+    ) == (
         0,
         "homelab\n16384\n50G 50G",
     )
@@ -228,7 +265,11 @@ def test_machines_can_be_broken_and_mended(household: HouseholdFactory) -> None:
     node.new_host_key()
     assert "REMOTE HOST IDENTIFICATION HAS CHANGED" in login("true")[1]
     home.trust()
-    node.run("touch /srv/kept && docker run -d --restart unless-stopped --name stays --entrypoint sleep " + CPU + " 1000")
+    node.run(
+        "touch /srv/kept && docker run -d --restart unless-stopped --name stays --entrypoint sleep "
+        + CPU
+        + " 1000"
+    )
     node.reboot()
     assert login("ls /srv; docker ps --format {{.Names}}") == (0, "kept\nstays")
     node.cut_network()
@@ -249,13 +290,17 @@ def test_machines_that_lack_something(household: HouseholdFactory) -> None:
     gone = bare.run("command -v docker python3 nvidia-smi; ls /usr/lib/libnvidia-ml.so.1", check=False)
     assert gone.stdout == "" and gone.returncode != 0
     assert (
-        old.run("nvidia-smi -L && python3 -c 'import sys; print(sys.version_info[:2])'", user="homelab").stdout.splitlines()[-1] == "(3, 6)"
+        old.run(
+            "nvidia-smi -L && python3 -c 'import sys; print(sys.version_info[:2])'", user="homelab"
+        ).stdout.splitlines()[-1]
+        == "(3, 6)"
     )
     assert "Cannot connect to the Docker daemon" in old.run("docker ps", check=False).stderr
     assert "permission denied" in half.run("docker ps", user="homelab", check=False).stderr
     assert "is not a docker command" in half.run("docker compose version", check=False).stderr
     assert (
-        'could not select device driver "" with capabilities: [[gpu]]' in half.run(f"docker run --rm --gpus all {CPU}", check=False).stderr
+        'could not select device driver "" with capabilities: [[gpu]]'
+        in half.run(f"docker run --rm --gpus all {CPU}", check=False).stderr
     )
     old.start_docker()
     assert CUDA in old.run("docker images --format '{{.Repository}}:{{.Tag}}'").stdout
@@ -285,15 +330,28 @@ def test_vllm_from_the_hub(lab: Lab, household: HouseholdFactory, tmp_path: Path
             "--gpu-memory-utilization",
         ]
         more = {"ipc": "host", "environment": {"HF_ENDPOINT": hub.url}}
-        node.put("/root/a/compose.yml", compose("a", IMAGES["vllm"]["nvidia"], [*command, "0.5"], 8000, uuid, **more))
-        node.put("/root/b/compose.yml", compose("b", IMAGES["vllm"]["nvidia"], [*command, "0.9"], 8001, uuid, **more))
+        node.put(
+            "/root/a/compose.yml",
+            compose("a", IMAGES["vllm"]["nvidia"], [*command, "0.5"], 8000, uuid, **more),
+        )
+        node.put(
+            "/root/b/compose.yml",
+            compose("b", IMAGES["vllm"]["nvidia"], [*command, "0.9"], 8001, uuid, **more),
+        )
         node.run("cd a && docker compose up -d")
         wait_for(f"http://{node.address}:8000/health", 240)
         assert 12000 < node.used_mib()[0] < 13000 and node.used_mib()[1] == 4
         said = node.run("cd b && docker compose up 2>&1", check=False).stdout
-        assert "ValueError: Free memory on device cuda:0 (" in said and "is less than desired GPU memory utilization (0.9, " in said
-        body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}).encode()
-        ask = urllib.request.Request(f"http://{node.address}:8000/v1/chat/completions", body, {"Content-Type": "application/json"})
+        assert (
+            "ValueError: Free memory on device cuda:0 (" in said
+            and "is less than desired GPU memory utilization (0.9, " in said
+        )
+        body = json.dumps(
+            {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+        ).encode()
+        ask = urllib.request.Request(
+            f"http://{node.address}:8000/v1/chat/completions", body, {"Content-Type": "application/json"}
+        )
         assert json.loads(urllib.request.urlopen(ask, timeout=60).read())["usage"]["completion_tokens"] == 4
 
 
@@ -330,7 +388,11 @@ def test_hub_resumes_a_download_that_was_cut(hub: Hub, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("repo", "token", "error"),
-    [("lab/gated", False, GatedRepoError), ("lab/gated", "hf_out", GatedRepoError), ("lab/none", False, RepositoryNotFoundError)],
+    [
+        ("lab/gated", False, GatedRepoError),
+        ("lab/gated", "hf_out", GatedRepoError),
+        ("lab/none", False, RepositoryNotFoundError),
+    ],
 )
 def test_hub_refuses(hub: Hub, tmp_path: Path, repo: str, token: Any, error: type[Exception]) -> None:
     with pytest.raises(error):

@@ -36,7 +36,12 @@ def measurement(**more: object) -> Measurement:
         "node": "n",
         "context": 4096,
         "concurrency": 1,
-        "predicted": {"model": 92 * MIB, "context": 50 * MIB, "compute": 100 * MIB, "cuda_context": 600 * MIB},
+        "predicted": {
+            "model": 92 * MIB,
+            "context": 50 * MIB,
+            "compute": 100 * MIB,
+            "cuda_context": 600 * MIB,
+        },
         "grades": {"model": "exact", "context": "exact", "compute": "bounded", "cuda_context": "empirical"},
         "reported": {"model": 92 * MIB, "context": 50 * MIB, "compute": 98 * MIB},
         "planned_bytes": 842 * MIB,
@@ -47,7 +52,11 @@ def measurement(**more: object) -> Measurement:
 
 def test_each_engine_tells_its_buffers_in_the_names_of_our_terms() -> None:
     found = engines()["llamacpp"].reported(LLAMA_ON_GPU)
-    assert {name: round(size / MIB, 2) for name, size in found.items()} == {"model": 92.10, "context": 50.0, "compute": 98.25}
+    assert {name: round(size / MIB, 2) for name, size in found.items()} == {
+        "model": 92.10,
+        "context": 50.0,
+        "compute": 98.25,
+    }
     on_cpu = engines()["llamacpp"].reported("load_tensors:   CPU_Mapped model buffer size =    92.10 MiB\n")
     assert round(on_cpu["model"] / MIB, 2) == 92.10
     assert {name: round(size / 2**30, 2) for name, size in engines()["vllm"].reported(VLLM).items()} == {
@@ -60,9 +69,15 @@ def test_each_engine_tells_its_buffers_in_the_names_of_our_terms() -> None:
 def test_what_is_used_beyond_the_buffers_is_the_context_and_the_next_plan_takes_it() -> None:
     known = learned([measurement()], "NVIDIA GeForce RTX 4090", "llamacpp", "server:b1")
     assert known == {"cuda_context": 460 * MIB}
-    terms = (Term(name="model", bytes=1, grade="exact"), Term(name="cuda_context", bytes=600 * MIB, grade="empirical", where="context"))
+    terms = (
+        Term(name="model", bytes=1, grade="exact"),
+        Term(name="cuda_context", bytes=600 * MIB, grade="empirical", where="context"),
+    )
     after = with_measured(Footprint(terms=terms, kv_cache_bytes=0, kv_cache_tokens=0), known)
-    assert [(t.name, t.bytes, t.grade) for t in after.terms] == [("model", 1, "exact"), ("cuda_context", 460 * MIB, "measured")]
+    assert [(t.name, t.bytes, t.grade) for t in after.terms] == [
+        ("model", 1, "exact"),
+        ("cuda_context", 460 * MIB, "measured"),
+    ]
 
 
 def test_nothing_is_learned_from_another_card_engine_or_version() -> None:
@@ -92,12 +107,16 @@ def test_the_error_is_a_share_of_what_is_used_and_counts_no_reserve() -> None:
 
 def test_a_plan_for_something_new_counts_what_was_measured_on_that_card() -> None:
     wanted = load(
-        "gateway: {node: n}\nnodes: {n: {host: 10.0.0.1}}\nmodels: {t: {engine: llamacpp, source: /models/tiny.gguf, context: 2048}}\n", "i"
+        "gateway: {node: n}\nnodes: {n: {host: 10.0.0.1}}\nmodels: {t: {engine: llamacpp, source: /models/tiny.gguf, context: 2048}}\n",
+        "i",
     )
     found = survey(n=workstation(weights=(tiny_gguf(),)))
     [before] = place(wanted, found).placements
     assert before.image is not None
     seen = measurement(version=before.image)
     [after] = place(wanted, found.model_copy(update={"measured": (seen,)})).placements
-    assert before.bytes - after.bytes == next(t.bytes for t in before.footprint.terms if t.name == "cuda_context") - 460 * MIB
+    assert (
+        before.bytes - after.bytes
+        == next(t.bytes for t in before.footprint.terms if t.name == "cuda_context") - 460 * MIB
+    )
     assert next(t.grade for t in after.footprint.terms if t.name == "cuda_context") == "measured"

@@ -48,8 +48,17 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, int
     (home / "inventory.yml").write_text(text)
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "HOMELAB_"))} | {"HOME": str(home)}
-        done = subprocess.run([sys.executable, "-m", "homelab", *arguments], capture_output=True, text=True, cwd=home, env=env, timeout=900)
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "HOMELAB_"))} | {
+            "HOME": str(home)
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "homelab", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=home,
+            env=env,
+            timeout=900,
+        )
         assert "Traceback" not in done.stderr  # LiteLLM writes its own into its log
         return done
 
@@ -71,7 +80,9 @@ def ours(home_marker: str) -> list[str]:
 
 def post(port: int, key: str | None, body: dict[str, Any]) -> tuple[int, str]:
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), headers)
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), headers
+    )
     try:
         with urllib.request.urlopen(request, timeout=120) as response:
             return response.status, response.read().decode()
@@ -112,7 +123,9 @@ def test_a_machine_becomes_an_endpoint_stays_as_it_is_and_is_taken_down(machine:
     [model] = document["models"]
     assert (model["healthy"], model["context"]) == (True, 2048)
     assert model["placements"][0]["planned_bytes"] > model["placements"][0]["used_bytes"] > 100 * 2**20
-    listening = {(c.laddr.ip, c.laddr.port) for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid}
+    listening = {
+        (c.laddr.ip, c.laddr.port) for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid
+    }
     assert ("127.0.0.1", port) in listening
     assert not {ip for ip, p in listening if p == port} - {"127.0.0.1"}
 

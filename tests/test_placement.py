@@ -32,7 +32,9 @@ from tests.machines import (
 
 
 def inventory(
-    models: str, nodes: str = "workstation: {host: 192.168.1.10}\n  server: {host: 192.168.1.11}", gateway: str = "workstation"
+    models: str,
+    nodes: str = "workstation: {host: 192.168.1.10}\n  server: {host: 192.168.1.11}",
+    gateway: str = "workstation",
 ) -> Inventory:
     return load(f"gateway: {{node: {gateway}}}\nnodes:\n  {nodes}\nmodels:\n  {models}\n", "inventory.yml")
 
@@ -60,13 +62,24 @@ def test_a_better_variant_wins_wherever_it_fits_and_the_next_one_is_taken_where_
     nodes = "laptop: {host: 192.168.1.12}"
     assert only(place(inventory(models, nodes, "laptop"), survey(HUB, laptop=small))).engine == "llamacpp"
     both = "laptop: {host: 192.168.1.12}\n  workstation: {host: 192.168.1.10}"
-    assert only(place(inventory(models, both, "laptop"), survey(HUB, laptop=small, workstation=workstation()))).engine == "vllm"
+    assert (
+        only(
+            place(inventory(models, both, "laptop"), survey(HUB, laptop=small, workstation=workstation()))
+        ).engine
+        == "vllm"
+    )
 
 
 def test_what_does_not_fit_is_said_with_the_arithmetic_and_who_holds_the_rest() -> None:
-    busy = machine("workstation", gpu(free_mib=9000, processes=(Process(pid=1, name="blender", memory_bytes=15000 * MIB),)))
+    busy = machine(
+        "workstation",
+        gpu(free_mib=9000, processes=(Process(pid=1, name="blender", memory_bytes=15000 * MIB),)),
+    )
     layout = place(
-        inventory("q: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 8192}", "workstation: {host: 192.168.1.10}"),
+        inventory(
+            "q: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 8192}",
+            "workstation: {host: 192.168.1.10}",
+        ),
         survey(HUB, workstation=busy),
     )
     assert not layout.placements
@@ -85,8 +98,15 @@ def test_a_pinned_model_goes_where_it_is_pinned_or_nowhere() -> None:
 
 
 def test_replicas_spread_over_nodes_and_then_over_gpus() -> None:
-    found = place(inventory(QWEN4B.replace("}", ", replicas: 3}")), survey(HUB, workstation=workstation(), server=server()))
-    assert sorted((p.node, p.gpus[0]) for p in found) == [("server", "GPU-3090-0"), ("server", "GPU-3090-1"), ("workstation", "GPU-4090-0")]
+    found = place(
+        inventory(QWEN4B.replace("}", ", replicas: 3}")),
+        survey(HUB, workstation=workstation(), server=server()),
+    )
+    assert sorted((p.node, p.gpus[0]) for p in found) == [
+        ("server", "GPU-3090-0"),
+        ("server", "GPU-3090-1"),
+        ("workstation", "GPU-4090-0"),
+    ]
     assert len({(p.node, p.service) for p in found}) == 3
     assert len({(p.node, p.port) for p in found}) == 3
 
@@ -102,7 +122,10 @@ def test_priorities_decide_who_stays_outside() -> None:
 def test_a_context_range_grows_into_what_is_left_after_everybody_has_a_place() -> None:
     models = "a: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: {min: 4096, max: 40960}, concurrency: 4}\n  b: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: {min: 4096, max: 40960}, concurrency: 4}"
     small = machine("workstation", gpu("NVIDIA GeForce RTX 4080", 16000))
-    found = {p.model: p for p in place(inventory(models, "workstation: {host: 192.168.1.10}"), survey(HUB, workstation=small))}
+    found = {
+        p.model: p
+        for p in place(inventory(models, "workstation: {host: 192.168.1.10}"), survey(HUB, workstation=small))
+    }
     assert set(found) == {"a", "b"}
     assert found["a"].request.context > found["b"].request.context >= 4096
     assert "the largest context that fits" in found["a"].reason
@@ -120,7 +143,9 @@ def test_contexts_grow_to_the_most_tokens_in_all() -> None:
         layout = place(inventory(models, "workstation: {host: 192.168.1.10}"), found)
         contexts = {p.model: p.request.context for p in layout}
         assert contexts["dear"] < 2048 + 256 or contexts["cheap"] == 40960, (free_mib, contexts)
-        assert {p.model: "asked: up to" in p.reason for p in layout} == {n: c < 40960 for n, c in contexts.items()}
+        assert {p.model: "asked: up to" in p.reason for p in layout} == {
+            n: c < 40960 for n, c in contexts.items()
+        }
 
 
 def settled(wanted: Inventory, found: Survey, node: str, facts: Facts) -> Facts:
@@ -144,7 +169,9 @@ def test_a_model_on_a_node_that_is_briefly_away_is_not_placed_anew() -> None:
     wanted = inventory(QWEN4B)
     both = survey(HUB, workstation=workstation(), server=server())
     running = settled(wanted, both, "workstation", workstation())
-    away = survey(HUB, workstation="no answer", server=server()).model_copy(update={"remembered": {"workstation": running}})
+    away = survey(HUB, workstation="no answer", server=server()).model_copy(
+        update={"remembered": {"workstation": running}}
+    )
     found = only(place(wanted, away))
     assert (found.node, found.kept) == ("workstation", True)
     assert "does not answer" in found.reason
@@ -161,8 +188,16 @@ def test_a_changed_request_is_planned_anew() -> None:
 
 def test_ports_of_strangers_are_left_alone() -> None:
     taken = workstation(ports=(listening(8000), listening(8001)))
-    assert only(place(inventory(QWEN4B, "workstation: {host: 192.168.1.10}"), survey(HUB, workstation=taken))).port == 8002
-    fixed = place(inventory(QWEN4B.replace("}", ", port: 8001}"), "workstation: {host: 192.168.1.10}"), survey(HUB, workstation=taken))
+    assert (
+        only(
+            place(inventory(QWEN4B, "workstation: {host: 192.168.1.10}"), survey(HUB, workstation=taken))
+        ).port
+        == 8002
+    )
+    fixed = place(
+        inventory(QWEN4B.replace("}", ", port: 8001}"), "workstation: {host: 192.168.1.10}"),
+        survey(HUB, workstation=taken),
+    )
     assert "port 8001 is in use by nginx" in fixed.unplaced[0].reason
 
 
@@ -170,8 +205,13 @@ def test_weights_that_the_disk_cannot_hold_are_refused_unless_they_are_there() -
     full = workstation(disk_gib=2)
     nodes = "workstation: {host: 192.168.1.10}"
     refused = place(inventory(QWEN4B, nodes), survey(HUB, workstation=full))
-    assert "disk too small for the weights: 2.50 GiB to fetch, 2.00 GiB free at /home" in refused.unplaced[0].reason
-    there = full.model_copy(update={"weights": (HUB["Qwen/Qwen3-4B-AWQ"].model_copy(update={"present": True}),)})
+    assert (
+        "disk too small for the weights: 2.50 GiB to fetch, 2.00 GiB free at /home"
+        in refused.unplaced[0].reason
+    )
+    there = full.model_copy(
+        update={"weights": (HUB["Qwen/Qwen3-4B-AWQ"].model_copy(update={"present": True}),)}
+    )
     assert only(place(inventory(QWEN4B, nodes), survey(HUB, workstation=there)))
 
 
@@ -179,7 +219,10 @@ def test_weights_that_the_disk_cannot_hold_are_refused_unless_they_are_there() -
     ("facts", "reason"),
     [
         (workstation(docker=None), "vllm runs in Docker only"),
-        (workstation(docker=DOCKER.model_copy(update={"reachable": False, "error": "permission denied"})), "sudo usermod -aG docker me"),
+        (
+            workstation(docker=DOCKER.model_copy(update={"reachable": False, "error": "permission denied"})),
+            "sudo usermod -aG docker me",
+        ),
         (workstation(docker=DOCKER.model_copy(update={"compose_version": None})), "no Compose plugin"),
         (workstation(docker=DOCKER.model_copy(update={"nvidia_runtime": False})), "NVIDIA Container Toolkit"),
     ],
@@ -192,12 +235,19 @@ def test_a_node_that_cannot_run_it_says_why_and_what_to_do(facts: Facts, reason:
 def test_a_machine_without_gpu_or_docker_runs_llamacpp_natively_in_its_ram() -> None:
     bare = pi(docker=None, weights=(tiny_gguf(),))
     found = only(place(inventory(TINY, "pi: {host: 192.168.1.2}", "pi"), survey(pi=bare)))
-    assert (found.runtime, found.gpus, found.gpu_memory_utilization, found.image) == ("native", (), None, None)
+    assert (found.runtime, found.gpus, found.gpu_memory_utilization, found.image) == (
+        "native",
+        (),
+        None,
+        None,
+    )
 
 
 def test_a_model_that_no_single_card_holds_is_split_over_two_alike() -> None:
     wide = "q: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 40960, concurrency: 4}"
-    found = only(place(inventory(wide, "server: {host: 192.168.1.11}", "server"), survey(HUB, server=server())))
+    found = only(
+        place(inventory(wide, "server: {host: 192.168.1.11}", "server"), survey(HUB, server=server()))
+    )
     assert found.gpus == ("GPU-3090-0", "GPU-3090-1")
     assert found.device.count == 2
 
@@ -229,4 +279,8 @@ def test_the_example_household_is_placed_whole() -> None:
     wanted = load(Path("inventory.example.yml").read_text(), "inventory.example.yml")
     layout = place(wanted, household())
     assert not layout.unplaced
-    assert {(p.model, p.engine) for p in layout} == {("qwen3-30b", "vllm"), ("qwen3-4b", "vllm"), ("tiny", "llamacpp")}
+    assert {(p.model, p.engine) for p in layout} == {
+        ("qwen3-30b", "vllm"),
+        ("qwen3-4b", "vllm"),
+        ("tiny", "llamacpp"),
+    }

@@ -33,7 +33,10 @@ def after(plan: Plan, **states: str) -> Survey:
     """The household once the plan was carried out, some services in another state."""
     nodes = {"workstation": workstation(), "server": server(weights=(tiny_gguf(),))}
     running = {n: deployed(plan.services, n) for n in nodes}
-    changed = {n: tuple(s.model_copy(update={"state": states.get(s.name, "running")}) for s in found) for n, found in running.items()}
+    changed = {
+        n: tuple(s.model_copy(update={"state": states.get(s.name, "running")}) for s in found)
+        for n, found in running.items()
+    }
     return survey(HUB, **{n: facts.model_copy(update={"services": changed[n]}) for n, facts in nodes.items()})
 
 
@@ -86,7 +89,9 @@ def test_what_is_no_longer_asked_for_is_removed_and_nothing_of_another_cluster()
     facts = found.nodes["server"].facts
     assert facts is not None
     stranger = facts.services[0].model_copy(update={"cluster": "other", "name": "theirs"})
-    report = found.nodes["server"].model_copy(update={"facts": facts.model_copy(update={"services": (*facts.services, stranger)})})
+    report = found.nodes["server"].model_copy(
+        update={"facts": facts.model_copy(update={"services": (*facts.services, stranger)})}
+    )
     smaller = "\n".join(line for line in TEXT.splitlines() if "tiny" not in line)
     _, changed = make(smaller, found.model_copy(update={"nodes": {**found.nodes, "server": report}}))
     assert actions(changed)["t"] == ("remove", "not in the inventory any more")
@@ -101,7 +106,9 @@ def test_a_model_that_changes_its_node_moves() -> None:
 
 
 def test_a_port_that_a_stranger_holds_blocks_the_gateway() -> None:
-    taken = survey(HUB, workstation=workstation(ports=(listening(4000, "caddy"),)), server=server(weights=(tiny_gguf(),)))
+    taken = survey(
+        HUB, workstation=workstation(ports=(listening(4000, "caddy"),)), server=server(weights=(tiny_gguf(),))
+    )
     _, plan = make(TEXT, taken)
     [gateway] = [c for c in plan.changes if c.service == "gateway"]
     assert "port 4000 on workstation is in use by caddy" in gateway.blocked

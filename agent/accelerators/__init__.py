@@ -11,7 +11,9 @@ if TYPE_CHECKING:  # importing typing costs 3 ms
 
 def vendors() -> list[str]:
     return sorted(
-        name[:-3] for name in os.listdir(os.path.dirname(os.path.abspath(__file__))) if name.endswith(".py") and name != "__init__.py"
+        name[:-3]
+        for name in os.listdir(os.path.dirname(os.path.abspath(__file__)))
+        if name.endswith(".py") and name != "__init__.py"
     )
 
 

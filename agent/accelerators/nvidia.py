@@ -15,7 +15,9 @@ if TYPE_CHECKING:  # importing typing costs 3 ms
 
 # Chips without memory of their own: NVML has no figure for them (DGX Spark: NOT_SUPPORTED) or a wrong one (N1X: 8128 MiB).
 UNIFIED = ("GB10", "N1", "N1X", "RTX SPARK", "THOR", "ORIN", "XAVIER", "TEGRA")
-ATS_WITHOUT_OWN_MEMORY = 16 * 1024**3  # GH200 and GB200 address the host's memory too, and have more than this
+ATS_WITHOUT_OWN_MEMORY = (
+    16 * 1024**3
+)  # GH200 and GB200 address the host's memory too, and have more than this
 ADDRESSING_ATS = 2
 
 
@@ -23,17 +25,23 @@ def collect(problems: Problems) -> list[dict[str, Any]]:
     import _ctypes
 
     try:
-        _ctypes.dlopen("libnvidia-ml.so.1")  # what ctypes.CDLL does: pynvml and ctypes cost 20 ms of import, not without a driver
+        _ctypes.dlopen(
+            "libnvidia-ml.so.1"
+        )  # what ctypes.CDLL does: pynvml and ctypes cost 20 ms of import, not without a driver
     except OSError as e:
         if has_card():
             missing = "cannot open shared object file: No such file" in str(e)
             problem(
                 problems,
-                "NVIDIA GPU present, driver not installed" if missing else f"NVIDIA GPU present, its library cannot be loaded: {e}",
+                "NVIDIA GPU present, driver not installed"
+                if missing
+                else f"NVIDIA GPU present, its library cannot be loaded: {e}",
             )
         return []
     # pynvml imports ctypes.util and uses nothing of it; that brings in subprocess, tempfile, shutil and their 15 ms.
-    sys.modules.setdefault("ctypes.util", types.ModuleType("ctypes.util")).__dict__.setdefault("find_library", None)
+    sys.modules.setdefault("ctypes.util", types.ModuleType("ctypes.util")).__dict__.setdefault(
+        "find_library", None
+    )
     import pynvml
 
     try:
@@ -41,7 +49,8 @@ def collect(problems: Problems) -> list[dict[str, Any]]:
     except pynvml.NVMLError as e:
         if e.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
             problem(
-                problems, f"Driver/library version mismatch: {e} The driver was updated under a running kernel: reboot or reload the driver"
+                problems,
+                f"Driver/library version mismatch: {e} The driver was updated under a running kernel: reboot or reload the driver",
             )
         elif e.value != pynvml.NVML_ERROR_DRIVER_NOT_LOADED or has_card():
             problem(problems, f"{e}")
@@ -56,7 +65,12 @@ def collect(problems: Problems) -> list[dict[str, Any]]:
         except pynvml.NVMLError as e:
             problem(problems, f"GPU {index}: {e}")
             continue
-        gpu.update(vendor="nvidia", index=index, driver=driver, cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None)
+        gpu.update(
+            vendor="nvidia",
+            index=index,
+            driver=driver,
+            cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
+        )
         found.append(gpu)
     return found
 
@@ -68,7 +82,11 @@ def problem(problems: Problems, message: str) -> None:
 def has_card() -> bool:
     """A display controller (class 0x03) of NVIDIA's on the PCI bus, driver or not."""
     devices = [f"/sys/bus/pci/devices/{name}/" for name in host.names_in("/sys/bus/pci/devices")]
-    return any(host.read_or_none(d + "vendor") == "0x10de" and (host.read_or_none(d + "class") or "").startswith("0x03") for d in devices)
+    return any(
+        host.read_or_none(d + "vendor") == "0x10de"
+        and (host.read_or_none(d + "class") or "").startswith("0x03")
+        for d in devices
+    )
 
 
 def ask(pynvml: Any, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -97,7 +115,9 @@ def describe(pynvml: Any, handle: Any) -> dict[str, Any]:
         "compute_capability": f"{capability[0]}.{capability[1]}" if capability else None,
         "power_watts": power / 1000 if power is not None else None,
         "power_limit_watts": limit / 1000 if limit is not None else None,
-        "temperature_celsius": ask(pynvml, pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        "temperature_celsius": ask(
+            pynvml, pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU
+        ),
         "utilization_percent": load.gpu if load else None,
         "display": ask(pynvml, pynvml.nvmlDeviceGetDisplayActive, handle) == 1,
         "mig": mig,
@@ -116,7 +136,11 @@ def is_unified(name: str) -> bool:
 def memory(pynvml: Any, handle: Any, name: str) -> dict[str, Any]:
     figures, reserved = readings(pynvml, handle)
     small = figures is not None and figures.total <= ATS_WITHOUT_OWN_MEMORY
-    if is_unified(name) or figures is None or (small and ask(pynvml, pynvml.nvmlDeviceGetAddressingMode, handle) == ADDRESSING_ATS):
+    if (
+        is_unified(name)
+        or figures is None
+        or (small and ask(pynvml, pynvml.nvmlDeviceGetAddressingMode, handle) == ADDRESSING_ATS)
+    ):
         ram = host.memory()
         return {
             "memory_kind": "unified",
@@ -176,6 +200,12 @@ def running(pynvml: Any, handle: Any) -> list[dict[str, Any]]:
             before, held = found.get(process.pid), process.usedGpuMemory
             found[process.pid] = held if before is None else before if held is None else max(before, held)
     return [
-        {"pid": pid, "name": processes.name(pid) or f"pid {pid}", "user": processes.user(pid), "memory_bytes": held, "service": None}
+        {
+            "pid": pid,
+            "name": processes.name(pid) or f"pid {pid}",
+            "user": processes.user(pid),
+            "memory_bytes": held,
+            "service": None,
+        }
         for pid, held in sorted(found.items())
     ]

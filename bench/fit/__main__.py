@@ -13,7 +13,12 @@ import vllm_logs  # noqa: E402
 
 from tests import cards  # noqa: E402
 
-PARTS = {"llama": llama.main, "vllm": vllm_logs.main, "others": others.main, "cards": lambda: print(cards.table())}
+PARTS = {
+    "llama": llama.main,
+    "vllm": vllm_logs.main,
+    "others": others.main,
+    "cards": lambda: print(cards.table()),
+}
 
 for number, part in enumerate(sys.argv[1:] or PARTS):
     if number:

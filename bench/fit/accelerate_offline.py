@@ -12,6 +12,8 @@ from accelerate.commands import estimate
 
 folder, dtype = sys.argv[1:]
 estimate.verify_on_hub = lambda *_: SimpleNamespace(library_name="transformers", config={})
-asked = SimpleNamespace(model_name=folder, library_name="transformers", trust_remote_code=False, dtypes=[dtype])
+asked = SimpleNamespace(
+    model_name=folder, library_name="transformers", trust_remote_code=False, dtypes=[dtype]
+)
 ((_, _, total, _),) = estimate.gather_data(asked)
 print(int(total))

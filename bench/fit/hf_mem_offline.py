@@ -34,7 +34,9 @@ def answer(request: "httpx2.Request") -> "httpx2.Response":
 
 def client(**options: object) -> "httpx2.AsyncClient":
     options.pop("http2", None)
-    return real(transport=httpx2.MockTransport(answer), **{k: v for k, v in options.items() if k == "timeout"})
+    return real(
+        transport=httpx2.MockTransport(answer), **{k: v for k, v in options.items() if k == "timeout"}
+    )
 
 
 httpx2.AsyncClient = client

@@ -41,7 +41,9 @@ SETTINGS = [
 ]
 
 
-def ours(shape: ModelShape, context: int, slots: int, args: dict[str, ArgValue], outputs: str) -> dict[str, float]:
+def ours(
+    shape: ModelShape, context: int, slots: int, args: dict[str, ArgValue], outputs: str
+) -> dict[str, float]:
     request = Request(kind="chat", context=context // slots, concurrency=slots, args=args)
     found = llamacpp.footprint(shape, request, CPU, outputs="all" if outputs == "all" else "slots")
     return {t.name: t.bytes / MIB for t in found.terms}
@@ -56,7 +58,9 @@ class Errors:
         self.context: list[float] = []
         self.compute: list[float] = []
 
-    def add(self, found: dict[str, float], model: float, context: float, compute: float, *, whole: bool) -> None:
+    def add(
+        self, found: dict[str, float], model: float, context: float, compute: float, *, whole: bool
+    ) -> None:
         self.rows += 1
         self.model.append(found["model"] - model)
         self.context.append(found["context"] - context)
@@ -88,7 +92,9 @@ def recorded() -> None:
         shape = from_header(architecture["header"])
         for tokens, slots, model, context, compute in architecture["said_mib"]:
             found = ours(shape, tokens, slots, {"flash-attn": "on"}, "all")
-            small.add(found | {"model": found["model"] - shape.mtp_bytes / MIB}, model, context, compute, whole=True)
+            small.add(
+                found | {"model": found["model"] - shape.mtp_bytes / MIB}, model, context, compute, whole=True
+            )
     print(small.line("small models of 11 other architectures (b11549)"))
 
 
@@ -101,10 +107,15 @@ def asked_now() -> None:
     for entry in fit_command.load_catalog().entries.values():
         variant = next(v for v in entry.variants if v.format == "gguf")
         shapes[entry.name] = entry.document(variant)
-    print("| model | runs | model, MiB | context, MiB | compute, all rows | compute, a server's |\n|---|---:|---:|---:|---:|---:|")
+    print(
+        "| model | runs | model, MiB | context, MiB | compute, all rows | compute, a server's |\n|---|---:|---:|---:|---:|---:|"
+    )
     refused, total, total_slots = [], Errors(), Errors()
     with tempfile.TemporaryDirectory() as folder:
-        files = [(name, sparse.write(Path(folder) / f"{name}.gguf", d), from_header(d)) for name, d in shapes.items()]
+        files = [
+            (name, sparse.write(Path(folder) / f"{name}.gguf", d), from_header(d))
+            for name, d in shapes.items()
+        ]
         for name, size in FILE_BYTES.items():
             path = Path(folder) / f"header-{name}.gguf"
             path.write_bytes((DATA / f"{name}.gguf").read_bytes())
@@ -122,14 +133,22 @@ def asked_now() -> None:
                     if said is None:
                         break
                     for sums in (errors, total if outputs == "all" else total_slots):
-                        sums.add(ours(shape, tokens, slots, args, outputs), said["model"], said["context"], said["log"], whole=False)
+                        sums.add(
+                            ours(shape, tokens, slots, args, outputs),
+                            said["model"],
+                            said["context"],
+                            said["log"],
+                            whole=False,
+                        )
             if not every.rows:
                 refused.append(name)
                 continue
             print(f"{every.line(name)} {min(slots_only.compute):+.1%} to {max(slots_only.compute):+.1%} |")
     print(f"{total.line('**all**')} {min(total_slots.compute):+.1%} to {max(total_slots.compute):+.1%} |")
     if refused:
-        print(f"\nLeft out: {', '.join(refused)}: llama.cpp wants tensors of it that the catalog does not list.")
+        print(
+            f"\nLeft out: {', '.join(refused)}: llama.cpp wants tensors of it that the catalog does not list."
+        )
 
 
 def running() -> None:
@@ -145,13 +164,20 @@ def running() -> None:
         (16384, 2, 256, ["--cache-type-k", "q8_0", "--cache-type-v", "q8_0"]),
         (4096, 1, 512, ["--flash-attn", "off"]),
     ):
-        args: dict[str, ArgValue] = {"ubatch-size": ubatch, **dict(zip([e.lstrip("-") for e in extra[::2]], extra[1::2], strict=True))}
+        args: dict[str, ArgValue] = {
+            "ubatch-size": ubatch,
+            **dict(zip([e.lstrip("-") for e in extra[::2]], extra[1::2], strict=True)),
+        }
         request = Request(kind="chat", context=tokens // slots, concurrency=slots, args=args)
         planned = llamacpp.footprint(shape, request, CPU, outputs="slots")
         flags = [str(w) for name, value in planned.flags.items() for w in (f"--{name}", value)]
         log = served(["-m", str(SMALL), *flags, "--ubatch-size", str(ubatch), *extra])
         found = {t.name: t.bytes / MIB for t in planned.terms}
-        for name, pattern in (("model", r"model buffer size"), ("context", r"KV buffer size"), ("compute", r"compute buffer size")):
+        for name, pattern in (
+            ("model", r"model buffer size"),
+            ("context", r"KV buffer size"),
+            ("compute", r"compute buffer size"),
+        ):
             said = sum(float(m) for m in re.findall(rf"{pattern} =\s+([\d.]+) MiB", log))
             label = f"-c {tokens} -np {slots} -ub {ubatch} {' '.join(extra)}"
             print(f"| {label} | {name} | {said:.2f} | {found[name]:.2f} | {found[name] / said - 1:+.2%} |")

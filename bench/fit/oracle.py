@@ -26,13 +26,22 @@ EXAMPLE_SERVER = 12
 
 def ask(path: Path, arguments: list[str], outputs: int | None = None) -> dict[str, Any] | None:
     """What a fresh process of llama.cpp says of a model; None where it refuses the model."""
-    argv = [sys.executable, __file__, *(["--outputs", str(outputs)] if outputs else []), "-m", str(path), *arguments]
+    argv = [
+        sys.executable,
+        __file__,
+        *(["--outputs", str(outputs)] if outputs else []),
+        "-m",
+        str(path),
+        *arguments,
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     sizes = re.findall(r"^Host (\d+) (\d+) (\d+)", done.stdout, re.MULTILINE)
     compute = re.findall(r"CPU compute buffer size =\s+([\d.]+)", done.stderr)
     if not sizes:
         return None
-    return dict(zip(("model", "context", "compute"), map(int, sizes[-1]), strict=True)) | {"log": float(compute[-1])}
+    return dict(zip(("model", "context", "compute"), map(int, sizes[-1]), strict=True)) | {
+        "log": float(compute[-1])
+    }
 
 
 def main(arguments: list[str]) -> None:
@@ -44,7 +53,13 @@ def main(arguments: list[str]) -> None:
     library = ctypes.CDLL(sys.modules["xllamacpp.xllamacpp"].__file__)
     parse = library[PARSE]
     parse.restype = ctypes.c_bool
-    parse.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p), ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+    parse.argtypes = [
+        ctypes.c_int,
+        ctypes.POINTER(ctypes.c_char_p),
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    ]
     parameters = xllamacpp.CommonParams()
     # On a CPU build repacked weights vanish from the tool's column.
     argv = [b"llama-server", *map(os.fsencode, arguments), b"--no-repack", b"--fit", b"off"]
@@ -53,7 +68,10 @@ def main(arguments: list[str]) -> None:
     if not parse(len(argv), array, own, EXAMPLE_SERVER, None):
         sys.exit(2)
     if outputs is not None:
-        parameters.n_outputs_max, parameters.n_outputs_max_per_seq = outputs, max(1, outputs // parameters.n_parallel)
+        parameters.n_outputs_max, parameters.n_outputs_max_per_seq = (
+            outputs,
+            max(1, outputs // parameters.n_parallel),
+        )
     model, context = ctypes.create_string_buffer(4096), ctypes.create_string_buffer(4096)
     for name, buffer in ((MODEL, model), (CONTEXT, context)):
         convert = library[name]  # both return a struct by value: the caller gives the place for it first

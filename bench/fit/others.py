@@ -28,7 +28,10 @@ MIB = 2**20
 HF_MEM = "hf-mem==0.5.6"
 # A torch for CPUs: without such a wheel at hand pip would bring gigabytes of CUDA, and the rule is applied instead.
 ACCELERATE = ("accelerate==1.15.0", "transformers==5.23.0", "torch==2.13.0+cpu")
-CATALOGUED = {"gemma3-12b": "gemma-3-12b", "gemma3-4b": "gemma-3-4b"}  # where a header is called otherwise than the catalog's entry
+CATALOGUED = {
+    "gemma3-12b": "gemma-3-12b",
+    "gemma3-4b": "gemma-3-4b",
+}  # where a header is called otherwise than the catalog's entry
 CPU = Device(vendor="cpu", name="x", total_bytes=64 * GIB, memory_kind="ram")
 CARD = Device(vendor="nvidia", name="x", total_bytes=80 * GIB)
 CONTEXTS = (4096, 32768, 131072)
@@ -73,7 +76,12 @@ class Tool:
         builder = venv.EnvBuilder(with_pip=True)
         builder.create(folder)
         self.python = folder / "bin" / "python"
-        done = subprocess.run([self.python, "-m", "pip", "install", "-q", *requirements], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [self.python, "-m", "pip", "install", "-q", *requirements],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             self.why = f"{requirements[-1]} cannot be installed"
 
@@ -86,7 +94,9 @@ class Accelerate(Tool):
             return entry.parameters * width * 1.2
         dtype = {2.0: "float16", 1.0: "int8", 0.5: "int4"}[width]
         with tempfile.TemporaryDirectory() as folder:
-            config = {k: v for k, v in entry.config.items() if k != "rope_scaling"}  # the catalog has but the part that counts here
+            config = {
+                k: v for k, v in entry.config.items() if k != "rope_scaling"
+            }  # the catalog has but the part that counts here
             (Path(folder) / "config.json").write_text(json.dumps(config))
             argv = [str(self.python), str(Path(__file__).with_name("accelerate_offline.py")), folder, dtype]
             done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -97,12 +107,22 @@ class HfMem(Tool):
     def ask(self, folder: Path, context: int) -> float | None:
         if self.why:
             return None
-        argv = [str(self.python), str(Path(__file__).with_name("hf_mem_offline.py")), str(folder), str(context)]
+        argv = [
+            str(self.python),
+            str(Path(__file__).with_name("hf_mem_offline.py")),
+            str(folder),
+            str(context),
+        ]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         if done.returncode:
             return None
         found = json.loads(done.stdout.splitlines()[-1])
-        return float(sum(sum(v.values()) if isinstance(v, dict) else v or 0 for v in (found["memory"], found["kv_cache"])))
+        return float(
+            sum(
+                sum(v.values()) if isinstance(v, dict) else v or 0
+                for v in (found["memory"], found["kv_cache"])
+            )
+        )
 
 
 def safetensors_folder(folder: Path, entry: Entry, variant: Variant) -> Path:
@@ -114,7 +134,11 @@ def safetensors_folder(folder: Path, entry: Entry, variant: Variant) -> Path:
     for name, (_, size, _) in document["groups"].items():
         small = variant.weights == "fp8" and any(part in name for part in ("proj", "experts"))
         dtype, width = ("F8_E4M3", 1) if small else ("BF16", 2)
-        header[name.replace("*", "0")] = {"dtype": dtype, "shape": [size // width], "data_offsets": [at, at + size]}
+        header[name.replace("*", "0")] = {
+            "dtype": dtype,
+            "shape": [size // width],
+            "data_offsets": [at, at + size],
+        }
         at += size
     text = json.dumps(header).encode()
     path = folder / "model.safetensors"
@@ -159,7 +183,9 @@ def main() -> None:
                 found = {
                     "homelab": float(own["model"] + own["context"] + own["compute"]),
                     "hf-mem": tool.ask(folder, context),
-                    "accelerate": accelerate.ask(fit_command.load_catalog().entries[CATALOGUED.get(model, model)], 0.5),
+                    "accelerate": accelerate.ask(
+                        fit_command.load_catalog().entries[CATALOGUED.get(model, model)], 0.5
+                    ),
                     "GPUStack": gpustack(shape.weights_bytes),
                     "llmfit": llmfit(shape, parameters, 0.58, context),
                 }
@@ -169,7 +195,10 @@ def main() -> None:
             variant = next(v for v in entry.variants if v.weights == weights)
             shape = from_header(entry.document(variant))
             terms = {
-                t.name: t.bytes for t in vllm.footprint(shape, Request(kind="chat", context=context, concurrency=1, args=args), CARD).terms
+                t.name: t.bytes
+                for t in vllm.footprint(
+                    shape, Request(kind="chat", context=context, concurrency=1, args=args), CARD
+                ).terms
             }
             whole = "weights", "kv_cache", *(("activation", "non_torch") if name == "llama-3.1-8b" else ())
             width = 2.0 if weights == "bf16" else 1.0
@@ -186,14 +215,24 @@ def main() -> None:
         + " | ".join(f"**{statistics.median(map(abs, errors[n])):.1%}**" if errors[n] else "-" for n in names)
         + " |"
     )
-    print("| **worst** | | " + " | ".join(f"{max(errors[n], key=abs):+.1%}" if errors[n] else "-" for n in names) + " |")
-    print(f"\n`hf-mem`: {tool.why or f'{HF_MEM} itself, `--experimental`, with the hub answered from files'}.")
+    print(
+        "| **worst** | | "
+        + " | ".join(f"{max(errors[n], key=abs):+.1%}" if errors[n] else "-" for n in names)
+        + " |"
+    )
+    print(
+        f"\n`hf-mem`: {tool.why or f'{HF_MEM} itself, `--experimental`, with the hub answered from files'}."
+    )
     ran = accelerate.why and f"{accelerate.why}: its rule, parameters times bytes"
-    print(f"accelerate: {ran or f'{ACCELERATE[0]} itself, `estimate-memory` of a config.json'}, plus the 20 % that its documentation adds.")
+    print(
+        f"accelerate: {ran or f'{ACCELERATE[0]} itself, `estimate-memory` of a config.json'}, plus the 20 % that its documentation adds."
+    )
     print("Only the rule was applied of:\n")
     print("* GPUStack: the scheduler's rule for vLLM; for GGUF it runs gguf-parser.")
     print("* llmfit: the wheel holds a program for glibc 2.39; its rule from its documentation.")
-    print("* gguf-parser: a Go program without a package on PyPI (the one of that name there only reads headers): left out.")
+    print(
+        "* gguf-parser: a Go program without a package on PyPI (the one of that name there only reads headers): left out."
+    )
 
 
 if __name__ == "__main__":

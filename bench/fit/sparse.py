@@ -43,7 +43,9 @@ def write(path: Path, document: Mapping[str, Any]) -> Path:
     metadata = {k: v for k, v in document["metadata"].items() if v is not None and not isinstance(v, Mapping)}
     out, offset = b"", 0
     for name, dimensions, word, size in document["tensors"]:
-        out += _text(name) + struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, NUMBERS[word], offset)
+        out += _text(name) + struct.pack(
+            f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, NUMBERS[word], offset
+        )
         offset += -(-size // ALIGNMENT) * ALIGNMENT
     pairs = b"".join(_text(key) + _value(value) for key, value in metadata.items())
     head = b"GGUF" + struct.pack("<IQQ", 3, len(document["tensors"]), len(metadata)) + pairs + out

@@ -21,13 +21,19 @@ def compared(row: dict[str, Any]) -> list[tuple[str, float, float]]:
     found = pool(safetensors(row["model"]), row["context"], Paging(element=element, **options))
     out = []
     if "tokens" in row:
-        ours = int(row["available_gib"] * GIB) // found.block_bytes / found.blocks_per_request * row["context"]
+        ours = (
+            int(row["available_gib"] * GIB) // found.block_bytes / found.blocks_per_request * row["context"]
+        )
         out.append(("tokens", float(row["tokens"]), ours))
     if "needed_gib" in row:
         out.append(("GiB needed", row["needed_gib"], found.block_bytes * found.blocks_per_request / GIB))
     if "longest" in row:
         out.append(
-            ("longest context", float(row["longest"]), float(int(row["available_gib"] * GIB) // found.block_bytes * found.block_tokens))
+            (
+                "longest context",
+                float(row["longest"]),
+                float(int(row["available_gib"] * GIB) // found.block_bytes * found.block_tokens),
+            )
         )
     return out
 
@@ -52,7 +58,9 @@ def main() -> None:
             print(f"\n\\* {row['note']}.")
     device = Device(vendor="nvidia", name="x", total_bytes=1)
     one = vllm.footprint(
-        safetensors("llama-3.1-8b", tensor_bytes=16_060_522_496), Request(kind="chat", context=20000, concurrency=1), device
+        safetensors("llama-3.1-8b", tensor_bytes=16_060_522_496),
+        Request(kind="chat", context=20000, concurrency=1),
+        device,
     )
     groups = {"model.layers.*.mlp.gate.weight": [48, 48 * 2048 * 128 * 2, "BF16"]}
     four = vllm.footprint(

@@ -53,7 +53,10 @@ def lanes(changes: Sequence[Change]) -> list[list[Change]]:
         for old in change.actual:
             devices |= {u for u in old.labels.get("homelab.gpus", "").split(",") if u}
         together = [lane for lane in found if lane[0] & devices]
-        merged = (devices.union(*(lane[0] for lane in together)), [c for lane in together for c in lane[1]] + [change])
+        merged = (
+            devices.union(*(lane[0] for lane in together)),
+            [c for lane in together for c in lane[1]] + [change],
+        )
         found = [lane for lane in found if lane not in together] + [merged]
     return [lane[1] for lane in found]
 
@@ -62,9 +65,22 @@ class _Node:
     """One node's share of a deploy."""
 
     def __init__(
-        self, inventory: Inventory, session: Session, secrets: Secrets, tell: Tell, done: list[tuple[str, str]], failed: list[HomelabError]
+        self,
+        inventory: Inventory,
+        session: Session,
+        secrets: Secrets,
+        tell: Tell,
+        done: list[tuple[str, str]],
+        failed: list[HomelabError],
     ) -> None:
-        self.inventory, self.session, self.secrets, self.tell, self.done, self.failed = inventory, session, secrets, tell, done, failed
+        self.inventory, self.session, self.secrets, self.tell, self.done, self.failed = (
+            inventory,
+            session,
+            secrets,
+            tell,
+            done,
+            failed,
+        )
         self.missing: set[str] = set()
 
     async def carry_out(self, changes: Sequence[Change]) -> None:
@@ -73,7 +89,9 @@ class _Node:
                 await self._guarded(change, self._remove(change))
         ready = []
         for change in changes:
-            if change.wanted is not None and await self._guarded(change, self._prepare(change, change.wanted)):
+            if change.wanted is not None and await self._guarded(
+                change, self._prepare(change, change.wanted)
+            ):
                 ready.append(change)
         for lane in lanes(ready):
             for change in lane:
@@ -102,16 +120,26 @@ class _Node:
 
     async def _prepare(self, change: Change, service: Service) -> None:
         if change.blocked:
-            raise DeployError(f"`{service.name}` cannot be deployed on node `{service.node}`", cause=change.blocked, hint="homelab plan")
+            raise DeployError(
+                f"`{service.name}` cannot be deployed on node `{service.node}`",
+                cause=change.blocked,
+                hint="homelab plan",
+            )
         files = list(service.files)
         if service.model is None:
             # A second controller reads the keys back from here.
             files.append(
-                File(path=f"{cluster_directory(self.inventory.cluster)}/{SECRETS_FILE}", content=self.secrets.to_json(), mode=0o600)
+                File(
+                    path=f"{cluster_directory(self.inventory.cluster)}/{SECRETS_FILE}",
+                    content=self.secrets.to_json(),
+                    mode=0o600,
+                )
             )
         await self.session.put(files)
         for upload in service.unit.uploads:
-            there = await self.session.run(f"stat -c %s {shlex.quote(upload.path)} 2>/dev/null || stat -f %z {shlex.quote(upload.path)}")
+            there = await self.session.run(
+                f"stat -c %s {shlex.quote(upload.path)} 2>/dev/null || stat -f %z {shlex.quote(upload.path)}"
+            )
             if there.text.strip() == str(upload.bytes):
                 continue
             moved = 0
@@ -130,7 +158,9 @@ class _Node:
         what = service.unit.image or (service.provision.name if service.provision else "")
         if what in self.missing:
             raise DeployError(
-                f"`{service.name}` cannot be deployed on node `{service.node}`", cause=f"{what}: see above", hint="homelab plan"
+                f"`{service.name}` cannot be deployed on node `{service.node}`",
+                cause=f"{what}: see above",
+                hint="homelab plan",
             )
         try:
             await RUNTIMES[service.runtime].fetch(self.session, service, self.tell)
@@ -165,7 +195,14 @@ class _Node:
             project=service.project,
             directory=service.directory,
         )
-        before = next((s for s in change.actual if s.spec != service.spec and s.state in ("running", "starting", "unhealthy")), None)
+        before = next(
+            (
+                s
+                for s in change.actual
+                if s.spec != service.spec and s.state in ("running", "starting", "unhealthy")
+            ),
+            None,
+        )
         if before is None:
             await RUNTIMES[mine.runtime].stop(self.session, mine)
             return
@@ -187,4 +224,6 @@ async def drop(session: Session, cluster: str, old: f.Service) -> None:
     """Stop a service for good and remove its files. Nothing outside the cluster's own folder is ever removed."""
     await RUNTIMES[old.runtime].remove(session, old)
     directory = f"{cluster_directory(cluster)}/{old.name}"
-    await session.run(f"rm -rf -- {shlex.quote(f'{directory}/{old.spec}')}; rmdir -- {shlex.quote(directory)} 2>/dev/null; true")
+    await session.run(
+        f"rm -rf -- {shlex.quote(f'{directory}/{old.spec}')}; rmdir -- {shlex.quote(directory)} 2>/dev/null; true"
+    )

@@ -17,7 +17,12 @@ from homelab import facts as f
 from homelab.deploy.events import Event, Tell
 from homelab.errors import DeployError
 from homelab.nodes.session import Session
-from homelab.runtimes.compose import SLOWEST_LOAD_BYTES_PER_SECOND, START_SECONDS, compose_command, create_network_command
+from homelab.runtimes.compose import (
+    SLOWEST_LOAD_BYTES_PER_SECOND,
+    START_SECONDS,
+    compose_command,
+    create_network_command,
+)
 from homelab.service import Service
 
 ENGINE_SOCKET = "/var/run/docker.sock"
@@ -73,7 +78,10 @@ def _pull(client: docker.DockerClient, image: str, service: Service, tell: Tell)
                 done, total = (sum(x) for x in zip(*layers.values(), strict=True))
                 tell(
                     Event(
-                        node=service.node, service=service.name, step="fetch", text=f"image {done / 2**30:.2f} of {total / 2**30:.2f} GiB"
+                        node=service.node,
+                        service=service.name,
+                        step="fetch",
+                        text=f"image {done / 2**30:.2f} of {total / 2**30:.2f} GiB",
                     )
                 )
 
@@ -94,7 +102,9 @@ async def start(session: Session, service: Service, *, again: bool = False) -> N
     done = await session.run(compose_command(service.project, service.directory, *arguments))
     if done.exit_status != 0:
         raise DeployError(
-            f"`{service.name}` cannot be started on node `{service.node}`", cause=done.cause, hint=f"homelab logs {service.name}"
+            f"`{service.name}` cannot be started on node `{service.node}`",
+            cause=done.cause,
+            hint=f"homelab logs {service.name}",
         )
 
 
@@ -113,9 +123,17 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
             # Docker calls a container unhealthy too when it has just exited.
             died = state in ("exited", "dead", "missing", "restarting") or restarts > 0
             if died or health == "unhealthy" or time.monotonic() - begun > limit:
-                what = f"died at start{_exit_code(container)}" if died else f"is not healthy after {time.monotonic() - begun:.0f} s"
+                what = (
+                    f"died at start{_exit_code(container)}"
+                    if died
+                    else f"is not healthy after {time.monotonic() - begun:.0f} s"
+                )
                 lines = await asyncio.to_thread(_last_lines, container)
-                raise DeployError(f"`{service.name}` on node `{service.node}` {what}", cause=lines, hint=_advice(lines, service))
+                raise DeployError(
+                    f"`{service.name}` on node `{service.node}` {what}",
+                    cause=lines,
+                    hint=_advice(lines, service),
+                )
             if (text := await asyncio.to_thread(_last_line, container)) != told:
                 told = text
                 tell(Event(node=service.node, service=service.name, step="load", text=text))
@@ -123,8 +141,12 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
 
 
 def _container(client: docker.DockerClient, service: Service) -> Any:
-    with _engine_errors(f"The Docker engine of node `{service.node}` does not answer", "homelab discover shows what it says"):
-        found = client.containers.list(all=True, filters={"label": [f"homelab.spec={service.spec}", f"homelab.service={service.name}"]})
+    with _engine_errors(
+        f"The Docker engine of node `{service.node}` does not answer", "homelab discover shows what it says"
+    ):
+        found = client.containers.list(
+            all=True, filters={"label": [f"homelab.spec={service.spec}", f"homelab.service={service.name}"]}
+        )
         return found[0] if found else None
 
 
@@ -132,13 +154,21 @@ def _state(container: Any) -> tuple[str, str, int]:
     if container is None:
         return "missing", "", 0
     state = container.attrs.get("State", {})
-    return state.get("Status", "missing"), (state.get("Health") or {}).get("Status", ""), container.attrs.get("RestartCount", 0)
+    return (
+        state.get("Status", "missing"),
+        (state.get("Health") or {}).get("Status", ""),
+        container.attrs.get("RestartCount", 0),
+    )
 
 
 def _exit_code(container: Any) -> str:
     """` (exit code 1)`; nothing where Docker has started it again, which makes the code 0."""
     state = container.attrs.get("State", {}) if container is not None else {}
-    return "" if state.get("Status") == "running" or "ExitCode" not in state else f" (exit code {state['ExitCode']})"
+    return (
+        ""
+        if state.get("Status") == "running" or "ExitCode" not in state
+        else f" (exit code {state['ExitCode']})"
+    )
 
 
 def _last_lines(container: Any) -> str:
@@ -192,12 +222,19 @@ async def _compose(session: Session, actual: f.Service, *arguments: str) -> None
     done = await session.run(shlex.join(["docker", "compose", "--project-name", actual.project, *arguments]))
     if done.exit_status != 0:
         raise DeployError(
-            f"docker compose {arguments[0]} failed for `{actual.name}` on node `{session.node}`", cause=done.cause, hint="homelab status"
+            f"docker compose {arguments[0]} failed for `{actual.name}` on node `{session.node}`",
+            cause=done.cause,
+            hint="homelab status",
         )
 
 
 def logs_command(actual: f.Service, *, follow: bool, tail: int) -> str:
-    return shlex.join(["docker", "logs", "--tail", str(tail), *(["--follow"] if follow else []), actual.container or ""]) + " 2>&1"
+    return (
+        shlex.join(
+            ["docker", "logs", "--tail", str(tail), *(["--follow"] if follow else []), actual.container or ""]
+        )
+        + " 2>&1"
+    )
 
 
 @contextmanager

@@ -68,8 +68,14 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
             return
         dead = status.get("status") in ("failed", "stopped") or status.get("restarts", 0) != 0
         if dead or time.monotonic() - begun > limit:
-            what = f"died at start (exit code {status.get('exit_code')})" if dead else f"is not healthy after {limit:.0f} s"
-            lines = (await session.run(f"tail -n {LAST_LINES} {shlex.quote(service.directory)}/log")).text.strip()
+            what = (
+                f"died at start (exit code {status.get('exit_code')})"
+                if dead
+                else f"is not healthy after {limit:.0f} s"
+            )
+            lines = (
+                await session.run(f"tail -n {LAST_LINES} {shlex.quote(service.directory)}/log")
+            ).text.strip()
             raise DeployError(
                 f"`{service.name}` on node `{service.node}` {what}",
                 cause=lines or "it said nothing",
@@ -121,7 +127,8 @@ async def _supervise(session: Session, name: str, verb: str, directory: str) -> 
 def _directory(session: Session, actual: f.Service) -> str:
     if not actual.directory:
         raise DeployError(
-            f"`{actual.name}` on node `{session.node}` has no directory", hint="homelab discover --json shows what is known of it"
+            f"`{actual.name}` on node `{session.node}` has no directory",
+            hint="homelab discover --json shows what is known of it",
         )
     return actual.directory
 

@@ -17,7 +17,9 @@ from homelab.runtimes import compose, native
 from homelab.service import cluster_directory
 
 
-async def remove(inventory: Inventory, found: Sequence[tuple[str, f.Service]], tell: Tell, *, everything: bool) -> Outcome:
+async def remove(
+    inventory: Inventory, found: Sequence[tuple[str, f.Service]], tell: Tell, *, everything: bool
+) -> Outcome:
     """Remove these services, each given with its node; with `everything` also what else lies in the cluster's folder on their nodes."""
     done: list[tuple[str, str]] = []
     failed: list[HomelabError] = []
@@ -29,7 +31,9 @@ async def remove(inventory: Inventory, found: Sequence[tuple[str, f.Service]], t
                 if any(s.runtime == "native" for s in mine):
                     # Its supervisor stops a service; the cached copy may have been cleaned away.
                     await session.put(native.tool_files())
-                for service in sorted(mine, key=lambda s: s.model is not None):  # the gateway first: no request meets a dead engine
+                for service in sorted(
+                    mine, key=lambda s: s.model is not None
+                ):  # the gateway first: no request meets a dead engine
                     await _one(session, service)
                 if everything and not any(e for e in failed if isinstance(e, NodeError)):
                     await session.run(compose.remove_network_command(inventory.cluster))

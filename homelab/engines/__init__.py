@@ -140,7 +140,9 @@ class _Engines(Mapping[str, Engine]):
             raise KeyError(name)
         module = importlib.import_module(f"{__name__}.{name}")
         if not isinstance(module, Engine) or name != module.NAME:
-            raise TypeError(f"homelab/engines/{name}.py is not an engine: see the Protocol in homelab/engines/__init__.py")
+            raise TypeError(
+                f"homelab/engines/{name}.py is not an engine: see the Protocol in homelab/engines/__init__.py"
+            )
         return self._modules.setdefault(name, module)
 
 

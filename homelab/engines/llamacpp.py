@@ -38,9 +38,19 @@ UBATCH = 512
 BATCH = 2048
 DRAFTS = 16
 # Bytes of one element of the cache (`ggml_type_size / ggml_blck_size`).
-CACHE_TYPES = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32}
+CACHE_TYPES = {
+    "f32": 4.0,
+    "f16": 2.0,
+    "bf16": 2.0,
+    "q8_0": 34 / 32,
+    "q5_1": 24 / 32,
+    "q5_0": 22 / 32,
+    "q4_1": 20 / 32,
+}
 CACHE_TYPES |= {"q4_0": 18 / 32, "iq4_nl": 18 / 32}
-FLASH_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 192, 256, 512, 576})  # ggml-cuda `ggml_cuda_flash_attn_ext_supported`
+FLASH_HEADS = frozenset(
+    {40, 64, 72, 80, 96, 112, 128, 192, 256, 512, 576}
+)  # ggml-cuda `ggml_cuda_flash_attn_ext_supported`
 ON_OR_OFF = frozenset({"flash-attn", "fa", "fit"})
 # Other spellings of a flag, and what would contradict one of ours.
 SPELLINGS = {
@@ -52,7 +62,9 @@ SPELLINGS = {
 ALIASES = {other: name for name, others in SPELLINGS.items() for other in others.split()}
 
 
-def footprint(shape: ModelShape, request: Request, device: Device, *, outputs: Literal["all", "slots"] = "all") -> Footprint:
+def footprint(
+    shape: ModelShape, request: Request, device: Device, *, outputs: Literal["all", "slots"] = "all"
+) -> Footprint:
     """What `llama-server` takes on each device, in bytes. With several devices, the fullest one.
 
     `outputs`: for how many tokens of a batch rows of logits are reserved. `all` is what `llama-fit-params` counts and older servers do;
@@ -65,20 +77,40 @@ def footprint(shape: ModelShape, request: Request, device: Device, *, outputs: L
     unified = _on(args, "kv-unified")
     cells = pad(_number(asked, "ctx-size") // (1 if unified else slots))
     streams = 1 if unified else slots
-    batch = min(_number(asked, "batch-size", BATCH), cells * streams) if shape.causal else _number(asked, "batch-size", BATCH)
+    batch = (
+        min(_number(asked, "batch-size", BATCH), cells * streams)
+        if shape.causal
+        else _number(asked, "batch-size", BATCH)
+    )
     ubatch = min(_number(asked, "ubatch-size", UBATCH), batch)
     window_slots = slots if unified else 1
-    contexts = [_context(shape, layer, asked, cells, streams, slots, ubatch, window_slots) for layer in shape.layers]
+    contexts = [
+        _context(shape, layer, asked, cells, streams, slots, ubatch, window_slots) for layer in shape.layers
+    ]
     on_device, on_host = _placed(shape, device, asked, contexts)
-    drafts = _number(asked, "spec-draft-n-max", DRAFTS) if {"spec-type", "model-draft", "md"} & set(asked) else 0
+    drafts = (
+        _number(asked, "spec-draft-n-max", DRAFTS) if {"spec-type", "model-draft", "md"} & set(asked) else 0
+    )
     rows = ubatch if outputs == "all" or request.kind != "chat" else min(ubatch, slots * (1 + drafts))
     flash = asked.get("flash-attn") != "off"
-    tokens = -(-ubatch // slots) * slots  # the graph that is reserved has as many of each sequence (`llama_context::graph_reserve`)
+    tokens = (
+        -(-ubatch // slots) * slots
+    )  # the graph that is reserved has as many of each sequence (`llama_context::graph_reserve`)
     windowed = not _on(asked, "swa-full")
-    graph = Graph(cells=cells, ubatch=tokens, outputs=max(rows, slots), slots=slots, streams=streams, flash=flash, windowed=windowed)
+    graph = Graph(
+        cells=cells,
+        ubatch=tokens,
+        outputs=max(rows, slots),
+        slots=slots,
+        streams=streams,
+        flash=flash,
+        windowed=windowed,
+    )
     compute = graph.bytes(shape) + _copies(shape, device, asked, cells, ubatch)
     # Where RAM is the device, or is shared with it, everything comes out of one pool.
-    host: Literal["device", "host"] = "host" if device.memory_kind == "dedicated" and device.vendor != "cpu" else "device"
+    host: Literal["device", "host"] = (
+        "host" if device.memory_kind == "dedicated" and device.vendor != "cpu" else "device"
+    )
     terms = [
         # Prediction layers are in the file; newer releases load them only for speculation.
         Term(name="model", bytes=on_device[0], grade="bounded" if shape.mtp_bytes else "exact"),
@@ -91,10 +123,21 @@ def footprint(shape: ModelShape, request: Request, device: Device, *, outputs: L
         terms.append(Term(name=name, bytes=own, grade="empirical", where="context"))
         terms.append(Term(name="model_host", bytes=on_host[0], grade="exact", where=host))
         terms.append(Term(name="context_host", bytes=on_host[1], grade="exact", where=host))
-        terms.append(Term(name="compute_host", bytes=ubatch * (cells * 2 + shape.hidden * 8), grade="bounded", where=host))
+        terms.append(
+            Term(
+                name="compute_host",
+                bytes=ubatch * (cells * 2 + shape.hidden * 8),
+                grade="bounded",
+                where=host,
+            )
+        )
     terms += _projector(shape, request.args, host, flash=flash)
     snapshots = _number(asked, "ctx-checkpoints") * slots * _snapshot(shape, asked, ubatch)
-    terms.append(Term(name="prompt_cache", bytes=max(0, _number(asked, "cache-ram")) * MiB, grade="bounded", where=host))
+    terms.append(
+        Term(
+            name="prompt_cache", bytes=max(0, _number(asked, "cache-ram")) * MiB, grade="bounded", where=host
+        )
+    )
     terms.append(Term(name="checkpoints", bytes=snapshots, grade="bounded", where=host))
     terms.append(Term(name="process", bytes=PROCESS, grade="empirical", where=host))
     return Footprint(
@@ -114,8 +157,14 @@ def command(launch: Launch) -> list[str]:
         ours["no-mmproj"] = True  # -hf would fetch and load a vision projector that no plan has counted
     ours |= {"alias": launch.model, "host": launch.host, "port": launch.port}
     ours |= launch.footprint.flags
-    ours |= {"jinja": True, "metrics": True, "log-verbosity": 4}  # 4 tells the sizes of its buffers, and no prompts
-    return flags({name: value for name, value in ours.items() if name not in args}) + flags(_worded(launch.request.args))
+    ours |= {
+        "jinja": True,
+        "metrics": True,
+        "log-verbosity": 4,
+    }  # 4 tells the sizes of its buffers, and no prompts
+    return flags({name: value for name, value in ours.items() if name not in args}) + flags(
+        _worded(launch.request.args)
+    )
 
 
 def environment(launch: Launch) -> dict[str, str]:
@@ -142,7 +191,9 @@ def served_context(document: Any) -> int | None:
         return None
 
 
-def _flags(shape: ModelShape, request: Request, device: Device, args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
+def _flags(
+    shape: ModelShape, request: Request, device: Device, args: Mapping[str, ArgValue]
+) -> dict[str, ArgValue]:
     slots = _number(args, "parallel", request.concurrency)
     out: dict[str, ArgValue] = {"ctx-size": pad(request.context) * slots, "parallel": slots}
     out["n-gpu-layers"] = 0 if device.vendor == "cpu" else 999
@@ -150,13 +201,20 @@ def _flags(shape: ModelShape, request: Request, device: Device, args: Mapping[st
         out |= {"split-mode": "layer", "tensor-split": ",".join(["1"] * device.count)}
     # `--fit` is on by default and would shrink what was planned without a word, or give up and start all the same.
     out |= {"fit": "off", "flash-attn": "on" if _flash(shape, args) else "off"}
-    cache = CACHE_MIB if device.vendor != "cpu" else max(SMALLEST_CACHE_MIB, min(CACHE_MIB, device.total_bytes // (16 * MiB)))
+    cache = (
+        CACHE_MIB
+        if device.vendor != "cpu"
+        else max(SMALLEST_CACHE_MIB, min(CACHE_MIB, device.total_bytes // (16 * MiB)))
+    )
     out["cache-ram"] = cache if request.kind == "chat" else 0
     snapshot = _snapshot(shape, args, _number(args, "ubatch-size", UBATCH)) * slots
     fits = min(CHECKPOINTS, max(1, cache * MiB // snapshot)) if snapshot else CHECKPOINTS
     out["ctx-checkpoints"] = fits if request.kind == "chat" else 0
     if request.kind == "embedding":
-        pooling = str(args.get("pooling") or (shape.pooling if shape.pooling not in (None, "none") else "last" if shape.causal else "mean"))
+        pooling = str(
+            args.get("pooling")
+            or (shape.pooling if shape.pooling not in (None, "none") else "last" if shape.causal else "mean")
+        )
         out["embeddings"] = True
         if shape.pooling != pooling:
             out["pooling"] = pooling
@@ -171,7 +229,9 @@ def _flags(shape: ModelShape, request: Request, device: Device, args: Mapping[st
 
 def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[str, ArgValue]) -> None:
     if shape.format not in FORMATS:
-        raise Unsupported("llama.cpp reads GGUF files; name a GGUF repository with a quantisation, like Org/Repo-GGUF:Q4_K_M")
+        raise Unsupported(
+            "llama.cpp reads GGUF files; name a GGUF repository with a quantisation, like Org/Repo-GGUF:Q4_K_M"
+        )
     if device.vendor not in VENDORS:
         raise Unsupported(f"llama.cpp has no backend here for a {device.vendor} device")
     stretched = any(name.startswith(("rope-", "yarn-")) for name in args)
@@ -183,13 +243,24 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
         if str(args.get(name, "f16")) not in CACHE_TYPES:
             raise Unsupported(f"llama.cpp has no {name} {args[name]}; it has {', '.join(CACHE_TYPES)}")
     if CACHE_TYPES[str(args.get("cache-type-v", "f16"))] < 2 and args.get("flash-attn") == "off":
-        raise Unsupported("llama.cpp needs flash attention for a quantised V cache: leave `flash-attn` out, or `cache-type-v`")
+        raise Unsupported(
+            "llama.cpp needs flash attention for a quantised V cache: leave `flash-attn` out, or `cache-type-v`"
+        )
     if request.kind == "chat" and shape.kind != "chat":
-        raise Unsupported(f"this model is for {shape.kind}, and the inventory says chat: write `kind: {shape.kind}`")
+        raise Unsupported(
+            f"this model is for {shape.kind}, and the inventory says chat: write `kind: {shape.kind}`"
+        )
 
 
 def _context(
-    shape: ModelShape, layer: Layer, args: Mapping[str, Any], cells: int, streams: int, slots: int, ubatch: int, window_slots: int
+    shape: ModelShape,
+    layer: Layer,
+    args: Mapping[str, Any],
+    cells: int,
+    streams: int,
+    slots: int,
+    ubatch: int,
+    window_slots: int,
 ) -> int:
     """Bytes of one layer's cache and state for all slots."""
     size = 0
@@ -198,7 +269,11 @@ def _context(
         if layer.window and not _on(args, "swa-full"):
             own = pad(min(cells, layer.window * window_slots + ubatch))
         # Without flash attention values lie transposed, and where layers differ all are as wide as the widest (`n_embd_v_gqa_max`).
-        values = max(x.kv_heads * x.value_dim for x in shape.layers) if args.get("flash-attn") == "off" and not shape.mla else None
+        values = (
+            max(x.kv_heads * x.value_dim for x in shape.layers)
+            if args.get("flash-attn") == "off" and not shape.mla
+            else None
+        )
         size = int(own * streams * _cell_bytes(layer, args, values))
     if layer.recurrent and shape.recurrent:
         size += slots * _state(shape)
@@ -207,7 +282,10 @@ def _context(
 
 def _cell_bytes(layer: Layer, args: Mapping[str, Any], values: int | None = None) -> float:
     key, value = (CACHE_TYPES[str(args.get(f"cache-type-{which}", "f16"))] for which in "kv")
-    return layer.kv_heads * layer.key_dim * key + (layer.kv_heads * layer.value_dim if values is None else values) * value
+    return (
+        layer.kv_heads * layer.key_dim * key
+        + (layer.kv_heads * layer.value_dim if values is None else values) * value
+    )
 
 
 def _state(shape: ModelShape) -> int:
@@ -220,12 +298,16 @@ def _snapshot(shape: ModelShape, args: Mapping[str, Any], ubatch: int) -> int:
     """Bytes of one context checkpoint: the states and windows, which cannot be rolled back."""
     states = sum(_state(shape) for layer in shape.layers if layer.recurrent)
     windows = sum(
-        (layer.window + ubatch) * _cell_bytes(layer, args) for layer in shape.layers if layer.window and not _on(args, "swa-full")
+        (layer.window + ubatch) * _cell_bytes(layer, args)
+        for layer in shape.layers
+        if layer.window and not _on(args, "swa-full")
     )
     return states + int(windows)
 
 
-def _placed(shape: ModelShape, device: Device, args: Mapping[str, Any], contexts: list[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+def _placed(
+    shape: ModelShape, device: Device, args: Mapping[str, Any], contexts: list[int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """(weights, context) on the fullest device, and in host RAM beside it."""
     if device.vendor == "cpu":
         # Gemma 4 makes its output from the input table before the table itself, which gives a second copy even in RAM.
@@ -233,13 +315,17 @@ def _placed(shape: ModelShape, device: Device, args: Mapping[str, Any], contexts
         return (shape.weights_bytes + second, sum(contexts)), (0, 0)
     count = len(shape.layers)
     wanted = args["n-gpu-layers"]
-    offloaded = count + 1 if wanted in ("all", "auto", -1, "-1") else min(_number(args, "n-gpu-layers"), count + 1)
+    offloaded = (
+        count + 1 if wanted in ("all", "auto", -1, "-1") else min(_number(args, "n-gpu-layers"), count + 1)
+    )
     first = count + 1 - offloaded  # the output layer is offloaded first (`i_gpu_start`)
     on_cpu = count if _on(args, "cpu-moe") else _number(args, "n-cpu-moe")
     layers_total = sum(layer.bytes for layer in shape.layers)
     # With tied embeddings the table is kept twice: in RAM to look tokens up, on the device to give the output.
     output = shape.embedding_bytes if shape.tied_embeddings else shape.output_bytes
-    rest = shape.weights_bytes - layers_total - shape.embedding_bytes - shape.output_bytes - shape.lookup_bytes
+    rest = (
+        shape.weights_bytes - layers_total - shape.embedding_bytes - shape.output_bytes - shape.lookup_bytes
+    )
     weights, context = [0] * device.count, [0] * device.count
     for i in range(first, count + 1):
         place = device.count * (i - first) // offloaded
@@ -251,7 +337,9 @@ def _placed(shape: ModelShape, device: Device, args: Mapping[str, Any], contexts
             context[place] += contexts[i]
     fullest = max(range(device.count), key=lambda d: weights[d] + context[d])
     host = shape.embedding_bytes + shape.lookup_bytes + sum(layer.bytes for layer in shape.layers[:first])
-    host += sum(layer.expert_bytes for i, layer in enumerate(shape.layers) if first <= i < on_cpu) + (0 if offloaded else output + rest)
+    host += sum(layer.expert_bytes for i, layer in enumerate(shape.layers) if first <= i < on_cpu) + (
+        0 if offloaded else output + rest
+    )
     return (weights[fullest], context[fullest]), (host, sum(contexts[:first]))
 
 
@@ -265,17 +353,23 @@ def _copies(shape: ModelShape, device: Device, args: Mapping[str, Any], cells: i
 def _flash(shape: ModelShape, args: Mapping[str, ArgValue]) -> bool:
     """Whether flash attention has a kernel for every head; a quantised V cache needs it in any case."""
     quantised = CACHE_TYPES[str(args.get("cache-type-v", "f16"))] < 2
-    return quantised or all(layer.key_dim in FLASH_HEADS for layer in shape.layers if layer.attention != "none")
+    return quantised or all(
+        layer.key_dim in FLASH_HEADS for layer in shape.layers if layer.attention != "none"
+    )
 
 
 def projector(args: Mapping[str, ArgValue]) -> str | None:
     """The vision projector that these arguments ask for: a path, or `auto` where llama.cpp looks for one; None without."""
     named = {name.lstrip("-").replace("_", "-"): value for name, value in args.items() if value is not False}
-    found = next((named[name] for name in ("mmproj", "mm", "mmproj-url", "mmu", "mmproj-auto") if name in named), None)
+    found = next(
+        (named[name] for name in ("mmproj", "mm", "mmproj-url", "mmu", "mmproj-auto") if name in named), None
+    )
     return ("auto" if "mmproj-auto" in named else None) if found is None or found is True else str(found)
 
 
-def _projector(shape: ModelShape, args: Mapping[str, ArgValue], host: Literal["device", "host"], *, flash: bool) -> list[Term]:
+def _projector(
+    shape: ModelShape, args: Mapping[str, ArgValue], host: Literal["device", "host"], *, flash: bool
+) -> list[Term]:
     """A vision projector lies on the first GPU, or in RAM with `--no-mmproj-offload`."""
     wanted = projector(args)
     if wanted is None:
@@ -288,7 +382,12 @@ def _projector(shape: ModelShape, args: Mapping[str, ArgValue], host: Literal["d
     sizes: Grade = "exact" if found.read else "bounded" if found in shape.projectors else "empirical"
     return [
         Term(name="projector", bytes=found.bytes, grade=sizes, where=where),
-        Term(name="projector_compute", bytes=compute, grade="bounded" if found.floats else "empirical", where=where),
+        Term(
+            name="projector_compute",
+            bytes=compute,
+            grade="bounded" if found.floats else "empirical",
+            where=where,
+        ),
     ]
 
 
@@ -302,7 +401,9 @@ def _worded(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     """YAML reads a bare `on` as true, where llama.cpp wants the word."""
     words: dict[bool, ArgValue] = {True: "on", False: "off"}
     return {
-        name: words[value] if isinstance(value, bool) and name.lstrip("-").replace("_", "-") in ON_OR_OFF else value
+        name: words[value]
+        if isinstance(value, bool) and name.lstrip("-").replace("_", "-") in ON_OR_OFF
+        else value
         for name, value in args.items()
     }
 

@@ -37,16 +37,45 @@ CUDA_CONTEXT, CUDA_CONTEXT_WSL, NCCL = int(0.5 * GiB), int(1.3 * GiB), int(0.3 *
 RESERVE, RESERVE_HYBRID = int(0.3 * GiB), GiB
 VISION_PROFILE = GiB
 PROCESS = 2 * GiB  # RAM of the server and of each further rank: libraries, tokenizer, what is loading
-DTYPES = {"auto": Element(), "bfloat16": Element(), "float16": Element(), "nvfp4": Element(bytes=0.5 + 1 / 16)}
+DTYPES = {
+    "auto": Element(),
+    "bfloat16": Element(),
+    "float16": Element(),
+    "nvfp4": Element(bytes=0.5 + 1 / 16),
+}
 DTYPES |= {name: Element(bytes=1) for name in ("fp8", "fp8_e4m3", "fp8_e5m2")}
-DTYPES |= {"int8_per_token_head": Element(bytes=1, scale_bytes=4), "fp8_per_token_head": Element(bytes=1, scale_bytes=4)}
+DTYPES |= {
+    "int8_per_token_head": Element(bytes=1, scale_bytes=4),
+    "fp8_per_token_head": Element(bytes=1, scale_bytes=4),
+}
 DTYPES |= {"int4_per_token_head": Element(bytes=0.5, scale_bytes=4)}
 ALIASES = {"tp": "tensor-parallel-size", "cc": "compilation-config", "O": "optimization-level"}
-ALIASES |= {"no-enable-auto-tool-choice": "enable-auto-tool-choice", "device-memory-utilization": "gpu-memory-utilization"}
+ALIASES |= {
+    "no-enable-auto-tool-choice": "enable-auto-tool-choice",
+    "device-memory-utilization": "gpu-memory-utilization",
+}
 # Without a parser named, vLLM returns a model's tool calls as plain text. By the start of the architecture's name.
-TOOL_PARSERS = {"Qwen3_5": "qwen3_coder", "Qwen3Next": "qwen3_coder", "Qwen": "hermes", "GptOss": "openai", "Llama4": "llama4_pythonic"}
-TOOL_PARSERS |= {"Llama": "llama3_json", "Mistral": "mistral", "Glm4MoeLite": "glm47", "Glm4Moe": "glm45", "Gemma4": "gemma4"}
-TOOL_PARSERS |= {"DeepseekV3": "deepseek_v3", "KimiLinear": "kimi_k2", "MiniMaxM2": "minimax_m2", "SeedOss": "seed_oss", "Lfm2": "lfm2"}
+TOOL_PARSERS = {
+    "Qwen3_5": "qwen3_coder",
+    "Qwen3Next": "qwen3_coder",
+    "Qwen": "hermes",
+    "GptOss": "openai",
+    "Llama4": "llama4_pythonic",
+}
+TOOL_PARSERS |= {
+    "Llama": "llama3_json",
+    "Mistral": "mistral",
+    "Glm4MoeLite": "glm47",
+    "Glm4Moe": "glm45",
+    "Gemma4": "gemma4",
+}
+TOOL_PARSERS |= {
+    "DeepseekV3": "deepseek_v3",
+    "KimiLinear": "kimi_k2",
+    "MiniMaxM2": "minimax_m2",
+    "SeedOss": "seed_oss",
+    "Lfm2": "lfm2",
+}
 TOOL_PARSERS |= {"GraniteMoeHybrid": "granite4", "Granite": "granite", "Olmo3": "olmo3", "Jamba": "jamba"}
 
 
@@ -59,7 +88,11 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     context = _number(args, "max-model-len", request.context)
     seqs = _number(args, "max-num-seqs", request.concurrency)
     _check(shape, request, device, args, context, tp)
-    batched = _number(args, "max-num-batched-tokens", BATCHED_TOKENS if request.kind == "chat" else max(BATCHED_TOKENS, context))
+    batched = _number(
+        args,
+        "max-num-batched-tokens",
+        BATCHED_TOKENS if request.kind == "chat" else max(BATCHED_TOKENS, context),
+    )
     # A prompt's chunk ends on a block, so a hybrid's large block must fit into a batch.
     kv = (
         pool(shape, context, _paging(shape, args, tp, batched))
@@ -73,7 +106,11 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     if "kv-cache-memory-bytes" in args:
         cache = _number(args, "kv-cache-memory-bytes", cache)
     sizes = _graph_sizes(args, seqs)
-    ours: dict[str, ArgValue] = {"max-model-len": context, "max-num-seqs": seqs, "max-num-batched-tokens": batched}
+    ours: dict[str, ArgValue] = {
+        "max-model-len": context,
+        "max-num-seqs": seqs,
+        "max-num-batched-tokens": batched,
+    }
     if cache:
         ours["kv-cache-memory-bytes"] = cache
     if sizes is not None and "compilation-config" not in args:
@@ -114,11 +151,19 @@ def command(launch: Launch) -> list[str]:
     args = _canonical(launch.request.args)
     ours: dict[str, ArgValue] = {"served-model-name": launch.model, "host": launch.host, "port": launch.port}
     ours |= launch.footprint.flags
-    if "coder" in launch.weights.lower() and ours.get("tool-call-parser") == "hermes" and "qwen3" in launch.weights.lower():
+    if (
+        "coder" in launch.weights.lower()
+        and ours.get("tool-call-parser") == "hermes"
+        and "qwen3" in launch.weights.lower()
+    ):
         ours["tool-call-parser"] = "qwen3_coder"  # same architecture as Qwen3, another way to write calls
     if launch.gpu_memory_utilization is not None:
         ours["gpu-memory-utilization"] = f"{launch.gpu_memory_utilization:.3f}"
-    return [launch.weights, *flags({name: value for name, value in ours.items() if name not in args}), *flags(launch.request.args)]
+    return [
+        launch.weights,
+        *flags({name: value for name, value in ours.items() if name not in args}),
+        *flags(launch.request.args),
+    ]
 
 
 def environment(launch: Launch) -> dict[str, str]:
@@ -146,21 +191,29 @@ def served_context(document: Any) -> int | None:
         return None
 
 
-def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[str, ArgValue], context: int, tp: int) -> None:
+def _check(
+    shape: ModelShape, request: Request, device: Device, args: Mapping[str, ArgValue], context: int, tp: int
+) -> None:
     if shape.format not in FORMATS:
-        raise Unsupported("vLLM 0.33 reads safetensors, not GGUF: name the original repository or an AWQ, GPTQ or FP8 one, or use llamacpp")
+        raise Unsupported(
+            "vLLM 0.33 reads safetensors, not GGUF: name the original repository or an AWQ, GPTQ or FP8 one, or use llamacpp"
+        )
     if device.vendor not in VENDORS:
         raise Unsupported(f"homelab runs vLLM on NVIDIA GPUs only, and {device.name} is {device.vendor}")
     capability = float(device.compute_capability or 9)
     if capability < 7.5:
-        raise Unsupported(f"vLLM needs compute capability 7.5, and {device.name} has {device.compute_capability}")
+        raise Unsupported(
+            f"vLLM needs compute capability 7.5, and {device.name} has {device.compute_capability}"
+        )
     dtype = str(args.get("kv-cache-dtype", "auto"))
     if dtype in ("fp8", "fp8_e4m3", "fp8_per_token_head") and capability < 8.9:
         raise Unsupported(
             f"an FP8 (e4m3) KV cache needs compute capability 8.9, and {device.name} has {device.compute_capability}: use `kv-cache-dtype: fp8_e5m2` or int8_per_token_head"
         )
     if dtype not in DTYPES:
-        raise Unsupported(f"homelab cannot compute the memory of `kv-cache-dtype: {dtype}`; it can for {', '.join(sorted(DTYPES))}")
+        raise Unsupported(
+            f"homelab cannot compute the memory of `kv-cache-dtype: {dtype}`; it can for {', '.join(sorted(DTYPES))}"
+        )
     if shape.max_context and context > shape.max_context and not {"hf-overrides", "rope-scaling"} & set(args):
         raise Unsupported(
             f"vLLM refuses {context} tokens for this model: it was made for {shape.max_context}; "
@@ -169,9 +222,13 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
     if tp > 1 and shape.heads % tp:
         raise Unsupported(f"its {shape.heads} attention heads cannot be split over {tp} GPUs")
     if tp > 1 and shape.recurrent and shape.recurrent.heads % tp:
-        raise Unsupported(f"its {shape.recurrent.heads} linear-attention heads cannot be split over {tp} GPUs")
+        raise Unsupported(
+            f"its {shape.recurrent.heads} linear-attention heads cannot be split over {tp} GPUs"
+        )
     if request.kind == "chat" and shape.kind != "chat":
-        raise Unsupported(f"this model is for {shape.kind}, and the inventory says chat: write `kind: {shape.kind}`")
+        raise Unsupported(
+            f"this model is for {shape.kind}, and the inventory says chat: write `kind: {shape.kind}`"
+        )
     if request.kind == "rerank" and shape.kind == "chat" and not {"convert", "hf-overrides"} & set(args):
         raise Unsupported(
             "vLLM reranks with classifiers, and this model generates text: name a variant for classification, or set `hf-overrides`"
@@ -206,14 +263,28 @@ def _weights(shape: ModelShape, args: Mapping[str, ArgValue], tp: int) -> int:
     if tp == 1:
         return loaded + rope
     split = loaded - shape.replicated_bytes
-    copies = shape.kv_projection_bytes * (tp - shape.kv_heads) // (tp * shape.kv_heads) if 0 < shape.kv_heads < tp else 0
+    copies = (
+        shape.kv_projection_bytes * (tp - shape.kv_heads) // (tp * shape.kv_heads)
+        if 0 < shape.kv_heads < tp
+        else 0
+    )
     return math.ceil(split / tp) + shape.replicated_bytes + copies + rope
 
 
 def _activation(shape: ModelShape, request: Request, seqs: int, batched: int, tp: int) -> int:
     """The larger of two peaks that vLLM profiles: a forward pass over a full batch, and sampling for every request at once."""
-    query = max((layer.heads * layer.key_dim for layer in shape.layers if layer.attention in ("full", "sliding")), default=0) // tp
-    width = 6 * max(shape.hidden, query) + 6 * math.ceil(shape.intermediate / tp) + 2 * shape.experts_used * shape.hidden
+    query = (
+        max(
+            (layer.heads * layer.key_dim for layer in shape.layers if layer.attention in ("full", "sliding")),
+            default=0,
+        )
+        // tp
+    )
+    width = (
+        6 * max(shape.hidden, query)
+        + 6 * math.ceil(shape.intermediate / tp)
+        + 2 * shape.experts_used * shape.hidden
+    )
     forward = batched * width * 102 // 100  # logged peaks were up to 0.5 % above the formula
     if r := shape.recurrent:  # the chunked scan's scratch, which profiling sees only in part
         forward += batched * (r.state_elements // 64 + 2 * r.conv_channels) * 2 // tp
@@ -250,7 +321,9 @@ def _sees(shape: ModelShape, args: Mapping[str, ArgValue]) -> bool:
 def _kind_flags(shape: ModelShape, request: Request, args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     if request.kind != "chat":
         return {"runner": "pooling"}
-    parser = next((parser for start, parser in TOOL_PARSERS.items() if shape.architecture.startswith(start)), None)
+    parser = next(
+        (parser for start, parser in TOOL_PARSERS.items() if shape.architecture.startswith(start)), None
+    )
     if parser is None or "tool-call-parser" in args:
         return {}
     return {"enable-auto-tool-choice": True, "tool-call-parser": parser}
@@ -283,6 +356,8 @@ def _number(args: Mapping[str, Any], name: str, default: int) -> int:
     value = args.get(name, default)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgtKMGT]?)(?:iB)?", str(value).strip())
     if match is None or isinstance(value, bool):
-        raise Unsupported(f"vLLM's `{name}` is a number, not {value!r}; homelab must know it to compute the memory")
+        raise Unsupported(
+            f"vLLM's `{name}` is a number, not {value!r}; homelab must know it to compute the memory"
+        )
     power = "kmgt".find(match[2].lower()) + 1 if match[2] else 0
     return int(float(match[1]) * (1000 if match[2].islower() else 1024) ** power)

@@ -62,7 +62,11 @@ class Entry:
 
     def document(self, variant: Variant) -> dict[str, Any]:
         """The header document of a variant, as its files would give it but for a percent or two."""
-        return _hub_document(self, variant.weights) if variant.format == "safetensors" else _gguf_document(self, variant.weights)
+        return (
+            _hub_document(self, variant.weights)
+            if variant.format == "safetensors"
+            else _gguf_document(self, variant.weights)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,9 @@ def parse(text: str) -> Catalog:
                 repo=item["repo"],
                 licence=item["licence"],
                 config=item["config"],
-                variants=tuple(Variant(source=source, weights=weights) for source, weights in item["variants"].items()),
+                variants=tuple(
+                    Variant(source=source, weights=weights) for source, weights in item["variants"].items()
+                ),
                 parameters=parameters,
                 text_parameters=float(item.get("text_parameters", parameters)),
                 tool_call_parser=item.get("tools"),
@@ -144,19 +150,33 @@ def _gguf_document(entry: Entry, weights: str) -> dict[str, Any]:
     for tensor in tensors(config):
         type_ = ggml_type(tensor, weights, config["num_hidden_layers"], tied=tied)
         listed.append([_ggml_name(tensor, architecture), list(tensor.dims), type_, ggml_bytes(tensor, type_)])
-    metadata = {f"{architecture}.{key}": value for key, value in _metadata(config, architecture).items() if value is not None}
+    metadata = {
+        f"{architecture}.{key}": value
+        for key, value in _metadata(config, architecture).items()
+        if value is not None
+    }
     return {
         "format": "gguf",
         "version": 3,
         "file_bytes": sum(t[3] for t in listed),
-        "metadata": {"general.architecture": architecture, "tokenizer.ggml.model": "none", "tokenizer.chat_template": ""} | metadata,
+        "metadata": {
+            "general.architecture": architecture,
+            "tokenizer.ggml.model": "none",
+            "tokenizer.chat_template": "",
+        }
+        | metadata,
         "tensors": listed,
     }
 
 
 def _ggml_name(tensor: Tensor, architecture: str) -> str:
     """llama.cpp calls the norm before the feed-forward part one way in some architectures and another in others."""
-    if tensor.name == "post_attention_norm.weight" and architecture in ("llama", "qwen3", "qwen3moe", "deepseek2"):
+    if tensor.name == "post_attention_norm.weight" and architecture in (
+        "llama",
+        "qwen3",
+        "qwen3moe",
+        "deepseek2",
+    ):
         return Tensor("ffn_norm.weight", tensor.dims, tensor.layer).full_name
     return tensor.full_name
 
@@ -182,8 +202,14 @@ def _metadata(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         "leading_dense_block_count": config.get("first_k_dense_replace"),
     }
     if experts:
-        out |= {"expert_count": experts, "expert_used_count": config.get("num_experts_per_tok"), "expert_weights_scale": 1.0}
-        out |= {"expert_feed_forward_length": config.get("moe_intermediate_size") or config["intermediate_size"]}
+        out |= {
+            "expert_count": experts,
+            "expert_used_count": config.get("num_experts_per_tok"),
+            "expert_weights_scale": 1.0,
+        }
+        out |= {
+            "expert_feed_forward_length": config.get("moe_intermediate_size") or config["intermediate_size"]
+        }
         out |= {
             "expert_shared_count": config.get("n_shared_experts"),
             "expert_shared_feed_forward_length": config.get("shared_expert_intermediate_size"),
@@ -196,22 +222,39 @@ def _metadata(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
             "attention.value_length": latent,
             "attention.kv_lora_rank": latent,
         }
-        out |= {"attention.key_length_mla": config["qk_nope_head_dim"] + rope, "attention.value_length_mla": config["v_head_dim"]}
+        out |= {
+            "attention.key_length_mla": config["qk_nope_head_dim"] + rope,
+            "attention.value_length_mla": config["v_head_dim"],
+        }
         out |= {"attention.q_lora_rank": config.get("q_lora_rank")}
     if architecture == "gemma4":
         wide, few = config.get("global_head_dim") or dim, config.get("num_global_key_value_heads") or kv
         out |= {"attention.head_count_kv": [few if k == "full_attention" else kv for k in kinds]}
-        out |= {"attention.sliding_window_pattern": [k == "sliding_attention" for k in kinds], "embedding_length_per_layer_input": 0}
+        out |= {
+            "attention.sliding_window_pattern": [k == "sliding_attention" for k in kinds],
+            "embedding_length_per_layer_input": 0,
+        }
         out |= {
             "attention.key_length": wide,
             "attention.value_length": wide,
             "attention.key_length_swa": dim,
             "attention.value_length_swa": dim,
         }
-        out |= {"rope.dimension_count": wide, "rope.dimension_count_swa": dim, "attention.shared_kv_layers": 0}
+        out |= {
+            "rope.dimension_count": wide,
+            "rope.dimension_count_swa": dim,
+            "attention.shared_kv_layers": 0,
+        }
     if interval := config.get("full_attention_interval"):
         values = config["linear_num_value_heads"]
-        out |= {"full_attention_interval": interval, "ssm.conv_kernel": config["linear_conv_kernel_dim"], "ssm.time_step_rank": values}
-        out |= {"ssm.inner_size": values * config["linear_value_head_dim"], "ssm.state_size": config["linear_key_head_dim"]}
+        out |= {
+            "full_attention_interval": interval,
+            "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+            "ssm.time_step_rank": values,
+        }
+        out |= {
+            "ssm.inner_size": values * config["linear_value_head_dim"],
+            "ssm.state_size": config["linear_key_head_dim"],
+        }
         out |= {"ssm.group_count": config["linear_num_key_heads"], "rope.dimension_sections": [11, 11, 10, 0]}
     return out

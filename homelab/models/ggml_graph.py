@@ -40,7 +40,11 @@ class Graph:
     def bytes(self, shape: ModelShape) -> int:
         """An upper bound of the buffer."""
         attends = [layer for layer in shape.layers if layer.attention != "none" or not shape.causal]
-        window = max((layer.window or 0 for layer in attends), default=0) * (self.slots // self.streams) if self.windowed else 0
+        window = (
+            max((layer.window or 0 for layer in attends), default=0) * (self.slots // self.streams)
+            if self.windowed
+            else 0
+        )
         near = pad(min(self.cells, window + self.ubatch)) if window else 0
         seen = (self.cells if shape.causal else self.ubatch) if attends else 0
         mask = self.ubatch * (seen + near) * (2 if self.flash else FLOAT)
@@ -49,16 +53,29 @@ class Graph:
         scores = seen * max((layer.heads for layer in attends), default=0)
         if not shape.causal:
             wide = 2 * shape.intermediate + shape.hidden
-            return FLOAT * self.ubatch * max(wide, 0 if self.flash else scores + 6 * shape.hidden + 3 * query) + mask
+            return (
+                FLOAT * self.ubatch * max(wide, 0 if self.flash else scores + 6 * shape.hidden + 3 * query)
+                + mask
+            )
         moments = [
             self._head(shape, self.ubatch * seen * (2 if self.flash else FLOAT)),
             FLOAT * self.ubatch * self._feed_forward(shape),
             self._states(shape),
         ]
         if not self.flash:
-            row = scores + (11 if shape.mla else 5) * shape.hidden + (3 if shape.hybrid else 2) * query + 4 * values + shape.lookup_width
+            row = (
+                scores
+                + (11 if shape.mla else 5) * shape.hidden
+                + (3 if shape.hybrid else 2) * query
+                + 4 * values
+                + shape.lookup_width
+            )
             # MLA's values are a part of its keys, and are turned around in a copy of all of them.
-            copied = self.cells * self.streams * (max(layer.key_dim for layer in attends) - shape.rope_dim) * 2 if shape.mla else 0
+            copied = (
+                self.cells * self.streams * (max(layer.key_dim for layer in attends) - shape.rope_dim) * 2
+                if shape.mla
+                else 0
+            )
             # The scores leave holes into which a row of the hidden size, or the queries where those are wider, does not fit.
             spare = max(shape.hidden, query) * (2 if near else 1)
             moments = [max(moments) + FLOAT * self.ubatch * spare, FLOAT * self.ubatch * row + copied]
@@ -86,8 +103,12 @@ class Graph:
         if r is None:
             return 0
         inner = min(r.conv_channels, math.isqrt(r.state_elements * r.heads))
-        mixer = 2 * r.conv_channels + (inner + 5 * shape.hidden if _delta(shape) else 2 * inner + 8 * shape.hidden)
-        return FLOAT * (2 * self.slots * (r.state_elements + r.conv_rows * r.conv_channels) + self.ubatch * mixer)
+        mixer = 2 * r.conv_channels + (
+            inner + 5 * shape.hidden if _delta(shape) else 2 * inner + 8 * shape.hidden
+        )
+        return FLOAT * (
+            2 * self.slots * (r.state_elements + r.conv_rows * r.conv_channels) + self.ubatch * mixer
+        )
 
 
 def _delta(shape: ModelShape) -> bool:

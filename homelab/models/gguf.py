@@ -35,7 +35,17 @@ SLIDING = {
 }
 # These run without a cache: every token attends to every other once (llama.cpp `llama_model::create_memory`).
 CACHELESS = frozenset(
-    {"bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert", "modern-bert", "gemma-embedding"}
+    {
+        "bert",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "nomic-bert",
+        "nomic-bert-moe",
+        "neo-bert",
+        "eurobert",
+        "modern-bert",
+        "gemma-embedding",
+    }
 )
 DEFAULT_WINDOW = {"gemma2": 4096}
 FIXED_WINDOW = {"llama4": 8192}  # chunks; the key only turns them off
@@ -55,7 +65,18 @@ GENERIC = frozenset(
         "phi3",
         "mistral3",
     }
-    | {"granite", "granitemoe", "granitehybrid", "nemotron_h", "nemotron_h_moe", "falcon-h1", "lfm2", "lfm2moe", "jamba", "kimi-linear"}
+    | {
+        "granite",
+        "granitemoe",
+        "granitehybrid",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "falcon-h1",
+        "lfm2",
+        "lfm2moe",
+        "jamba",
+        "kimi-linear",
+    }
     | {
         "gemma4",
         "gemma",
@@ -72,9 +93,40 @@ GENERIC = frozenset(
     }
 )
 POOLING: dict[Any, Pooling] = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
-FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M"}
-FILE_TYPES |= {13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S"}
-FILE_TYPES |= {22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS"}
+FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+}
+FILE_TYPES |= {
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    21: "Q2_K_S",
+}
+FILE_TYPES |= {
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+}
 FILE_TYPES |= {31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE"}
 
 
@@ -85,7 +137,9 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
     metadata: Mapping[str, Any] = need(document, "metadata", what="The GGUF header")
     tensors: list[list[Any]] = need(document, "tensors", what="The GGUF header")
     architecture = str(need(metadata, "general.architecture", what="The GGUF header"))
-    if (parts := metadata.get("split.count") or 0) > 1 and (metadata.get("split.tensors.count") or 0) > len(tensors):
+    if (parts := metadata.get("split.count") or 0) > 1 and (metadata.get("split.tensors.count") or 0) > len(
+        tensors
+    ):
         raise InventoryError(
             f"This GGUF is one of {parts} parts, and only this part's header was read",
             hint="Name the first part, with the others beside it.",
@@ -103,13 +157,17 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
             outside[str(name)] = (dims, size)
     embedding = outside.get("token_embd.weight")
     if embedding is None:
-        raise InventoryError("The GGUF header lacks the tensor `token_embd.weight`: it is not a language model (a vision projector?)")
+        raise InventoryError(
+            "The GGUF header lacks the tensor `token_embd.weight`: it is not a language model (a vision projector?)"
+        )
     mtp = min(count, int(reader.get("nextn_predict_layers") or 0))
     layers = tuple(_layer(reader, i, by_layer[i], count - mtp) for i in range(count))
     notes = (
         ()
         if architecture in SLIDING or architecture in GENERIC or architecture in CACHELESS
-        else (f"architecture {architecture} is not known here: every layer is counted as full attention, an upper bound",)
+        else (
+            f"architecture {architecture} is not known here: every layer is counted as full attention, an upper bound",
+        )
     )
     output = outside.get("output.weight", ([], 0))[1]
     routed = _largest(reader.get("expert_used_count")) * _routed(by_layer, reader)
@@ -180,7 +238,13 @@ def _layer(reader: _Reader, index: int, tensors: Mapping[str, tuple[list[int], i
         "attn_qkv.weight" in tensors and not recurrent
     )
     if index >= trunk or not attends or reader.architecture in CACHELESS or not _has_cache(reader, index):
-        return Layer(attention="none", heads=heads, recurrent=recurrent and index < trunk, bytes=size, expert_bytes=experts)
+        return Layer(
+            attention="none",
+            heads=heads,
+            recurrent=recurrent and index < trunk,
+            bytes=size,
+            expert_bytes=experts,
+        )
     window = _window(reader, index)
     suffix = "_swa" if window else ""
     key = reader.at(f"attention.key_length{suffix}", index) or reader.at("attention.key_length", index)
@@ -190,14 +254,24 @@ def _layer(reader: _Reader, index: int, tensors: Mapping[str, tuple[list[int], i
     if "attn_kv_a_mqa.weight" in tensors:
         latent = int(reader.need("attention.kv_lora_rank")) + int(reader.get("rope.dimension_count") or 0)
         if "attn_k_b.weight" in tensors:
-            return Layer(attention="mla", heads=heads, kv_heads=1, key_dim=latent, value_dim=0, bytes=size, expert_bytes=experts)
+            return Layer(
+                attention="mla",
+                heads=heads,
+                kv_heads=1,
+                key_dim=latent,
+                value_dim=0,
+                bytes=size,
+                expert_bytes=experts,
+            )
         # Files from before llama.cpp knew MLA carry `attn_kv_b` and cache whole keys and values.
     kv_heads = reader.at("attention.head_count_kv", index)
     if kv_heads is None:
         kv_heads = tensors["attn_k.weight"][0][1] // key if "attn_k.weight" in tensors and key else heads
     attention: Attention = "sliding" if window else "full"
     return Layer(
-        attention=attention if kv_heads else "none",  # none: Kimi Linear's delta layers have keys, and no cache of them
+        attention=attention
+        if kv_heads
+        else "none",  # none: Kimi Linear's delta layers have keys, and no cache of them
         heads=heads,
         kv_heads=int(kv_heads),
         key_dim=key,
@@ -254,12 +328,21 @@ def _recurrent(reader: _Reader, layers: tuple[Layer, ...]) -> Recurrent | None:
         return None
     hidden, heads = int(reader.need("embedding_length")), int(reader.at("attention.head_count", 0) or 1)
     if wkv := reader.get("wkv.head_size"):
-        return Recurrent(conv_rows=int(reader.get("token_shift_count") or 2), conv_channels=hidden, state_elements=hidden * int(wkv))
+        return Recurrent(
+            conv_rows=int(reader.get("token_shift_count") or 2),
+            conv_channels=hidden,
+            state_elements=hidden * int(wkv),
+        )
     if cache := reader.get("shortconv.l_cache"):
         return Recurrent(conv_rows=int(cache) - 1, conv_channels=hidden, state_elements=0)
     rows = int(reader.get("ssm.conv_kernel") or 1) - 1
     if kda := reader.get("kda.head_dim"):
-        return Recurrent(conv_rows=rows, conv_channels=3 * heads * int(kda), state_elements=int(kda) ** 2 * heads, heads=heads)
+        return Recurrent(
+            conv_rows=rows,
+            conv_channels=3 * heads * int(kda),
+            state_elements=int(kda) ** 2 * heads,
+            heads=heads,
+        )
     inner, state = int(reader.need("ssm.inner_size")), int(reader.need("ssm.state_size"))
     groups = int(reader.get("ssm.group_count") or 0)
     return Recurrent(

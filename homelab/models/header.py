@@ -29,13 +29,19 @@ def from_header(document: Mapping[str, Any]) -> ModelShape:
             case "safetensors":
                 shape = huggingface.shape(document)
             case other:
-                raise InventoryError(f"A model's header has format {str(other)[:40]!r}; homelab reads gguf and safetensors")
+                raise InventoryError(
+                    f"A model's header has format {str(other)[:40]!r}; homelab reads gguf and safetensors"
+                )
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as e:
-        raise InventoryError("The model's header makes no sense", cause=f"{type(e).__name__}: {str(e)[:200]}", hint=HINT) from e
+        raise InventoryError(
+            "The model's header makes no sense", cause=f"{type(e).__name__}: {str(e)[:200]}", hint=HINT
+        ) from e
     for part in (shape, *shape.layers, *shape.projectors, *((shape.recurrent,) if shape.recurrent else ())):
         _check(part)
     if not (shape.layers and shape.hidden and shape.vocab):
-        raise InventoryError("The model's header describes a model without layers or without a vocabulary", hint=HINT)
+        raise InventoryError(
+            "The model's header describes a model without layers or without a vocabulary", hint=HINT
+        )
     return shape
 
 

@@ -45,7 +45,9 @@ class _Repository:
     sizes: dict[str, int]
 
 
-def read_header(source: str, *, endpoint: str | None = None, token: str | None = None, cache_dir: Path | None = None) -> dict[str, Any]:
+def read_header(
+    source: str, *, endpoint: str | None = None, token: str | None = None, cache_dir: Path | None = None
+) -> dict[str, Any]:
     """The header document of a hub model: `Org/Repo` (safetensors, or its GGUF when it has nothing else) or `Org/Repo:QUANT`.
 
     Cached by repository, quantisation and commit; without network the last one read is the answer. Raises InventoryError for what the user
@@ -80,7 +82,9 @@ def read_file(path: Path) -> dict[str, Any]:
     status, answer = _reader(path)
     if status != 0:
         raise InventoryError(
-            f"`{path}` is not a model that homelab can read", cause=str(answer.get("error", "")), hint="It wants a .gguf file."
+            f"`{path}` is not a model that homelab can read",
+            cause=str(answer.get("error", "")),
+            hint="It wants a .gguf file.",
         )
     return answer
 
@@ -89,7 +93,9 @@ def choose_gguf(names: list[str], quant: str | None) -> list[str]:
     """The files of a repository that llama.cpp would take for a quantisation, all parts of a split one in order; empty when none matches.
 
     Without a quantisation Q4_K_M, then Q8_0, then the first (llama.cpp 0.6.0 `find_best_model`)."""
-    models = [n for n in names if n.endswith(".gguf") and not any(s in n.rpartition("/")[2] for s in SIDECARS)]
+    models = [
+        n for n in names if n.endswith(".gguf") and not any(s in n.rpartition("/")[2] for s in SIDECARS)
+    ]
     firsts = [n for n in models if (m := SPLIT.match(n)) is None or int(m["index"]) == 1]
     for wanted in [quant] if quant else DEFAULT_QUANTS:
         pattern = re.compile(re.escape(wanted) + "[.-]", re.IGNORECASE)
@@ -112,7 +118,12 @@ def _open(repo: str, endpoint: str | None, token: str | None) -> _Repository:
     disable_progress_bars()
     api = HfApi(endpoint=endpoint, token=token)
     info = api.model_info(repo, files_metadata=True, timeout=TIMEOUT_S)
-    return _Repository(api=api, name=repo, revision=info.sha or "main", sizes={s.rfilename: s.size or 0 for s in info.siblings or ()})
+    return _Repository(
+        api=api,
+        name=repo,
+        revision=info.sha or "main",
+        sizes={s.rfilename: s.size or 0 for s in info.siblings or ()},
+    )
 
 
 def _safetensors(repository: _Repository) -> dict[str, Any]:
@@ -151,9 +162,13 @@ def _gguf(repository: _Repository, quant: str | None) -> dict[str, Any]:
         raise InventoryError(f"`{repository.name}` lacks parts of `{names[0]}`", cause=", ".join(missing))
     if not names:
         raise InventoryError(
-            f"`{repository.name}` has no GGUF file of quantisation {quant}" if quant else f"`{repository.name}` has no model weights",
+            f"`{repository.name}` has no GGUF file of quantisation {quant}"
+            if quant
+            else f"`{repository.name}` has no model weights",
             cause="It has " + (", ".join(sorted(_quants(repository.sizes))) or "no GGUF files at all"),
-            hint=f"Write one of those: {repository.name}:QUANT" if _quants(repository.sizes) else "Name another repository.",
+            hint=f"Write one of those: {repository.name}:QUANT"
+            if _quants(repository.sizes)
+            else "Name another repository.",
         )
     documents = [_gguf_header(repository, name) for name in names]
     first = documents[0]
@@ -192,7 +207,8 @@ def _gguf_header(repository: _Repository, name: str) -> dict[str, Any]:
                 need = int(answer.get("need_bytes", 0))
                 if status != TRUNCATED_STATUS or file.tell() >= min(size, MAX_HEADER):
                     raise InventoryError(
-                        f"`{name}` of `{repository.name}` is not a GGUF that homelab can read", cause=str(answer.get("error", ""))
+                        f"`{name}` of `{repository.name}` is not a GGUF that homelab can read",
+                        cause=str(answer.get("error", "")),
                     )
                 wanted = max(2 * file.tell(), need)
 
@@ -206,7 +222,9 @@ def _fetch(repository: _Repository, name: str, start: int, end: int) -> bytes:
     if token := repository.api.token or get_token():
         headers["Authorization"] = f"Bearer {token}"
     parts, length = [], 0
-    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as response:
+    with get_session().stream(
+        "GET", url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True
+    ) as response:
         hf_raise_for_status(response)
         skip = start if response.status_code == 200 else 0
         for chunk in response.iter_bytes():
@@ -220,7 +238,9 @@ def _fetch(repository: _Repository, name: str, start: int, end: int) -> bytes:
 def _reader(path: Path, size: int | None = None) -> tuple[int, dict[str, Any]]:
     argv = [sys.executable, "-I", str(resources.path("agent")), "gguf", str(path)]
     try:
-        result = subprocess.run(argv + (["--size", str(size)] if size else []), capture_output=True, timeout=READER_S, check=False)
+        result = subprocess.run(
+            argv + (["--size", str(size)] if size else []), capture_output=True, timeout=READER_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return 1, {"error": f"its header was not read within {READER_S:.0f} s"}
     try:
@@ -247,15 +267,25 @@ def _explained(repo: str, endpoint: str | None) -> Iterator[None]:
         raise InventoryError(f"`{repo}` is not on the hub", cause=_words(e), hint=hint) from e
     except errors.EntryNotFoundError as e:
         raise InventoryError(
-            f"`{repo}` lacks a file that a model has", cause=_words(e), hint="Is it a model with weights of its own?"
+            f"`{repo}` lacks a file that a model has",
+            cause=_words(e),
+            hint="Is it a model with weights of its own?",
         ) from e
     except errors.NotASafetensorsRepoError as e:
         raise InventoryError(
-            f"`{repo}` has no safetensors weights", cause=_words(e), hint=f"For a GGUF, name its quantisation: {repo}:Q4_K_M"
+            f"`{repo}` has no safetensors weights",
+            cause=_words(e),
+            hint=f"For a GGUF, name its quantisation: {repo}:Q4_K_M",
         ) from e
     except Exception as e:  # its HTTP library's errors are not part of its interface
-        if isinstance(e, errors.HfHubHTTPError) and e.response is not None and e.response.status_code in (401, 403):
-            raise InventoryError(f"The hub refuses `{repo}`", cause=_words(e), hint="Is HF_TOKEN right, and may it read this?") from e
+        if (
+            isinstance(e, errors.HfHubHTTPError)
+            and e.response is not None
+            and e.response.status_code in (401, 403)
+        ):
+            raise InventoryError(
+                f"The hub refuses `{repo}`", cause=_words(e), hint="Is HF_TOKEN right, and may it read this?"
+            ) from e
         where = endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
         raise NodeError(
             f"The header of `{repo}` cannot be read from {where}",

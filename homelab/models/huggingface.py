@@ -10,7 +10,21 @@ from homelab.models.shape import Attention, Layer, ModelShape, Purpose, Recurren
 
 # `model_type`s whose layers are what the generic keys say: full attention, or the layer kinds that `layer_types` names.
 GENERIC = frozenset(
-    {"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "glm4", "glm4_moe", "gemma", "olmo2", "olmoe"}
+    {
+        "llama",
+        "mistral",
+        "mixtral",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "phi3",
+        "glm4",
+        "glm4_moe",
+        "gemma",
+        "olmo2",
+        "olmoe",
+    }
     | {
         "gpt_oss",
         "gemma2",
@@ -37,10 +51,44 @@ GENERIC = frozenset(
         "granite",
         "granitemoe",
     }
-    | {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_linear", "minimax_m2", "mistral3", "qwen3_vl_text", "qwen2_5_vl_text", "bert"}
-    | {"qwen3_vl_moe_text", "xlm-roberta", "roberta", "nomic_bert", "modernbert", "qwen2_5_vl", "qwen3_vl", "starcoder2", "falcon", "phi"}
+    | {
+        "deepseek_v2",
+        "deepseek_v3",
+        "glm4_moe_lite",
+        "kimi_linear",
+        "minimax_m2",
+        "mistral3",
+        "qwen3_vl_text",
+        "qwen2_5_vl_text",
+        "bert",
+    }
+    | {
+        "qwen3_vl_moe_text",
+        "xlm-roberta",
+        "roberta",
+        "nomic_bert",
+        "modernbert",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "starcoder2",
+        "falcon",
+        "phi",
+    }
 )
-ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "nomic_bert", "modernbert", "new", "distilbert", "mpnet", "camembert", "gte"})
+ENCODERS = frozenset(
+    {
+        "bert",
+        "roberta",
+        "xlm-roberta",
+        "nomic_bert",
+        "modernbert",
+        "new",
+        "distilbert",
+        "mpnet",
+        "camembert",
+        "gte",
+    }
+)
 # One layer in so many attends to everything where the config gives only a pattern.
 PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2, "exaone4": 4}
 LENGTHS = (
@@ -77,16 +125,22 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
     weights = int(need(document, "tensor_bytes", what="The safetensors header"))
     groups: Mapping[str, Any] = document.get("groups") or {}
     model_type = str(config.get("model_type") or outer.get("model_type") or "")
-    architecture = str((outer.get("architectures") or config.get("architectures") or [model_type or "unknown"])[0])
+    architecture = str(
+        (outer.get("architectures") or config.get("architectures") or [model_type or "unknown"])[0]
+    )
     layers = _layers(config, model_type)
-    tied = bool(config.get("tie_word_embeddings", outer.get("tie_word_embeddings", model_type.startswith("gemma"))))
+    tied = bool(
+        config.get("tie_word_embeddings", outer.get("tie_word_embeddings", model_type.startswith("gemma")))
+    )
     output = _sum(groups, lambda name: name.endswith("lm_head.weight"))
     encoder = model_type in ENCODERS
     vision = "vision_config" in outer
     notes = (
         []
         if model_type in GENERIC
-        else [f"model_type {model_type or '?'} is not known here: layers without a kind are counted as full attention, an upper bound"]
+        else [
+            f"model_type {model_type or '?'} is not known here: layers without a kind are counted as full attention, an upper bound"
+        ]
     )
     return ModelShape(
         format="safetensors",
@@ -98,14 +152,21 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         vocab=int(need(config, "vocab_size", what="config.json")),
         max_context=_max_context(config, outer, encoder),
         weights_bytes=weights,
-        embedding_bytes=_sum(groups, lambda name: "embed_tokens" in name or "word_embeddings" in name or name.endswith("wte.weight")),
+        embedding_bytes=_sum(
+            groups,
+            lambda name: "embed_tokens" in name or "word_embeddings" in name or name.endswith("wte.weight"),
+        ),
         output_bytes=0 if tied else output,
         vision_bytes=_sum(groups, lambda name: name.startswith(VISION)) if vision else 0,
         mtp_bytes=_sum(groups, lambda name: name.startswith(("mtp.", "model.mtp"))),
         replicated_bytes=_sum(groups, _replicated),
-        kv_projection_bytes=_sum(groups, lambda name: "self_attn.k_proj." in name or "self_attn.v_proj." in name),
+        kv_projection_bytes=_sum(
+            groups, lambda name: "self_attn.k_proj." in name or "self_attn.v_proj." in name
+        ),
         experts=int(_first(config, "num_experts", "n_routed_experts", "num_local_experts") or 0),
-        experts_used=int(_first(config, "num_experts_per_tok", "num_experts_per_token", "experts_per_token") or 0),
+        experts_used=int(
+            _first(config, "num_experts_per_tok", "num_experts_per_token", "experts_per_token") or 0
+        ),
         rope_dim=_rope_dim(config, layers),
         recurrent=_recurrent(config, model_type) if any(layer.recurrent for layer in layers) else None,
         mtp_layers=int(_first(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0),
@@ -121,7 +182,9 @@ def _layers(config: Mapping[str, Any], model_type: str) -> tuple[Layer, ...]:
     count = layer_count(need(config, "num_hidden_layers", "n_layer", "num_layers", what="config.json"))
     heads = int(need(config, "num_attention_heads", "n_head", what="config.json"))
     hidden = int(need(config, "hidden_size", "n_embd", "d_model", what="config.json"))
-    kv_heads = int(_first(config, "num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num") or heads)
+    kv_heads = int(
+        _first(config, "num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num") or heads
+    )
     key = int(_first(config, "head_dim", "attention_head_dim") or hidden // heads)
     latent = config.get("kv_lora_rank")
     kinds = _kinds(config, model_type, count)
@@ -139,7 +202,9 @@ def _layers(config: Mapping[str, Any], model_type: str) -> tuple[Layer, ...]:
             layers.append(Layer(attention="none", heads=heads, recurrent=True))
         elif latent:
             rope = int(config.get("qk_rope_head_dim") or 0)
-            layers.append(Layer(attention="mla", heads=heads, kv_heads=1, key_dim=int(latent) + rope, value_dim=0))
+            layers.append(
+                Layer(attention="mla", heads=heads, kv_heads=1, key_dim=int(latent) + rope, value_dim=0)
+            )
         else:
             sliding = kind == "sliding" and bool(window)
             attention = "sliding" if sliding else "full"
@@ -163,7 +228,16 @@ def _kinds(config: Mapping[str, Any], model_type: str, count: int) -> list[str]:
     if model_type in ENCODERS:
         return ["none"] * count
     if isinstance(named := _first(config, "layer_types", "layers_block_type"), list):
-        return ["sliding" if k in SLIDING else "recurrent" if k in RECURRENT else "none" if k in ("moe", "mlp") else "full" for k in named]
+        return [
+            "sliding"
+            if k in SLIDING
+            else "recurrent"
+            if k in RECURRENT
+            else "none"
+            if k in ("moe", "mlp")
+            else "full"
+            for k in named
+        ]
     if isinstance(pattern := config.get("hybrid_override_pattern"), str):
         return [{"M": "recurrent", "*": "full"}.get(c, "none") for c in pattern if c != "|"]
     if isinstance(linear := config.get("linear_attn_config"), Mapping):
@@ -174,7 +248,11 @@ def _kinds(config: Mapping[str, Any], model_type: str, count: int) -> list[str]:
         return ["full" if (i + 1) % every == 0 else "recurrent" for i in range(count)]
     if not config.get("sliding_window") or config.get("use_sliding_window") is False:
         return ["full"] * count
-    every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or PATTERNS.get(model_type, 0))
+    every = int(
+        config.get("sliding_window_pattern")
+        or config.get("_sliding_window_pattern")
+        or PATTERNS.get(model_type, 0)
+    )
     if every:
         return ["full" if (i + 1) % every == 0 else "sliding" for i in range(count)]
     if model_type in ("mistral", "starcoder2", "phi3"):
@@ -186,7 +264,9 @@ def _kinds(config: Mapping[str, Any], model_type: str, count: int) -> list[str]:
 
 def _recurrent(config: Mapping[str, Any], model_type: str) -> Recurrent | None:
     """vLLM `model_executor/layers/mamba/mamba_utils.py`: convolution rows in the model's dtype, state in `mamba_ssm_dtype`."""
-    wide = str(_first(config, "mamba_ssm_dtype", "mamba_ssm_cache_dtype")) == "float32" or model_type.startswith("qwen3_5")
+    wide = str(
+        _first(config, "mamba_ssm_dtype", "mamba_ssm_cache_dtype")
+    ) == "float32" or model_type.startswith("qwen3_5")
     state_bytes = 4 if wide else 2
     if config.get("linear_num_value_heads"):
         keys, values = int(config["linear_num_key_heads"]), int(config["linear_num_value_heads"])
@@ -201,7 +281,9 @@ def _recurrent(config: Mapping[str, Any], model_type: str) -> Recurrent | None:
     if isinstance(linear := config.get("linear_attn_config"), Mapping):
         heads, dim = int(linear["num_heads"]), int(linear["head_dim"])
         rows = int(linear.get("short_conv_kernel_size") or 4) - 1
-        return Recurrent(conv_rows=rows, conv_channels=3 * heads * dim, state_elements=heads * dim * dim, heads=heads)
+        return Recurrent(
+            conv_rows=rows, conv_channels=3 * heads * dim, state_elements=heads * dim * dim, heads=heads
+        )
     if conv := config.get("conv_L_cache"):
         return Recurrent(conv_rows=int(conv) - 1, conv_channels=int(config["hidden_size"]), state_elements=0)
     heads = int(need(config, "mamba_num_heads", "mamba_n_heads", what="config.json"))
@@ -231,7 +313,11 @@ def _max_context(config: Mapping[str, Any], outer: Mapping[str, Any], encoder: b
                 factor = float(part.get("factor") or factor)
         longest = int(longest * factor)
     # RoBERTa counts positions from padding_idx + 1, so two of them cannot be used.
-    return longest - 2 if encoder and str(config.get("model_type")) in ("roberta", "xlm-roberta", "camembert") else longest
+    return (
+        longest - 2
+        if encoder and str(config.get("model_type")) in ("roberta", "xlm-roberta", "camembert")
+        else longest
+    )
 
 
 def _intermediate(config: Mapping[str, Any]) -> int:
@@ -250,17 +336,28 @@ def _rope_dim(config: Mapping[str, Any], layers: tuple[Layer, ...]) -> int:
     if rope := config.get("qk_rope_head_dim"):
         return int(rope)
     parameters = config.get("rope_parameters")
-    partial = config.get("partial_rotary_factor") or (parameters.get("partial_rotary_factor") if isinstance(parameters, Mapping) else None)
+    partial = config.get("partial_rotary_factor") or (
+        parameters.get("partial_rotary_factor") if isinstance(parameters, Mapping) else None
+    )
     return int(max((layer.key_dim for layer in layers), default=0) * float(partial or 1))
 
 
 def _replicated(name: str) -> bool:
     """Tensors that every tensor-parallel rank holds whole: norms, expert routers, MLA's down-projections."""
-    return "norm" in name or name.endswith(("mlp.gate.weight", "router.weight")) or "q_a_proj" in name or "kv_a_proj" in name
+    return (
+        "norm" in name
+        or name.endswith(("mlp.gate.weight", "router.weight"))
+        or "q_a_proj" in name
+        or "kv_a_proj" in name
+    )
 
 
 def _quantization(config: Mapping[str, Any], outer: Mapping[str, Any]) -> str:
-    quantization = config.get("quantization_config") or outer.get("quantization_config") or config.get("compression_config")
+    quantization = (
+        config.get("quantization_config")
+        or outer.get("quantization_config")
+        or config.get("compression_config")
+    )
     if isinstance(quantization, Mapping):
         return str(quantization.get("quant_method") or quantization.get("quant_algo") or "unknown")
     return "none"

@@ -67,20 +67,28 @@ def pool(shape: ModelShape, context: int, paging: Paging) -> Pool:
     if len(kinds) == 1:  # one group that holds every layer, even where their sizes differ
         page = pages[0]
         size = sum(p.bytes for p in pages)
-        return Pool(block_bytes=size, blocks_per_request=_blocks(page, context, paging), block_tokens=page.tokens)
+        return Pool(
+            block_bytes=size, blocks_per_request=_blocks(page, context, paging), block_tokens=page.tokens
+        )
     pages = _unified(pages)
     buckets = Counter(pages)
     fewest, most = min(buckets.values()), max(buckets.values())
     group = most if most < fewest * 1.5 else fewest
     blocks = sum(-(-count // group) * _blocks(page, context, paging) for page, count in buckets.items())
     return Pool(
-        block_bytes=group * pages[0].bytes, blocks_per_request=blocks, block_tokens=min(p.tokens for p in pages if p.kind != "state")
+        block_bytes=group * pages[0].bytes,
+        blocks_per_request=blocks,
+        block_tokens=min(p.tokens for p in pages if p.kind != "state"),
     )
 
 
 def _pages(shape: ModelShape, paging: Paging) -> list[_Page]:
     block = paging.block
-    tokens = {index: _token_bytes(layer, paging) for index, layer in enumerate(shape.layers) if layer.attention != "none"}
+    tokens = {
+        index: _token_bytes(layer, paging)
+        for index, layer in enumerate(shape.layers)
+        if layer.attention != "none"
+    }
     state = _state_bytes(shape, paging)
     if shape.hybrid and state and tokens:
         # The attention block grows until its page holds a state; states are padded to that page.
@@ -131,4 +139,6 @@ def _state_bytes(shape: ModelShape, paging: Paging) -> int:
     if r is None:
         return 0
     rows = r.conv_rows + paging.speculative
-    return (rows * r.conv_channels * paging.dtype_bytes + r.state_elements * r.state_dtype_bytes) // paging.tensor_parallel
+    return (
+        rows * r.conv_channels * paging.dtype_bytes + r.state_elements * r.state_dtype_bytes
+    ) // paging.tensor_parallel

@@ -79,7 +79,11 @@ def _projector(name: str, header: Mapping[str, Any]) -> Projector:
     gated = any(".ffn_gate." in str(t[0]) for t in tensors)
     # Qwen3-VL's answers of earlier layers are kept until the end.
     answers = 1 + sum(str(t[0]).endswith("fc2.weight") and "deepstack" in str(t[0]) for t in tensors)
-    floats = number("feed_forward_length") * (3 if gated else 1) + 5 * hidden + -(-number("projection_dim") * answers // side**2)
+    floats = (
+        number("feed_forward_length") * (3 if gated else 1)
+        + 5 * hidden
+        + -(-number("projection_dim") * answers // side**2)
+    )
     return Projector(
         name=name,
         bytes=size,

@@ -113,7 +113,12 @@ class ModelShape:
     def kv_bytes_per_token(self, element_bytes: float = 2) -> float:
         """Bytes that every further token of a long request costs: layers that grow, without windows and states."""
         return sum(
-            (layer.key_dim if layer.attention == "mla" else layer.kv_heads * (layer.key_dim + layer.value_dim)) * element_bytes
+            (
+                layer.key_dim
+                if layer.attention == "mla"
+                else layer.kv_heads * (layer.key_dim + layer.value_dim)
+            )
+            * element_bytes
             for layer in self.layers
             if layer.attention in ("full", "mla")
         )
@@ -126,7 +131,8 @@ def layer_count(value: Any) -> int:
     count = int(value)
     if not 0 < count <= MAX_LAYERS:
         raise InventoryError(
-            f"The model's header says that it has {str(count)[:40]} layers", hint="The file may be damaged. Name another source."
+            f"The model's header says that it has {str(count)[:40]} layers",
+            hint="The file may be damaged. Name another source.",
         )
     return count
 

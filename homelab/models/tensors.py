@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 # (elements, bytes) of a block. ggml `ggml-common.h`.
-GGML = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q8_0": (32, 34), "Q6_K": (256, 210), "Q5_K": (256, 176), "Q5_0": (32, 22)}
+GGML = {
+    "F32": (1, 4),
+    "F16": (1, 2),
+    "BF16": (1, 2),
+    "Q8_0": (32, 34),
+    "Q6_K": (256, 210),
+    "Q5_K": (256, 176),
+    "Q5_0": (32, 22),
+}
 GGML |= {"Q4_K": (256, 144), "IQ4_XS": (256, 136), "MXFP4": (32, 17)}
 AWQ_BYTES = 0.5 + 2.5 / 128  # four bits, and a 16-bit scale with a 4-bit zero for each 128
 HUB_NAMES = {
@@ -85,7 +93,10 @@ def _attention(config: Mapping[str, Any], kind: str) -> dict[str, tuple[int, ...
         dim, kv = config.get("global_head_dim") or dim, config.get("num_global_key_value_heads") or kv
     gated = 2 if config.get("full_attention_interval") else 1  # Qwen3-Next's queries bring their gates along
     shared = kind == "full_attention" and config.get("attention_k_eq_v")  # Gemma 4: the values are the keys
-    out: dict[str, tuple[int, ...]] = {"attn_q.weight": (hidden, heads * dim * gated), "attn_k.weight": (hidden, kv * dim)}
+    out: dict[str, tuple[int, ...]] = {
+        "attn_q.weight": (hidden, heads * dim * gated),
+        "attn_k.weight": (hidden, kv * dim),
+    }
     if not shared:
         out["attn_v.weight"] = (hidden, kv * dim)
     out["attn_output.weight"] = (heads * dim, hidden)
@@ -99,10 +110,18 @@ def _attention(config: Mapping[str, Any], kind: str) -> dict[str, tuple[int, ...
 
 
 def _mla(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, heads, latent, rope = (config[k] for k in ("hidden_size", "num_attention_heads", "kv_lora_rank", "qk_rope_head_dim"))
+    hidden, heads, latent, rope = (
+        config[k] for k in ("hidden_size", "num_attention_heads", "kv_lora_rank", "qk_rope_head_dim")
+    )
     key, value, low = config["qk_nope_head_dim"], config["v_head_dim"], config.get("q_lora_rank")
     queries = (
-        {"attn_q_a.weight": (hidden, low), "attn_q_a_norm.weight": (low,), "attn_q_b.weight": (low, heads * (key + rope))} if low else {}
+        {
+            "attn_q_a.weight": (hidden, low),
+            "attn_q_a_norm.weight": (low,),
+            "attn_q_b.weight": (low, heads * (key + rope)),
+        }
+        if low
+        else {}
     )
     return {
         **(queries or {"attn_q.weight": (hidden, heads * (key + rope))}),
@@ -153,7 +172,11 @@ def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int,
         "ffn_down_exps.weight": (own, hidden, experts),
     }
     if config["model_type"] == "gpt_oss":
-        out |= {"ffn_gate_inp.bias": (experts,), "ffn_gate_exps.bias": (own, experts), "ffn_up_exps.bias": (own, experts)}
+        out |= {
+            "ffn_gate_inp.bias": (experts,),
+            "ffn_gate_exps.bias": (own, experts),
+            "ffn_up_exps.bias": (own, experts),
+        }
         out |= {"ffn_down_exps.bias": (hidden, experts)}
     if config["model_type"] == "glm4_moe":
         out |= {"exp_probs_b.bias": (experts,)}
@@ -165,14 +188,19 @@ def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int,
         }
     if config.get("shared_expert_intermediate_size"):
         out |= {"ffn_gate_inp_shexp.weight": (hidden,)}
-    return dense | out if str(config["model_type"]).startswith("gemma") else out  # Gemma 4 has both in each layer
+    return (
+        dense | out if str(config["model_type"]).startswith("gemma") else out
+    )  # Gemma 4 has both in each layer
 
 
 def hub_name(tensor: Tensor) -> str:
     """The name pattern under which the hub's file has it, digits as `*`."""
     stem, _, kind = tensor.name.rpartition(".")
     stem = stem or tensor.name
-    name = HUB_NAMES.get(stem, f"mlp.experts.*.{stem}" if "_exps" in stem else f"mlp.{stem}" if stem.startswith("ffn_") else stem)
+    name = HUB_NAMES.get(
+        stem,
+        f"mlp.experts.*.{stem}" if "_exps" in stem else f"mlp.{stem}" if stem.startswith("ffn_") else stem,
+    )
     return f"{name}.{kind}" if tensor.layer is None else f"model.layers.*.{name}.{kind or 'weight'}"
 
 

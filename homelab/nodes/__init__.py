@@ -12,7 +12,9 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 @asynccontextmanager
-async def connect(name: str, node: Node, *, timeout: float = CONNECT_TIMEOUT_SECONDS) -> AsyncIterator[Session]:
+async def connect(
+    name: str, node: Node, *, timeout: float = CONNECT_TIMEOUT_SECONDS
+) -> AsyncIterator[Session]:
     """An open session to a node.
 
     Raises NodeError with the reason that there is none."""

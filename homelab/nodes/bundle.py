@@ -26,12 +26,30 @@ MARKER = "homelab-agent-missing"
 PSUTIL = "7.2.2"
 # The wheels on PyPI, all abi3 for Python 3.6 and later: (system, machine, libc) -> platform tag for pip, sha256.
 WHEELS: dict[tuple[str, str, str], tuple[str, str]] = {
-    ("linux", "x86_64", "glibc"): ("manylinux2014_x86_64", "076a2d2f923fd4821644f5ba89f059523da90dc9014e85f8e45a5774ca5bc6f9"),
-    ("linux", "aarch64", "glibc"): ("manylinux2014_aarch64", "b0726cecd84f9474419d67252add4ac0cd9811b04d61123054b9fb6f57df6e9e"),
-    ("linux", "x86_64", "musl"): ("musllinux_1_2_x86_64", "b58fabe35e80b264a4e3bb23e6b96f9e45a3df7fb7eed419ac0e5947c61e47cc"),
-    ("linux", "aarch64", "musl"): ("musllinux_1_2_aarch64", "fd04ef36b4a6d599bbdb225dd1d3f51e00105f6d48a28f006da7f9822f2606d8"),
-    ("darwin", "arm64", ""): ("macosx_11_0_arm64", "1a7b04c10f32cc88ab39cbf606e117fd74721c831c98a27dc04578deb0c16979"),
-    ("darwin", "x86_64", ""): ("macosx_10_9_x86_64", "ed0cace939114f62738d808fdcecd4c869222507e266e574799e9c0faa17d486"),
+    ("linux", "x86_64", "glibc"): (
+        "manylinux2014_x86_64",
+        "076a2d2f923fd4821644f5ba89f059523da90dc9014e85f8e45a5774ca5bc6f9",
+    ),
+    ("linux", "aarch64", "glibc"): (
+        "manylinux2014_aarch64",
+        "b0726cecd84f9474419d67252add4ac0cd9811b04d61123054b9fb6f57df6e9e",
+    ),
+    ("linux", "x86_64", "musl"): (
+        "musllinux_1_2_x86_64",
+        "b58fabe35e80b264a4e3bb23e6b96f9e45a3df7fb7eed419ac0e5947c61e47cc",
+    ),
+    ("linux", "aarch64", "musl"): (
+        "musllinux_1_2_aarch64",
+        "fd04ef36b4a6d599bbdb225dd1d3f51e00105f6d48a28f006da7f9822f2606d8",
+    ),
+    ("darwin", "arm64", ""): (
+        "macosx_11_0_arm64",
+        "1a7b04c10f32cc88ab39cbf606e117fd74721c831c98a27dc04578deb0c16979",
+    ),
+    ("darwin", "x86_64", ""): (
+        "macosx_10_9_x86_64",
+        "ed0cace939114f62738d808fdcecd4c869222507e266e574799e9c0faa17d486",
+    ),
 }
 TIMESTAMP = 946684800  # 2000-01-01: tar warns of older files
 DOWNLOAD_TIMEOUT_S = 60
@@ -72,7 +90,10 @@ def _sources() -> tuple[tuple[str, bytes], ...]:
     files = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*.py")}
     pynvml = importlib.util.find_spec("pynvml")
     if "__main__.py" not in files or pynvml is None or pynvml.origin is None:
-        raise HomelabError("This homelab is not installed completely: the agent or pynvml is missing", hint="Install homelab again")
+        raise HomelabError(
+            "This homelab is not installed completely: the agent or pynvml is missing",
+            hint="Install homelab again",
+        )
     files["pynvml.py"] = Path(pynvml.origin).read_bytes()
     return tuple(sorted(files.items()))
 
@@ -96,7 +117,10 @@ def pack(node: Platform) -> bytes:
     files = dict(_sources())
     files |= _psutil(node)
     archive = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", fileobj=archive, mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=archive, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
         for name, content in sorted(files.items()):
             entry = tarfile.TarInfo(name)
             entry.size, entry.mtime, entry.mode = len(content), TIMESTAMP, 0o644
@@ -149,7 +173,16 @@ def _wheel(tag: str, sha256: str) -> bytes | None:
     if cached.is_file() and hashlib.sha256(content := cached.read_bytes()).hexdigest() == sha256:
         return content
     with tempfile.TemporaryDirectory(prefix="homelab-") as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary=:all:",
+        ]
         command += [
             "--platform",
             tag,
@@ -164,7 +197,9 @@ def _wheel(tag: str, sha256: str) -> bytes | None:
             f"psutil=={PSUTIL}",
         ]
         try:
-            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=DOWNLOAD_TIMEOUT_S, check=True)
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=DOWNLOAD_TIMEOUT_S, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         content = b"".join(p.read_bytes() for p in Path(folder).glob("*.whl"))
@@ -237,7 +272,14 @@ def launch_command(name: str, request: str, *, python: str | None = None) -> str
     """One command line for sh that runs the cached agent `name` and prints its document.
 
     Exit status: MISSING with a line for `platform_of`, NO_PYTHON, OLD_PYTHON; else the agent's own."""
-    return _named(name, python) + f"request={shlex.quote(request)}\n" + QUICK + FIND_PYTHON + LAUNCH.replace("MARKER", MARKER) + RUN
+    return (
+        _named(name, python)
+        + f"request={shlex.quote(request)}\n"
+        + QUICK
+        + FIND_PYTHON
+        + LAUNCH.replace("MARKER", MARKER)
+        + RUN
+    )
 
 
 def install_command(name: str, *, python: str | None = None) -> str:

@@ -45,13 +45,17 @@ class LocalSession:
         try:
             stdout, stderr = await asyncio.wait_for(process.communicate(input), timeout)
         except TimeoutError as e:
-            raise NodeError(f"Node `{self.node}` took longer than {timeout:.0f} s", cause=command[:200], kind="timeout") from e
+            raise NodeError(
+                f"Node `{self.node}` took longer than {timeout:.0f} s", cause=command[:200], kind="timeout"
+            ) from e
         finally:
             if process.returncode is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
         logger.debug("%s: exit %s %s", self.node, process.returncode, stderr[-2000:].decode(errors="replace"))
-        return Result(stdout=stdout, stderr=stderr.decode(errors="replace"), exit_status=process.returncode or 0)
+        return Result(
+            stdout=stdout, stderr=stderr.decode(errors="replace"), exit_status=process.returncode or 0
+        )
 
     async def put(self, files: Sequence[File]) -> None:
         for file in files:
@@ -59,7 +63,9 @@ class LocalSession:
                 with aside(self._home / file.path, file.mode) as out:
                     out.write(file.content.encode())
             except OSError as e:
-                raise NodeError(f"Cannot write `~/{file.path}` on node `{self.node}`", cause=str(e), kind="write") from e
+                raise NodeError(
+                    f"Cannot write `~/{file.path}` on node `{self.node}`", cause=str(e), kind="write"
+                ) from e
 
     async def upload(self, local: str, path: str, progress: Callable[[int], None]) -> None:
         try:

@@ -101,7 +101,12 @@ def accept(error: UnknownHostKey) -> None:
             ended = file.read()[-1:] in (b"", b"\n")  # a line that a person wrote may lack its end
             file.write(("" if ended else "\n").encode() + error.line.encode() + b"\n")
     except OSError as e:
-        raise NodeError(f"The host key of node `{error.name}` cannot be kept", cause=str(e), hint=error.login, kind="write") from e
+        raise NodeError(
+            f"The host key of node `{error.name}` cannot be kept",
+            cause=str(e),
+            hint=error.login,
+            kind="write",
+        ) from e
 
 
 def _known_hosts_files(node: Node) -> list[Path]:
@@ -109,9 +114,15 @@ def _known_hosts_files(node: Node) -> list[Path]:
 
     asyncssh itself leaves out the system's file, fails on a file that is not there, and takes `UserKnownHostsFile none` as leave to check
     nothing. A user without a file of known hosts is still asked once, not at every command."""
-    who: dict[str, Any] = {"host": node.host, "port": node.port, **({"username": node.user} if node.user else {})}
+    who: dict[str, Any] = {
+        "host": node.host,
+        "port": node.port,
+        **({"username": node.user} if node.user else {}),
+    }
     config = asyncssh.SSHClientConnectionOptions(config=(), client_keys=None, agent_path=None, **who).config
-    mine = [f for f in cast(list[str], config.get("UserKnownHostsFile", [])) if f != os.devnull] or ["~/.ssh/known_hosts"]
+    mine = [f for f in cast(list[str], config.get("UserKnownHostsFile", [])) if f != os.devnull] or [
+        "~/.ssh/known_hosts"
+    ]
     everybodys = cast(list[str], config.get("GlobalKnownHostsFile", [])) or ["/etc/ssh/ssh_known_hosts"]
     return [Path(f).expanduser() for f in (*mine, *everybodys)]
 
@@ -128,7 +139,12 @@ def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
         host, port, key = client.refused
         if (file := _known_in(client.files, host, port)) is not None:
             usual = file == Path.home() / ".ssh" / "known_hosts"
-            forget = ["ssh-keygen", *([] if usual else ["-f", str(file)]), "-R", host if port == 22 else f"[{host}]:{port}"]
+            forget = [
+                "ssh-keygen",
+                *([] if usual else ["-f", str(file)]),
+                "-R",
+                host if port == 22 else f"[{host}]:{port}",
+            ]
             return NodeError(
                 f"The host key of node `{name}` has CHANGED",
                 cause=f"{host} port {port} offers {key.get_algorithm()} {key.get_fingerprint()}, another one is in {'~/.ssh/known_hosts' if usual else file}",
@@ -150,7 +166,11 @@ def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
             hint=f"Start sshd there (Debian: sudo apt install openssh-server), or write `away: true` under nodes.{name}",
             kind="refused",
         )
-    if isinstance(e, TimeoutError | asyncio.TimeoutError) or "timed out" in str(e).lower() or "timeout" in str(e).lower():
+    if (
+        isinstance(e, TimeoutError | asyncio.TimeoutError)
+        or "timed out" in str(e).lower()
+        or "timeout" in str(e).lower()
+    ):
         return NodeError(
             f"Node `{name}` does not answer",
             cause=f"{where}: no answer in time",
@@ -174,8 +194,15 @@ def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
     said = os.strerror(e.errno) if isinstance(e, OSError) and e.errno and e.errno > 0 else str(e)
     if isinstance(e, OSError) and e.errno in (errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH):
         hint = f"Is it on? If it sleeps often: `away: true` under nodes.{name}"
-        return NodeError(f"Node `{name}` does not answer", cause=f"{where}: {said}", hint=hint, kind="timeout")
-    return NodeError(f"Cannot reach node `{name}`", cause=f"{where}: {said}", hint=f"Try by hand: {login}", kind="unreachable")
+        return NodeError(
+            f"Node `{name}` does not answer", cause=f"{where}: {said}", hint=hint, kind="timeout"
+        )
+    return NodeError(
+        f"Cannot reach node `{name}`",
+        cause=f"{where}: {said}",
+        hint=f"Try by hand: {login}",
+        kind="unreachable",
+    )
 
 
 def _known_in(files: Sequence[Path], host: str, port: int) -> Path | None:
@@ -198,15 +225,30 @@ class SSHSession:
         logger.info("%s: %s", self.node, " ".join(command.split())[:300])
         try:
             done = await self._connection.run(
-                line, input=input, stdin=asyncssh.DEVNULL if input is None else asyncssh.PIPE, encoding=None, timeout=timeout
+                line,
+                input=input,
+                stdin=asyncssh.DEVNULL if input is None else asyncssh.PIPE,
+                encoding=None,
+                timeout=timeout,
             )
         except (asyncssh.TimeoutError, TimeoutError) as e:
-            raise NodeError(f"Node `{self.node}` took longer than {timeout:.0f} s", cause=command[:200], kind="timeout") from e
+            raise NodeError(
+                f"Node `{self.node}` took longer than {timeout:.0f} s", cause=command[:200], kind="timeout"
+            ) from e
         except (asyncssh.Error, OSError) as e:
             raise self._lost(e) from e
-        logger.debug("%s: exit %s %s", self.node, done.exit_status, _bytes(done.stderr)[-2000:].decode(errors="replace"))
+        logger.debug(
+            "%s: exit %s %s",
+            self.node,
+            done.exit_status,
+            _bytes(done.stderr)[-2000:].decode(errors="replace"),
+        )
         status = done.exit_status if done.exit_status is not None and done.exit_status >= 0 else 255
-        return Result(stdout=_bytes(done.stdout), stderr=_bytes(done.stderr).decode(errors="replace"), exit_status=status)
+        return Result(
+            stdout=_bytes(done.stdout),
+            stderr=_bytes(done.stderr).decode(errors="replace"),
+            exit_status=status,
+        )
 
     async def put(self, files: Sequence[File]) -> None:
         path = ""

@@ -65,10 +65,18 @@ class _Choices:
         self.names = sorted(known.inventory.models)
         self.nodes = [*known.facts, *known.remembered]
         self.slots = known.slots
-        self.device = {(s.node, n): i for i, (s, n) in enumerate((s, n) for s in self.slots if len(s.gpus) <= 1 for n in names_of(s.gpus))}
+        self.device = {
+            (s.node, n): i
+            for i, (s, n) in enumerate(
+                (s, n) for s in self.slots if len(s.gpus) <= 1 for n in names_of(s.gpus)
+            )
+        }
         self.single = {(s.node, n): s for s in self.slots if len(s.gpus) <= 1 for n in names_of(s.gpus)}
         # The order of names, the last thing that decides.
-        self.order = {(s.node, s.label): i for i, s in enumerate(sorted(self.slots, key=lambda s: (s.node, len(s.gpus), s.label)))}
+        self.order = {
+            (s.node, s.label): i
+            for i, s in enumerate(sorted(self.slots, key=lambda s: (s.node, len(s.gpus), s.label)))
+        }
         self.placements: list[Placement] = []
         self.options: list[Option] = []
         self.refused: dict[tuple[str, int, str, str], str] = {}
@@ -81,14 +89,19 @@ class _Choices:
                 Want(priority=m.priority, replicas=m.replicas, per_node=1 if m.port is not None else 1024)
                 for m in (known.inventory.models[n] for n in self.names)
             ),
-            rooms=tuple(Room(ram=known.ram(n), disk=known.disk(n)) if n in known.facts else Room(ram=0, disk=0) for n in self.nodes),
+            rooms=tuple(
+                Room(ram=known.ram(n), disk=known.disk(n)) if n in known.facts else Room(ram=0, disk=0)
+                for n in self.nodes
+            ),
             devices=tuple((self.nodes.index(s.node), max(0, s.free_bytes)) for s in self.single.values()),
             options=tuple(self.options),
         )
 
     def _running(self) -> set[tuple[str, str]]:
         """Options for what runs; the devices whose running services hold more than is free take nothing new, and keep what they have."""
-        found = [(number, p, s) for number, name in enumerate(self.names) for p, s in self.known.running(name)]
+        found = [
+            (number, p, s) for number, name in enumerate(self.names) for p, s in self.known.running(name)
+        ]
         alive = {p.service + "@" + p.node for _, p, s in found if s.state in ("running", "starting")}
         left = {key: max(0, slot.free_bytes) for key, slot in self.single.items()}
         full = set()
@@ -106,7 +119,10 @@ class _Choices:
                 loads.append((self.device[p.node, n], load))
             host = p.footprint.host_bytes if p.gpus and p.node in self.known.facts else 0
             if runs:  # what it holds is not free any more: only what it may still grow by counts
-                host = min(max(0, host - service.memory_bytes) if service.memory_bytes is not None else 0, ram[p.node] if loads else 0)
+                host = min(
+                    max(0, host - service.memory_bytes) if service.memory_bytes is not None else 0,
+                    ram[p.node] if loads else 0,
+                )
                 ram[p.node] = ram.get(p.node, 0) - host
             self.keepable[p.model] += 1
             self._add(number, p, tuple(loads), host=host, free=0, place=0)
@@ -121,7 +137,9 @@ class _Choices:
                     self.refused[name, index, slot.node, slot.label] = draft
                     continue
                 if any((slot.node, n) in self.full for n in names_of(slot.gpus)):
-                    self.refused[name, index, slot.node, slot.label] = "what runs there holds more than is free: nothing new beside it"
+                    self.refused[name, index, slot.node, slot.label] = (
+                        "what runs there holds more than is free: nothing new beside it"
+                    )
                     continue
                 shape = known.shape(variant.source, slot.node)
                 assert isinstance(shape, ModelShape)
@@ -149,12 +167,22 @@ class _Choices:
             one = self.single[slot.node, gpu.uuid]
             draft = self.known.draft(p.model, p.variant, one)
             found = self.known.sized(draft, p.request.context) if isinstance(draft, Placement) else draft
-            if isinstance(found, Placement) and not too_large(found, one.free_bytes, "", self.known.ram(slot.node)):
+            if isinstance(found, Placement) and not too_large(
+                found, one.free_bytes, "", self.known.ram(slot.node)
+            ):
                 return "tensor-parallel-size" not in p.request.args and "tp" not in p.request.args
         return False
 
     def _add(
-        self, number: int, p: Placement, loads: tuple[tuple[int, int], ...], *, host: int, free: int, place: int, avoidable: bool = False
+        self,
+        number: int,
+        p: Placement,
+        loads: tuple[tuple[int, int], ...],
+        *,
+        host: int,
+        free: int,
+        place: int,
+        avoidable: bool = False,
     ) -> None:
         fetch = self.known.fetch(p.source, p.node) if not p.kept else 0
         self.placements.append(p)
@@ -203,16 +231,26 @@ class _Finisher:
             if p.node in self.ram:
                 self.ram[p.node] -= option.host
         short = self._grow_all()
-        explainer = Explainer(self.known, self.choices.refused, self.placements, self.free, self.ram, self.choices.keepable)
-        explained = [p if p.kept else explainer.explained(p, short=i in short) for i, p in enumerate(self.placements)]
+        explainer = Explainer(
+            self.known, self.choices.refused, self.placements, self.free, self.ram, self.choices.keepable
+        )
+        explained = [
+            p if p.kept else explainer.explained(p, short=i in short) for i, p in enumerate(self.placements)
+        ]
         count = Counter(p.model for p in explained)
         order = sorted(self.choices.names, key=lambda n: (-self.inventory.models[n].priority, n))
-        missing = [explainer.unplaced(n, k) for n in order for k in range(count[n], self.inventory.models[n].replicas)]
+        missing = [
+            explainer.unplaced(n, k)
+            for n in order
+            for k in range(count[n], self.inventory.models[n].replicas)
+        ]
         slots = tuple(
             replace(s, free_bytes=min(self.free[s.node, n] for n in names_of(s.gpus))) for s in self.choices.slots
         )  # fmt: skip
         placed = tuple(sorted(explained, key=lambda p: (p.model, p.node, p.service)))
-        return Layout(placements=placed, unplaced=tuple(missing), slots=slots, gap=self.answer.gap(self.choices.problem))
+        return Layout(
+            placements=placed, unplaced=tuple(missing), slots=slots, gap=self.answer.gap(self.choices.problem)
+        )
 
     def _order(self, p: Placement) -> tuple[object, ...]:
         """What is kept has its name and port already; the rest by priority."""
@@ -228,7 +266,9 @@ class _Finisher:
         model, facts = self.inventory.models[p.model], self.known.facts[p.node]
         if model.port is not None:
             return model.port
-        taken = {q.port for q in self.placements if q.node == p.node} | {m.port for m in self.inventory.models.values() if m.port}
+        taken = {q.port for q in self.placements if q.node == p.node} | {
+            m.port for m in self.inventory.models.values() if m.port
+        }
         # Services that are kept are all among the placements by now; what else of ours listens is about to go.
         if p.node == self.inventory.gateway.node:
             taken.add(self.inventory.gateway.port)
@@ -242,7 +282,9 @@ class _Finisher:
         """Contexts as large as fits, from what was chosen or from the least that was asked for, whichever ends with more tokens in all. Those
         whose tokens take the fewest bytes come first. Gives back which are less than was asked for."""
         asked = {
-            i: c for i, p in enumerate(self.placements) if not p.kept and (c := self.inventory.models[p.model].context) and c.min != c.max
+            i: c
+            for i, p in enumerate(self.placements)
+            if not p.kept and (c := self.inventory.models[p.model].context) and c.min != c.max
         }
         order = sorted(asked, key=lambda i: (self._token_bytes(i, asked[i]), i))
         chosen, free, ram = self.placements, self.free, self.ram
@@ -255,7 +297,9 @@ class _Finisher:
                     self._resize(i, least)
             for i in order:
                 self._grow(i, asked[i].max)
-            tried.append((sum(p.request.context for p in self.placements), self.placements, self.free, self.ram))
+            tried.append(
+                (sum(p.request.context for p in self.placements), self.placements, self.free, self.ram)
+            )
         _, self.placements, self.free, self.ram = max(tried, key=lambda t: t[0])
         return {i for i in asked if self.placements[i].request.context < asked[i].max}
 
@@ -286,5 +330,7 @@ class _Finisher:
 
 
 def _port_of(services: Sequence[Service], cluster: str, name: str) -> int | None:
-    found = next((s.labels.get("homelab.port") for s in services if s.cluster == cluster and s.name == name), None)
+    found = next(
+        (s.labels.get("homelab.port") for s in services if s.cluster == cluster and s.name == name), None
+    )
     return int(found) if found and found.isdigit() else None

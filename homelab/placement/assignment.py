@@ -105,7 +105,11 @@ class Answer:
         """How far from the bound it may be, at the first level where they differ; None when it is the best there is."""
         if self.proven:
             return None
-        names = ["models with a place"] * len(problem.classes) + ["replicas with a place"] * len(problem.classes) + list(LEVELS)
+        names = (
+            ["models with a place"] * len(problem.classes)
+            + ["replicas with a place"] * len(problem.classes)
+            + list(LEVELS)
+        )
         level = next(i for i, (x, y) in enumerate(zip(self.levels, self.bound, strict=True)) if x != y)
         return f"{abs(self.bound[level] - self.levels[level])} {names[level]}"
 
@@ -119,7 +123,9 @@ def levels(problem: Problem, chosen: Iterable[int]) -> tuple[int, ...]:
     replicas = [sum(n for m, n in counts.items() if problem.wants[m].priority == c) for c in classes]
     sums = [sum(column) for column in zip(*(o.worth for o in options), strict=True)] or [0] * len(LEVELS)
     sums[SPREAD] = len({(o.model, o.node) for o in options})
-    sums[BESIDE] = -sum(n - 1 for n in Counter((o.model, o.loads[0][0]) for o in options if len(o.loads) == 1).values())
+    sums[BESIDE] = -sum(
+        n - 1 for n in Counter((o.model, o.loads[0][0]) for o in options if len(o.loads) == 1).values()
+    )
     return (*models, *replicas, *sums)
 
 
@@ -138,7 +144,13 @@ def violations(problem: Problem, chosen: Sequence[int]) -> list[str]:
         fetched = {o.fetch: o.fetch_bytes for o in here if o.fetch}
         if fetched and sum(fetched.values()) > room.disk:
             found.append(f"disk of node {node}")
-        found += [f"model {m} on node {node}" for m, n in Counter(o.model for o in here).items() if n > problem.wants[m].per_node]
-    found += [f"model {m}" for m, n in Counter(o.model for o in options).items() if n > problem.wants[m].replicas]
+        found += [
+            f"model {m} on node {node}"
+            for m, n in Counter(o.model for o in here).items()
+            if n > problem.wants[m].per_node
+        ]
+    found += [
+        f"model {m}" for m, n in Counter(o.model for o in options).items() if n > problem.wants[m].replicas
+    ]
     found += [f"option {i} twice" for i, n in Counter(chosen).items() if n > 1 and problem.options[i].once]
     return found

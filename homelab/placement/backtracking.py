@@ -85,7 +85,11 @@ def possible(stage: Stage, known: Sequence[int], budget: Budget) -> list[int]:
             budget.steps -= PROBE - steps.steps
         untold -= 3
         left.discard(i)
-        left -= {j for j in alike[seat(problem.options[i], decisive)] if not problem.options[j].once and covers(problem, i, j)}
+        left -= {
+            j
+            for j in alike[seat(problem.options[i], decisive)]
+            if not problem.options[j].once and covers(problem, i, j)
+        }
     return sorted(left)
 
 
@@ -156,7 +160,9 @@ class _Backtracking:
         counts[self.classes + self.rank[model]] -= waiting[model].copies
         return {m: w for m, w in waiting.items() if m != model}
 
-    def _after(self, waiting: Mapping[int, Waiting], model: int, taken: int, untried: Sequence[int]) -> dict[int, Waiting]:
+    def _after(
+        self, waiting: Mapping[int, Waiting], model: int, taken: int, untried: Sequence[int]
+    ) -> dict[int, Waiting]:
         """What waits once an option is taken. What was tried before it is settled for the other copies of the model too."""
         node = self.options[taken].node
         mine: dict[int, list[int]] = {}
@@ -170,7 +176,9 @@ class _Backtracking:
                 found[m] = Waiting(w.copies, {**w.places, node: [i for i in here if self.books.fits(i)]})
         return found
 
-    def _worthwhile(self, waiting: Mapping[int, Waiting], counts: Sequence[int], have: Sequence[int]) -> Mapping[int, Waiting] | None:
+    def _worthwhile(
+        self, waiting: Mapping[int, Waiting], counts: Sequence[int], have: Sequence[int]
+    ) -> Mapping[int, Waiting] | None:
         """What waits, without the places that are worth too little; None where all of them together are."""
         most = list(have)
         gains: dict[int, Sequence[int]] = {}
@@ -180,7 +188,9 @@ class _Backtracking:
             self.budget.spend(1 + len(here) * (1 + self.own // 4))
             gains |= {i: self._gain(i) for i in here}
             row = self.classes + self.rank[m]
-            tops = [self._tops(w, here, gains, level, counts[row] > self.least[row]) for level in range(self.own)]
+            tops = [
+                self._tops(w, here, gains, level, counts[row] > self.least[row]) for level in range(self.own)
+            ]
             most = [n + sum(top) for n, top in zip(most, tops, strict=True)]
             last[m] = [top[-1] for top in tops]
         slack = [n - least for n, least in zip(most, self.least[2 * self.classes :], strict=True)]
@@ -193,17 +203,23 @@ class _Backtracking:
             found[m] = Waiting(w.copies, places)
         return found
 
-    def _tops(self, w: Waiting, here: Sequence[int], gains: Mapping[int, Sequence[int]], level: int, spare: bool) -> list[int]:
+    def _tops(
+        self, w: Waiting, here: Sequence[int], gains: Mapping[int, Sequence[int]], level: int, spare: bool
+    ) -> list[int]:
         """What the copies of a model are worth at the most at one level, the best first; nothing for one that goes without."""
         if level == SPREAD:
-            tops = sorted((max(gains[i][level] for i in mine) for mine in w.places.values() if mine), reverse=True)[: w.copies]
+            tops = sorted(
+                (max(gains[i][level] for i in mine) for mine in w.places.values() if mine), reverse=True
+            )[: w.copies]
             tops += [0] * (w.copies - len(tops))
         else:
             # A running one counts once, any other as often as there are copies.
             again = [gains[i][level] for i in here if w.copies == 1 or not self.options[i].once]
             tops = [max(again)] * w.copies if again else []
             if len(again) < len(here):
-                tops = sorted([*tops, *(gains[i][level] for i in here if self.options[i].once)], reverse=True)[: w.copies]
+                tops = sorted(
+                    [*tops, *(gains[i][level] for i in here if self.options[i].once)], reverse=True
+                )[: w.copies]
         if spare or len(tops) < w.copies:
             tops = sorted((max(0, n) for n in [*tops, *[0] * w.copies][: w.copies]), reverse=True)
         return tops

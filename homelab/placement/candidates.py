@@ -14,7 +14,17 @@ from homelab.inventory import Context, Inventory, Model, Variant
 from homelab.measured import learned, with_measured
 from homelab.models.header import from_header
 from homelab.models.shape import ModelShape
-from homelab.placement.devices import GIB, RAM_RESERVE_BYTES, Slot, bind_address, gib, group_of, image_for, runtime_for, slots_of
+from homelab.placement.devices import (
+    GIB,
+    RAM_RESERVE_BYTES,
+    Slot,
+    bind_address,
+    gib,
+    group_of,
+    image_for,
+    runtime_for,
+    slots_of,
+)
 from homelab.placement.layout import Placement
 from homelab.placement.resume import revive, wanted_hash
 
@@ -60,8 +70,14 @@ class Candidates:
 
     def __init__(self, inventory: Inventory, survey: Survey) -> None:
         self.inventory, self.survey = inventory, survey
-        self.facts = {n: r.facts for n, r in sorted(survey.nodes.items()) if n in inventory.nodes and r.facts is not None}
-        self.remembered = {n: f for n, f in sorted(survey.remembered.items()) if n in inventory.nodes and n not in self.facts}
+        self.facts = {
+            n: r.facts
+            for n, r in sorted(survey.nodes.items())
+            if n in inventory.nodes and r.facts is not None
+        }
+        self.remembered = {
+            n: f for n, f in sorted(survey.remembered.items()) if n in inventory.nodes and n not in self.facts
+        }
         self.slots = [slot for name, facts in self.facts.items() for slot in slots_of(inventory, name, facts)]
         self._weights = {n: {w.source: w for w in f.weights} for n, f in self.facts.items()}
         self._shapes: dict[int, ModelShape | str] = {}
@@ -74,7 +90,11 @@ class Candidates:
     def weights(self, source: str, node: str) -> Weights | None:
         """The weights as that node has them, else as the hub describes them."""
         local = self._weights.get(node, {}).get(source)
-        return local if local is not None and local.header is not None else self.survey.models.get(source) or local
+        return (
+            local
+            if local is not None and local.header is not None
+            else self.survey.models.get(source) or local
+        )
 
     def shape(self, source: str, node: str) -> ModelShape | str:
         """The model's shape as its files on that node (or the hub) give it, or why it is not known."""
@@ -101,7 +121,13 @@ class Candidates:
         if source.startswith(("/", "~")) or (local is not None and local.present):
             return 0
         shape, weights = self.shape(source, node), self.weights(source, node)
-        size = weights.bytes if weights and weights.bytes else shape.weights_bytes if isinstance(shape, ModelShape) else 0
+        size = (
+            weights.bytes
+            if weights and weights.bytes
+            else shape.weights_bytes
+            if isinstance(shape, ModelShape)
+            else 0
+        )
         return max(0, size - (local.bytes if local else 0))
 
     def disk(self, node: str) -> int:
@@ -127,7 +153,12 @@ class Candidates:
                     kept = revive(self.inventory, name, node, facts, service, partial(self.slot, node))
                     if kept is not None:
                         yield (
-                            replace(kept, reason=kept.reason if node in self.facts else "its node does not answer: left as it was"),
+                            replace(
+                                kept,
+                                reason=kept.reason
+                                if node in self.facts
+                                else "its node does not answer: left as it was",
+                            ),
                             service,
                         )
 
@@ -183,13 +214,20 @@ class Candidates:
             node=slot.node,
             engine=engine.NAME,
             runtime=runtime,
-            image=image_for(self.inventory, slot.node, engine.NAME, slot.device.vendor) if runtime == "docker" else None,
+            image=image_for(self.inventory, slot.node, engine.NAME, slot.device.vendor)
+            if runtime == "docker"
+            else None,
             source=variant.source,
             gpus=tuple(g.uuid for g in slot.gpus),
             device=slot.device,
             address=address,
             port=0,
-            request=Request(kind=model.kind, context=self.context(model, shape).min, concurrency=model.concurrency, args=variant.args),
+            request=Request(
+                kind=model.kind,
+                context=self.context(model, shape).min,
+                concurrency=model.concurrency,
+                args=variant.args,
+            ),
             footprint=Footprint(terms=(), kv_cache_bytes=0, kv_cache_tokens=0),
             gpu_memory_utilization=None,
             wanted=wanted_hash(model, address),
@@ -202,14 +240,18 @@ class Candidates:
 
     def sized(self, draft: Placement, context: int, *, concurrency: int | None = None) -> Placement | str:
         """The draft with its numbers at this context, or why the engine refuses."""
-        request = replace(draft.request, context=context, concurrency=concurrency or draft.request.concurrency)
+        request = replace(
+            draft.request, context=context, concurrency=concurrency or draft.request.concurrency
+        )
         shape = self.shape(draft.source, draft.node)
         assert isinstance(shape, ModelShape)
         key = (draft.model, draft.variant, draft.device, draft.image, id(shape), context, request.concurrency)
         if key not in self._footprints:
             try:
                 footprint = _engine(draft.engine).footprint(shape, request, draft.device)
-                known = learned(self.survey.measured, draft.device.name, draft.engine, draft.image or "native")
+                known = learned(
+                    self.survey.measured, draft.device.name, draft.engine, draft.image or "native"
+                )
                 self._footprints[key] = with_measured(footprint, known)
             except Unsupported as e:
                 self._footprints[key] = str(e)
@@ -228,7 +270,9 @@ class Candidates:
         return f"port {model.port} is in use by {strangers[model.port] or 'another process'}: choose another `port`"
 
     def own_ports(self, facts: Facts) -> set[int]:
-        labels = (s.labels.get("homelab.port", "") for s in facts.services if s.cluster == self.inventory.cluster)
+        labels = (
+            s.labels.get("homelab.port", "") for s in facts.services if s.cluster == self.inventory.cluster
+        )
         return {int(port) for port in labels if port.isdigit()}
 
     def strangers(self, facts: Facts) -> dict[int, str | None]:
@@ -240,7 +284,9 @@ class Candidates:
 def too_large(p: Placement, free: int, explained: str, ram: int) -> str | None:
     """The arithmetic of why a sized placement does not fit into what is free; None where it does."""
     if (p.gpu_memory_utilization or 0) > 1 or p.bytes > free:
-        terms = " + ".join(f"{t.name} {gib(t.bytes)}" for t in p.footprint.terms if t.where != "host" and t.bytes)
+        terms = " + ".join(
+            f"{t.name} {gib(t.bytes)}" for t in p.footprint.terms if t.where != "host" and t.bytes
+        )
         return f"needs {gib(p.bytes)} GiB: {terms}; free {gib(free)} GiB{explained}"
     if p.gpus and p.footprint.host_bytes > max(0, ram):
         return f"needs {gib(p.footprint.host_bytes)} GiB of RAM beside the GPU, free {gib(ram)} GiB"

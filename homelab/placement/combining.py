@@ -44,7 +44,9 @@ class Combining:
         self.highest = self._floor(self.prices.bound)
         return self.highest
 
-    def best(self, known_levels: Sequence[int], budget: Budget, *, parted: bool = True) -> tuple[list[int] | None, int]:
+    def best(
+        self, known_levels: Sequence[int], budget: Budget, *, parted: bool = True
+    ) -> tuple[list[int] | None, int]:
         """A choice that is better than the one known, if one is found, and a bound on all that there are. Not `parted`: looked at as a whole only."""
         stage, nodes, prices, highest = self.stage, self.nodes, self.prices, self.highest
         self.known = stage.worth(known_levels)
@@ -126,7 +128,9 @@ class Combining:
             best[m] = max(best[m], value + self.stage.spread)
         return best
 
-    def columns(self, stage: Stage, nodes: Sequence[Node], prices: Prices, budget: Budget, most: int) -> tuple[list[list[Column]], Prices]:
+    def columns(
+        self, stage: Stage, nodes: Sequence[Node], prices: Prices, budget: Budget, most: int
+    ) -> tuple[list[list[Column]], Prices]:
         """What each node can hold, as far as it may be part of a choice that comes to `target`; nothing where there is none."""
         found: list[list[Column]] = []
         target = self.target
@@ -180,7 +184,9 @@ class Combining:
 
         return buy
 
-    def sweep(self, stage: Stage, stages: Sequence[Sequence[Column]], prices: Prices, budget: Budget, most: int) -> list[int] | None:
+    def sweep(
+        self, stage: Stage, stages: Sequence[Sequence[Column]], prices: Prices, budget: Budget, most: int
+    ) -> list[int] | None:
         """The best choice of one column of each node, if it comes to `target`."""
         counts, bias, guard, target = self.counts, self.counts.bias, self.counts.guard, self.target
         # What the nodes from each one on must still be able to bring.
@@ -198,14 +204,25 @@ class Combining:
         led = []
         for price in self.guides:
             tops = [max(-self._paid(price, held) for held, _, _ in columns) for columns in stages]
-            led.append((price, [-whole(price, stage.lows, self.counts.limits) - sum(tops[k:]) for k in range(len(stages) + 1)]))
+            led.append(
+                (
+                    price,
+                    [
+                        -whole(price, stage.lows, self.counts.limits) - sum(tops[k:])
+                        for k in range(len(stages) + 1)
+                    ],
+                )
+            )
         # (earned so far after prices, value, counts before, column taken)
         states: dict[int, tuple[int, int, int, int]] = {0: (0, 0, 0, -1)}
         history = [states]
         total = prices.full + sum(prices.earned)
         for number, (columns, earned) in enumerate(zip(stages, prices.earned, strict=True), 1):
             ranked = sorted(
-                ((value - self._paid(prices.price, held) - earned, held, value, at) for at, (held, value, _) in enumerate(columns)),
+                (
+                    (value - self._paid(prices.price, held) - earned, held, value, at)
+                    for at, (held, value, _) in enumerate(columns)
+                ),
                 reverse=True,
             )
             after: dict[int, tuple[int, int, int, int]] = {}

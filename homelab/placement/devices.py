@@ -42,18 +42,30 @@ def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
     for size in (2, 4, 8):
         for alike in sorted({g.gpus[0].name for g in single}):
             pool = sorted(
-                (s for s in single if s.gpus[0].name == alike and s.device.memory_kind == "dedicated" and not s.gpus[0].mig),
+                (
+                    s
+                    for s in single
+                    if s.gpus[0].name == alike and s.device.memory_kind == "dedicated" and not s.gpus[0].mig
+                ),
                 key=lambda s: (-s.free_bytes, s.gpus[0].index),
             )
             # The two with most free, the next two …: no GPU is in two groups of one size.
             groups += [group_of(pool[start : start + size]) for start in range(0, len(pool) - size + 1, size)]
     if single:
         return single + sorted(groups, key=lambda s: (len(s.gpus), [g.index for g in s.gpus]))
-    held = sum(_planned(s) for s in ours if s.state in ("running", "starting") and s.memory_bytes is None and s.model)
+    held = sum(
+        _planned(s) for s in ours if s.state in ("running", "starting") and s.memory_bytes is None and s.model
+    )
     held += sum(s.memory_bytes or 0 for s in ours if s.model)
     reserve = RAM_RESERVE_BYTES if node.reserve is None else int(node.reserve)
     free = facts.memory_available_bytes + held - reserve
-    device = Device(vendor="cpu", name=facts.cpu.model or "CPU", total_bytes=facts.memory_total_bytes, memory_kind="ram", wsl=facts.wsl)
+    device = Device(
+        vendor="cpu",
+        name=facts.cpu.model or "CPU",
+        total_bytes=facts.memory_total_bytes,
+        memory_kind="ram",
+        wsl=facts.wsl,
+    )
     return [
         Slot(
             node=name,
@@ -71,7 +83,9 @@ def group_of(slots: Sequence[Slot]) -> Slot:
     return Slot(
         node=chosen[0].node,
         gpus=tuple(s.gpus[0] for s in chosen),
-        device=replace(chosen[0].device, total_bytes=min(s.device.total_bytes for s in chosen), count=len(chosen)),
+        device=replace(
+            chosen[0].device, total_bytes=min(s.device.total_bytes for s in chosen), count=len(chosen)
+        ),
         free_bytes=min(s.free_bytes for s in chosen),
         explained=" on the fullest of them",
     )
@@ -88,7 +102,13 @@ def _gpu_slots(name: str, node: Node, facts: Facts, gpu: GPU, ours: Sequence[Ser
                 compute_capability=gpu.compute_capability,
                 wsl=facts.wsl,
             )
-            yield Slot(node=name, gpus=(part,), device=device, free_bytes=slice_.memory_free_bytes, explained=" in this MIG slice")
+            yield Slot(
+                node=name,
+                gpus=(part,),
+                device=device,
+                free_bytes=slice_.memory_free_bytes,
+                explained=" in this MIG slice",
+            )
         return
     if gpu.memory_total_bytes is None or gpu.memory_free_bytes is None:
         return
@@ -110,7 +130,10 @@ def _gpu_slots(name: str, node: Node, facts: Facts, gpu: GPU, ours: Sequence[Ser
     else:
         reserve = DISPLAY_RESERVE_BYTES if gpu.display else 0
     strangers = [p for p in gpu.processes if not p.service and p.memory_bytes]
-    told = [f"`{p.name}` holds {gib(p.memory_bytes or 0)}" for p in sorted(strangers, key=lambda p: -(p.memory_bytes or 0))[:3]]
+    told = [
+        f"`{p.name}` holds {gib(p.memory_bytes or 0)}"
+        for p in sorted(strangers, key=lambda p: -(p.memory_bytes or 0))[:3]
+    ]
     if reserve:
         told.append(f"{gib(reserve)} reserved for the desktop")
     device = Device(
@@ -151,7 +174,10 @@ def runtime_for(node: Node, facts: Facts, *, gpu: bool) -> tuple[str | None, str
     docker = facts.docker
     if docker is None:
         if node.runtime == "docker":
-            return None, "no Docker on this node: install it (https://docs.docker.com/engine/install), or `runtime: native`"
+            return (
+                None,
+                "no Docker on this node: install it (https://docs.docker.com/engine/install), or `runtime: native`",
+            )
         return "native", ""
     if not docker.reachable:
         return (
@@ -159,7 +185,10 @@ def runtime_for(node: Node, facts: Facts, *, gpu: bool) -> tuple[str | None, str
             f"Docker cannot be used: {docker.error or 'no answer'}; `sudo usermod -aG docker {facts.user or '$USER'}` and log in again, or `runtime: native`",
         )
     if not docker.compose_version:
-        return None, "no Compose plugin: `sudo apt install docker-compose-plugin` (Debian: docker-compose-v2), or `runtime: native`"
+        return (
+            None,
+            "no Compose plugin: `sudo apt install docker-compose-plugin` (Debian: docker-compose-v2), or `runtime: native`",
+        )
     if gpu and not docker.nvidia_runtime:
         return None, "Docker cannot reach the GPU: install the NVIDIA Container Toolkit and restart Docker"
     return "docker", ""

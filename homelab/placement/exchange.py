@@ -123,7 +123,9 @@ class Exchange:
             if stale >= PATIENCE:
                 self.turn_to(best)
                 stale = 0
-            elif self.worth < worth and (level >= len(self.scale) or self.upto(self.worth, level) < self.upto(worth, level)):
+            elif self.worth < worth and (
+                level >= len(self.scale) or self.upto(self.worth, level) < self.upto(worth, level)
+            ):
                 self.turn_to(before)
         return best
 
@@ -144,13 +146,23 @@ class Exchange:
     def exchange(self, draw: Draw, every: Sequence[int]) -> None:
         """Room is made for some option; then what is missing comes in again, and each gets the best option that its devices leave."""
         options, books = self.problem.options, self.books
-        missing = [m for m, want in enumerate(self.problem.wants) if m in self.orders and books.count[m] < want.replicas]
+        missing = [
+            m
+            for m, want in enumerate(self.problem.wants)
+            if m in self.orders and books.count[m] < want.replicas
+        ]
         way = draw.random()
-        wanted = draw.choice(self.orders[draw.choice(missing)][0]) if missing and way < 0.5 else draw.choice(every)
+        wanted = (
+            draw.choice(self.orders[draw.choice(missing)][0]) if missing and way < 0.5 else draw.choice(every)
+        )
         devices = {d for d, _ in options[wanted].loads}
         node = options[wanted].node
         whole = draw.random() < 0.15
-        out = [i for i in books.chosen if (options[i].node == node if whole else any(d in devices for d, _ in options[i].loads))]
+        out = [
+            i
+            for i in books.chosen
+            if (options[i].node == node if whole else any(d in devices for d, _ in options[i].loads))
+        ]
         rest = [i for i in books.chosen if i not in out]
         for _ in range(min(len(rest), draw.randrange(4))):
             out.append(rest.pop(draw.randrange(len(rest))))
@@ -161,7 +173,10 @@ class Exchange:
         if way < 0.25 and books.fits(wanted):
             self.take_in(wanted)
         kind = draw.random()
-        key = {m: draw.random() if kind < 0.4 else -self.least[m] if kind < 0.8 else self.least[m] for m in {*missing, *back}}
+        key = {
+            m: draw.random() if kind < 0.4 else -self.least[m] if kind < 0.8 else self.least[m]
+            for m in {*missing, *back}
+        }
         lean = draw.random() < 0.5
         waiting = sorted(key, key=lambda m: (books.count[m] > 0, self.rank[m], key[m], m))
         again: list[int] = []
@@ -185,7 +200,11 @@ class Exchange:
         options, books = self.problem.options, self.books
         found, most, size = None, 0, 0
         for i in self.orders[m][kind]:
-            if found is not None and (self.values[i] + self.spread + self.beside < self.values[found] if not kind else self.size[i] > size):
+            if found is not None and (
+                self.values[i] + self.spread + self.beside < self.values[found]
+                if not kind
+                else self.size[i] > size
+            ):
                 break
             if nodes is not None and options[i].node not in nodes:
                 continue

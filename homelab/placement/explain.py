@@ -47,7 +47,9 @@ class Explainer:
         parts = [self._why(p, also)]
         if model.context is not None and model.context.min != model.context.max:
             full = "the largest context asked for"
-            parts.append(f"the largest context that fits (asked: up to {model.context.max})" if short else full)
+            parts.append(
+                f"the largest context that fits (asked: up to {model.context.max})" if short else full
+            )
         return replace(p, reason="; ".join(parts), elsewhere=tuple(dict.fromkeys(rejected)))
 
     def _why(self, p: Placement, also: Sequence[Placement]) -> str:
@@ -55,7 +57,9 @@ class Explainer:
         parts = []
         if len(model.variants) > 1:
             parts.append(
-                "first choice of variant" if p.variant == 0 else f"variant {p.variant + 1}: the better ones fit nowhere beside the rest"
+                "first choice of variant"
+                if p.variant == 0
+                else f"variant {p.variant + 1}: the better ones fit nowhere beside the rest"
             )
         if model.node is not None:
             parts.append(f"pinned to {model.node}" + (f" GPU {model.gpu}" if model.gpu is not None else ""))
@@ -97,7 +101,11 @@ class Explainer:
                 rejected.append(self._line(name, index, slot, why))
         survey, facts = self.known.survey, self.known.facts
         nodes = [model.node] if model.node else list(self.inventory.nodes)
-        down = tuple(n for n in nodes if n in survey.nodes and not survey.nodes[n].reachable and not self.inventory.nodes[n].away)
+        down = tuple(
+            n
+            for n in nodes
+            if n in survey.nodes and not survey.nodes[n].reachable and not self.inventory.nodes[n].away
+        )
         for n in down:
             error = survey.nodes[n].error
             rejected.append(f"{n}: not asked: {error.message}" if error else f"{n}: not asked")
@@ -131,7 +139,12 @@ class Explainer:
             (found.request.context, slot)
             for slot, draft in drafts
             if draft.request.context > SMALLEST_CONTEXT
-            and (found := largest_context(SMALLEST_CONTEXT, draft.request.context, partial(self._fitting, draft, slot))) is not None
+            and (
+                found := largest_context(
+                    SMALLEST_CONTEXT, draft.request.context, partial(self._fitting, draft, slot)
+                )
+            )
+            is not None
         ]
         if shorter:
             context, slot = max(shorter, key=lambda s: s[0])
@@ -139,7 +152,9 @@ class Explainer:
         for slot, draft in drafts if model.concurrency > 1 else ():
             if self._fitting(draft, slot, draft.request.context, concurrency=1):
                 return f"on {slot.node} {slot.label} with `concurrency: 1`"
-        rivals = sorted(self.placements, key=lambda p: (self.inventory.models[p.model].priority, p.bytes, p.model))
+        rivals = sorted(
+            self.placements, key=lambda p: (self.inventory.models[p.model].priority, p.bytes, p.model)
+        )
         for rival in rivals:
             for slot, draft in drafts:
                 if rival.model != name and self._fitting(draft, slot, draft.request.context, without=rival):
@@ -147,7 +162,13 @@ class Explainer:
         return ""
 
     def _fitting(
-        self, draft: Placement, slot: Slot, context: int, *, concurrency: int | None = None, without: Placement | None = None
+        self,
+        draft: Placement,
+        slot: Slot,
+        context: int,
+        *,
+        concurrency: int | None = None,
+        without: Placement | None = None,
     ) -> Placement | None:
         p = self.known.sized(draft, context, concurrency=concurrency)
         if isinstance(p, str):
@@ -159,12 +180,17 @@ class Explainer:
         """Bytes free on a slot and in its node's RAM, as if one of the placements were not there."""
         mine = without is not None and without.node == slot.node
         free = min(
-            self.free[slot.node, n] + (without.bytes if mine and without is not None and n in names_of(without.gpus) else 0)
+            self.free[slot.node, n]
+            + (without.bytes if mine and without is not None and n in names_of(without.gpus) else 0)
             for n in names_of(slot.gpus)
         )
-        return free, self.ram[slot.node] + (without.footprint.host_bytes if mine and without is not None and without.gpus else 0)
+        return free, self.ram[slot.node] + (
+            without.footprint.host_bytes if mine and without is not None and without.gpus else 0
+        )
 
-    def _least(self, name: str, index: int, slot: Slot, *, without: Placement | None = None) -> Placement | str:
+    def _least(
+        self, name: str, index: int, slot: Slot, *, without: Placement | None = None
+    ) -> Placement | str:
         """The model on this slot at the smallest context asked for, or why not."""
         if (why := self.refused.get((name, index, slot.node, slot.label))) is not None:
             return why
@@ -179,4 +205,8 @@ class Explainer:
 
     def _line(self, name: str, index: int, slot: Slot, why: str) -> str:
         variants = self.inventory.models[name].variants
-        return f"{slot.node} {slot.label}" + (f" ({variants[index].engine})" if len(variants) > 1 else "") + f": {why}"
+        return (
+            f"{slot.node} {slot.label}"
+            + (f" ({variants[index].engine})" if len(variants) > 1 else "")
+            + f": {why}"
+        )

@@ -11,7 +11,9 @@ from homelab.placement.assignment import Problem
 class Greedy:
     """`values`: what the options that may be taken are worth; `worth`: what a choice comes to."""
 
-    def __init__(self, problem: Problem, values: Mapping[int, int], worth: Callable[[Sequence[int]], int]) -> None:
+    def __init__(
+        self, problem: Problem, values: Mapping[int, int], worth: Callable[[Sequence[int]], int]
+    ) -> None:
         self.problem, self.values, self.worth = problem, values, worth
         self.models = range(len(problem.wants))
 
@@ -33,7 +35,9 @@ class Greedy:
                 for m in (m for m in order if turn < wants[m].replicas):
                     fitting = (i for i in by_model[m] if options[i].kept >= kept and books.fits(i))
                     best = next(fitting, None)
-                    if best is not None and lean:  # of those that take no more, the one that leaves least beside it
+                    if (
+                        best is not None and lean
+                    ):  # of those that take no more, the one that leaves least beside it
                         alike = [best, *(i for i in fitting if size[i] == size[best])]
                         best = min(alike, key=lambda i: sum(books.free[d] for d, _ in options[i].loads))
                     if best is not None:
@@ -54,7 +58,12 @@ class Greedy:
             better = alike[options[i].model, frozenset(d for d, _ in options[i].loads)]
             books.take(
                 next(
-                    (j for j in sorted(better, key=lambda j: (-self.values[j], j)) if self.values[j] > self.values[i] and books.fits(j)), i
+                    (
+                        j
+                        for j in sorted(better, key=lambda j: (-self.values[j], j))
+                        if self.values[j] > self.values[i] and books.fits(j)
+                    ),
+                    i,
                 )
             )
         return max((list(chosen), books.chosen), key=self.worth)
@@ -76,14 +85,21 @@ class Books:
     def fits(self, i: int) -> bool:
         o = self.problem.options[i]
         want = self.problem.wants[o.model]
-        if self.count[o.model] >= want.replicas or self.count_on[o.model, o.node] >= want.per_node or (o.once and i in self.chosen):
+        if (
+            self.count[o.model] >= want.replicas
+            or self.count_on[o.model, o.node] >= want.per_node
+            or (o.once and i in self.chosen)
+        ):
             return False
         if any(load > self.free[d] for d, load in o.loads) or (o.host and o.host > self.ram[o.node]):
             return False
         there = self.fetched[o.node]
         if not o.fetch or there[o.fetch, o.fetch_bytes]:
             return True
-        return o.fetch_bytes + sum(size for (_, size), n in there.items() if n) <= self.problem.rooms[o.node].disk
+        return (
+            o.fetch_bytes + sum(size for (_, size), n in there.items() if n)
+            <= self.problem.rooms[o.node].disk
+        )
 
     def take(self, i: int, sign: int = 1) -> None:
         o = self.problem.options[i]

@@ -47,7 +47,10 @@ class Node:
         self.options = {i: stage.problem.options[i] for i in indices}
         wants = stage.problem.wants
         per_node = [want.per_node for want in wants]
-        limits = [min(limit, per_node[row]) if row < len(wants) else limit for row, limit in enumerate(self.counts.limits)]
+        limits = [
+            min(limit, per_node[row]) if row < len(wants) else limit
+            for row, limit in enumerate(self.counts.limits)
+        ]
         self.limits = limits
         self.bias = self.counts.within(limits)
         self.devices = {d: max(0, free) for d, (n, free) in enumerate(stage.problem.devices) if n == node}
@@ -71,7 +74,11 @@ class Node:
         shared: Counter[str] = Counter()
         for model, fetch in sorted({(o.model, o.fetch) for o in mine if o.fetch}):
             shared[fetch] += self.limits[model]
-        self.shares = {o.fetch: o.fetch_bytes * PARTS // (max(1, self.room.disk) * shared[o.fetch]) for o in mine if o.fetch}
+        self.shares = {
+            o.fetch: o.fetch_bytes * PARTS // (max(1, self.room.disk) * shared[o.fetch])
+            for o in mine
+            if o.fetch
+        }
         self.use = {i: stage.use[i] for i in indices}
         for i, o in self.options.items():
             if self.tight_ram and o.host:
@@ -93,7 +100,11 @@ class Node:
             if left < 0:
                 break
             count += 1
-        return sum(sorted((host for m, host in most.items() for _ in range(min(self.limits[m], 100))), reverse=True)[:count])
+        return sum(
+            sorted((host for m, host in most.items() for _ in range(min(self.limits[m], 100))), reverse=True)[
+                :count
+            ]
+        )
 
     def ram_parts(self, host: int) -> int:
         return host * PARTS // max(1, self.room.ram)
@@ -104,10 +115,16 @@ class Node:
         """The most that the node can earn under these prices (or more: RAM, disk and limits are not looked at), and what it takes for it."""
         self.looked = 0
         gains = self.gains(price)
-        ladders = [self.ladders(k, gains, self.stage.spread, self.stage.beside, keep=False)[0] for k in range(len(self.devices))]
+        ladders = [
+            self.ladders(k, gains, self.stage.spread, self.stage.beside, keep=False)[0]
+            for k in range(len(self.devices))
+        ]
         best, picks = -1, []
         for left, (gain, wide) in self.widest(gains, self.stage.spread).items():
-            tops = [entries[bisect_right(loads, space) - 1] for (loads, entries), space in zip(ladders, left, strict=True)]
+            tops = [
+                entries[bisect_right(loads, space) - 1]
+                for (loads, entries), space in zip(ladders, left, strict=True)
+            ]
             total = gain + sum(t[0] for t in tops)
             if total > best:
                 best, picks = total, [wide, [t[1] for t in tops]]
@@ -123,7 +140,9 @@ class Node:
         values, use = self.stage.values, self.use
         return {i: values[i] - sum(price[row] * n for row, n in use[i]) for i in self.options}
 
-    def ladders(self, k: int, gains: Mapping[int, int], spread: int, beside: int, *, keep: bool) -> list[Ladder]:
+    def ladders(
+        self, k: int, gains: Mapping[int, int], spread: int, beside: int, *, keep: bool
+    ) -> list[Ladder]:
         """What device `k` earns from all its models; with `keep` also from those of them that come last, ending with none of them."""
         cap, front = list(self.devices.values())[k], [(0, 0, None)]
         found: list[Ladder] = [([0], [(0, None)])] if keep else []
@@ -177,14 +196,17 @@ class Node:
             found = self._rounded(found)
         return found
 
-    def _rounded(self, found: dict[tuple[int, ...], tuple[int, Any]]) -> dict[tuple[int, ...], tuple[int, Any]]:
+    def _rounded(
+        self, found: dict[tuple[int, ...], tuple[int, Any]]
+    ) -> dict[tuple[int, ...], tuple[int, Any]]:
         """Not too many of them: where there are, more bytes are said to be left than are, which is no less than what can be earned."""
         caps, steps = list(self.devices.values()), 16
         while len(found) > WIDE:
             rounded: dict[tuple[int, ...], tuple[int, Any]] = {}
             for left, entry in found.items():
                 key = tuple(
-                    cap - (cap - space) * steps // max(1, cap) * cap // max(1, steps) for cap, space in zip(caps, left, strict=True)
+                    cap - (cap - space) * steps // max(1, cap) * cap // max(1, steps)
+                    for cap, space in zip(caps, left, strict=True)
                 )
                 if key not in rounded or entry[0] > rounded[key][0]:
                     rounded[key] = entry
@@ -206,9 +228,14 @@ class Node:
         gains = {i: -sum(price[row] * n for row, n in self.stage.use[i]) for i in self.options}
         chains = [self.ladders(k, gains, 0, 0, keep=True) for k in range(len(self.devices))]
         lefts = {left: gain for left, (gain, _) in self.widest(gains, 0).items()}
-        tops = {left: [at(chain[0], space) for chain, space in zip(chains, left, strict=True)] for left in lefts}
+        tops = {
+            left: [at(chain[0], space) for chain, space in zip(chains, left, strict=True)] for left in lefts
+        }
         best = max(gain + sum(tops[left]) for left, gain in lefts.items())
-        others = [max(gain + sum(tops[left]) - tops[left][k] for left, gain in lefts.items()) for k in range(len(self.devices))]
+        others = [
+            max(gain + sum(tops[left]) - tops[left][k] for left, gain in lefts.items())
+            for k in range(len(self.devices))
+        ]
         return Guided(list(price), chains, others, best, {})
 
 

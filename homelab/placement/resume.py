@@ -20,7 +20,12 @@ def wanted_hash(model: Model, address: str) -> str:
 
 
 def revive(
-    inventory: Inventory, name: str, node: str, facts: Facts, service: Service, slot_with: Callable[[Sequence[str]], Slot | None]
+    inventory: Inventory,
+    name: str,
+    node: str,
+    facts: Facts,
+    service: Service,
+    slot_with: Callable[[Sequence[str]], Slot | None],
 ) -> Placement | None:
     """The placement that a service was started for; None if another is asked for now, or if its labels are of another version."""
     model = inventory.models[name]
@@ -49,13 +54,17 @@ def revive(
             node=node,
             engine=variant.engine,
             runtime=runtime,
-            image=image_for(inventory, node, variant.engine, slot.device.vendor) if runtime == "docker" else None,
+            image=image_for(inventory, node, variant.engine, slot.device.vendor)
+            if runtime == "docker"
+            else None,
             source=variant.source,
             gpus=tuple(n["gpus"]),
             device=slot.device,
             address=address,
             port=n["port"],
-            request=Request(kind=model.kind, context=n["context"], concurrency=model.concurrency, args=variant.args),
+            request=Request(
+                kind=model.kind, context=n["context"], concurrency=model.concurrency, args=variant.args
+            ),
             footprint=footprint,
             gpu_memory_utilization=n["gpu_memory_utilization"],
             wanted=service.labels["homelab.wanted"],

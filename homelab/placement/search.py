@@ -54,7 +54,10 @@ class _Search:
         self.top = 2 * len(problem.classes)
         self.end = self.top + len(LEVELS)
         self.scale = weights(problem, self.options, 0, self.end)
-        values = {i: sum(w * x for w, x in zip(self.scale[self.top :], problem.options[i].worth, strict=True)) for i in self.options}
+        values = {
+            i: sum(w * x for w, x in zip(self.scale[self.top :], problem.options[i].worth, strict=True))
+            for i in self.options
+        }
         self.heuristic = Greedy(problem, values, self.worth)
         self.exchange = Exchange(problem, self.scale, values)
         self.tries = min(TRIES * len(self.options), MOST_TRIES, effort)
@@ -90,7 +93,11 @@ class _Search:
         return None
 
     def stage(self, first: int, last: int) -> Stage:
-        use = self.options if first >= self.top + TOKENS else leanest(self.problem, self.options, max(0, last - self.top))
+        use = (
+            self.options
+            if first >= self.top + TOKENS
+            else leanest(self.problem, self.options, max(0, last - self.top))
+        )
         return Stage(self.problem, use, levels(self.problem, self.best)[:first], last)
 
     def take(self, found: Sequence[int] | None) -> None:
@@ -126,10 +133,18 @@ class _Search:
         combining = Combining(stage, self.effort, self.guides, self.large)
         highest = combining.by_prices(levels(self.problem, self.best))
         if highest > stage.worth(levels(self.problem, self.best)):
-            self.best = self.exchange.better(self.best, min(self.tries, self.exchanges), partial(_reaches, stage, highest))
+            self.best = self.exchange.better(
+                self.best, min(self.tries, self.exchanges), partial(_reaches, stage, highest)
+            )
             self.exchanges -= self.tries
         if not self.large:
-            budget = Budget(self.effort // QUICK) if not parted else Budget(self.effort) if self.small else self.budget
+            budget = (
+                Budget(self.effort // QUICK)
+                if not parted
+                else Budget(self.effort)
+                if self.small
+                else self.budget
+            )
             found, highest = combining.best(levels(self.problem, self.best), budget, parted=parted)
             self.take(found)
         now = levels(self.problem, self.best)

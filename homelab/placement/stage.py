@@ -32,11 +32,16 @@ class Stage:
         ranks = {c: k for k, c in enumerate(classes)}
         self.rank = rank = [ranks[w.priority] for w in problem.wants]
         only_models = self.first < len(classes)
-        self.indices = [i for i in indices if self._open(problem.options[i], rank[problem.options[i].model], only_models)]
+        self.indices = [
+            i for i in indices if self._open(problem.options[i], rank[problem.options[i].model], only_models)
+        ]
         options = {i: problem.options[i] for i in self.indices}
         # Models, as far as the levels settled say how many.
         # More than one of each matters only once their number is settled or to be settled.
-        self.limits = [1 if len(classes) + r > self.first else w.replicas for w, r in zip(problem.wants, rank, strict=True)]
+        self.limits = [
+            1 if len(classes) + r > self.first else w.replicas
+            for w, r in zip(problem.wants, rank, strict=True)
+        ]
         self.lows = [0] * len(self.limits)
         uses: list[dict[int, int]] = []
         bounds: list[int] = []
@@ -74,7 +79,8 @@ class Stage:
         self.counts = Counts(self.limits + bounds, len(self.limits))
         self.lows += bounds
         self.use = {
-            i: ((o.model, 1), *((len(rank) + row, used[i]) for row, used in enumerate(uses) if i in used)) for i, o in options.items()
+            i: ((o.model, 1), *((len(rank) + row, used[i]) for row, used in enumerate(uses) if i in used))
+            for i, o in options.items()
         }
         self.unit = {i: sum(n * self.counts.unit[row] for row, n in use) for i, use in self.use.items()}
         # What counts now.
@@ -93,7 +99,9 @@ class Stage:
         found = {name: (p, 1) for name, p in zip(self.names, price, strict=False) if p}
         top = 2 * len(self.problem.classes)
         if self.first >= top:
-            return found | {("level", level): (-FINE * self.weights[level + top - self.first], 0) for level in self.own}
+            return found | {
+                ("level", level): (-FINE * self.weights[level + top - self.first], 0) for level in self.own
+            }
         return {}
 
     def follow(self, guide: Guide) -> list[int]:
@@ -138,7 +146,10 @@ def weights(problem: Problem, indices: Iterable[int], first: int, last: int) -> 
     """What each level weighs, from `first` up to `last`: more than everything that the lower ones can come to."""
     most = sum(w.replicas for w in problem.wants)
     top = 2 * len(problem.classes)
-    tops = [most * max((abs(x) for x in column), default=0) for column in zip(*(problem.options[i].worth for i in indices), strict=True)]
+    tops = [
+        most * max((abs(x) for x in column), default=0)
+        for column in zip(*(problem.options[i].worth for i in indices), strict=True)
+    ]
     tops = [most] * top + (tops or [0] * len(LEVELS))
     tops[top + SPREAD] = tops[top + BESIDE] = most
     found, weight = [], 1
@@ -153,7 +164,10 @@ def leanest(problem: Problem, indices: Sequence[int], decisive: int) -> list[int
     found = []
     for mine in seats(problem, indices, decisive).values():
         lean: list[int] = []
-        for i in sorted(mine, key=lambda i: (problem.options[i].loads, problem.options[i].host, problem.options[i].fetch, i)):
+        for i in sorted(
+            mine,
+            key=lambda i: (problem.options[i].loads, problem.options[i].host, problem.options[i].fetch, i),
+        ):
             if problem.options[i].once or not any(covers(problem, j, i) for j in lean):
                 lean.append(i)
         found += lean

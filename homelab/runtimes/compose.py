@@ -18,7 +18,9 @@ def render(unit: Unit) -> Service:
     url = f"http://127.0.0.1:{unit.port}{unit.health}"
     mounts = [f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in unit.mounts]
     mounts += [f"./{name}:/app/{name}:ro" for name in sorted(unit.files)]
-    volumes = {f"cache{i}": {"name": f"homelab-{unit.engine}-cache{i or ''}"} for i, _ in enumerate(unit.caches)}
+    volumes = {
+        f"cache{i}": {"name": f"homelab-{unit.engine}-cache{i or ''}"} for i, _ in enumerate(unit.caches)
+    }
     mounts += [f"cache{i}:{target}" for i, target in enumerate(unit.caches)]
     definition = {
         "name": unit.name,
@@ -55,7 +57,10 @@ def render(unit: Unit) -> Service:
             File(path=f"{directory}/compose.yml", content=text),
             File(path=f"{directory}/service.env", content=environment_file(unit), mode=0o600),
             # Read by a process in the container that need not be root.
-            *(File(path=f"{directory}/{name}", content=content) for name, content in sorted(unit.files.items())),
+            *(
+                File(path=f"{directory}/{name}", content=content)
+                for name, content in sorted(unit.files.items())
+            ),
         ),
     )
 
@@ -86,7 +91,8 @@ def environment_file(unit: Unit) -> str:
         value = secret.get_secret_value()
         if any(c in value for c in "'\n\r\x00"):
             raise InventoryError(
-                f"The secret for `{name}` has a quote or a line break in it", hint="Check the environment variable that it comes from"
+                f"The secret for `{name}` has a quote or a line break in it",
+                hint="Check the environment variable that it comes from",
             )
         lines.append(f"{name}='{value}'\n")
     return "".join(lines)
@@ -95,5 +101,15 @@ def environment_file(unit: Unit) -> str:
 def compose_command(project: str, directory: str, *arguments: str) -> str:
     """A `docker compose` command line for a revision's project, run from the home on the node."""
     return shlex.join(
-        ["docker", "compose", "--project-name", project, "--project-directory", directory, "-f", f"{directory}/compose.yml", *arguments]
+        [
+            "docker",
+            "compose",
+            "--project-name",
+            project,
+            "--project-directory",
+            directory,
+            "-f",
+            f"{directory}/compose.yml",
+            *arguments,
+        ]
     )

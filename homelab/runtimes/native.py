@@ -50,7 +50,10 @@ def render(unit: Unit) -> Service:
             *tool_files(),
             File(path=f"{directory}/service.json", content=json.dumps(document, indent=1) + "\n"),
             File(path=f"{directory}/service.env", content=_environment_file(unit), mode=0o600),
-            *(File(path=f"{directory}/{name}", content=content) for name, content in sorted(unit.files.items())),
+            *(
+                File(path=f"{directory}/{name}", content=content)
+                for name, content in sorted(unit.files.items())
+            ),
         ),
         provision=provision,
     )
@@ -76,7 +79,16 @@ def provision_command(provision: Provision) -> str:
     """A command line that makes the environment and ends with one line of JSON, which names its folder."""
     tools = tools_directory()
     return shlex.join(
-        ["python3", f"{tools}/provision.py", "--lock", f"{tools}/{provision.lock}", "--name", provision.name, "--into", CACHE]
+        [
+            "python3",
+            f"{tools}/provision.py",
+            "--lock",
+            f"{tools}/{provision.lock}",
+            "--name",
+            provision.name,
+            "--into",
+            CACHE,
+        ]
     )
 
 
@@ -93,13 +105,22 @@ def _tools() -> dict[str, str]:
 
 def _provision(name: str) -> Provision:
     lock = f"{name}.lock"
-    return Provision(name=name, lock=lock, directory=f"{CACHE}/{name}-env-{hashlib.sha256(_tools()[lock].encode()).hexdigest()[:12]}")
+    return Provision(
+        name=name,
+        lock=lock,
+        directory=f"{CACHE}/{name}-env-{hashlib.sha256(_tools()[lock].encode()).hexdigest()[:12]}",
+    )
 
 
 def _environment_file(unit: Unit) -> str:
     lines = []
-    for name, value in sorted({**unit.environment, **{k: s.get_secret_value() for k, s in unit.secrets.items()}}.items()):
+    for name, value in sorted(
+        {**unit.environment, **{k: s.get_secret_value() for k, s in unit.secrets.items()}}.items()
+    ):
         if any(c in value for c in "\n\r\x00"):
-            raise InventoryError(f"The value for `{name}` has a line break in it", hint="Check the environment variable that it comes from")
+            raise InventoryError(
+                f"The value for `{name}` has a line break in it",
+                hint="Check the environment variable that it comes from",
+            )
         lines.append(f"{name}={value}\n")
     return "".join(lines)

@@ -21,7 +21,11 @@ import time
 from typing import Dict, List, Optional, Tuple
 
 Version = Tuple[int, int]
-PLACES = ("/opt/homebrew/bin", "/usr/local/bin", "~/.local/bin")  # not on the PATH that sshd gives to a command
+PLACES = (
+    "/opt/homebrew/bin",
+    "/usr/local/bin",
+    "~/.local/bin",
+)  # not on the PATH that sshd gives to a command
 # These send packages elsewhere than into the environment, or change what its Python sees.
 MISLEADING = (
     "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT",
@@ -42,7 +46,12 @@ def say(text: str) -> None:
 def run(argv: List[str], environment: Optional[Dict[str, str]] = None) -> Tuple[int, str]:
     try:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, check=False
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
         )
     except OSError as problem:
         return 127, str(problem)
@@ -50,7 +59,11 @@ def run(argv: List[str], environment: Optional[Dict[str, str]] = None) -> Tuple[
 
 
 def last_lines(output: str, count: int = 6) -> str:
-    lines = [line.rstrip() for line in output.splitlines() if line.strip() and not line.startswith(("[notice]", "WARNING: Location"))]
+    lines = [
+        line.rstrip()
+        for line in output.splitlines()
+        if line.strip() and not line.startswith(("[notice]", "WARNING: Location"))
+    ]
     return "\n".join(lines[-count:])
 
 
@@ -77,7 +90,9 @@ def version_of(python: str) -> Optional[Version]:
 
 
 def newer_pythons(floor: Version) -> List[str]:
-    folders = os.environ.get("PATH", os.defpath).split(os.pathsep) + [os.path.expanduser(place) for place in PLACES]
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep) + [
+        os.path.expanduser(place) for place in PLACES
+    ]
     found = []
     for folder in folders:
         for path in glob.glob(os.path.join(glob.escape(folder), "python3.*")):
@@ -92,7 +107,10 @@ def choose_python(asked: Optional[str], floor: Version) -> Tuple[str, Version]:
         path = shutil.which(os.path.expanduser(asked))
         version = version_of(path) if path else None
         if path is None or version is None:
-            raise Failure("%s is not a Python on this machine" % asked, hint="leave out --python, or name one that is installed")
+            raise Failure(
+                "%s is not a Python on this machine" % asked,
+                hint="leave out --python, or name one that is installed",
+            )
         candidates = [(path, version)]
     else:
         candidates = [(sys.executable, (sys.version_info[0], sys.version_info[1]))]
@@ -121,14 +139,27 @@ def explain(output: str, version: Version) -> Failure:
         return Failure("the disk is full", cause, "free some space, or set TMPDIR to a larger disk")
     if "DO NOT MATCH THE HASHES" in output:
         return Failure(
-            "a package differs from the one in the lock", cause, "the package index served another file: check PIP_INDEX_URL and pip.conf"
+            "a package differs from the one in the lock",
+            cause,
+            "the package index served another file: check PIP_INDEX_URL and pip.conf",
         )
-    if re.search(r"Name or service not known|name resolution|Connection refused|ConnectTimeout|timed out|unreachable|Network is", output):
+    if re.search(
+        r"Name or service not known|name resolution|Connection refused|ConnectTimeout|timed out|unreachable|Network is",
+        output,
+    ):
         hint = "let that machine reach pypi.org and files.pythonhosted.org, or name a mirror there, in ~/.config/pip/pip.conf: "
-        return Failure("the package index cannot be reached", cause, hint + "[global], below it index-url = URL. Then: homelab deploy")
+        return Failure(
+            "the package index cannot be reached",
+            cause,
+            hint + "[global], below it index-url = URL. Then: homelab deploy",
+        )
     if "CERTIFICATE_VERIFY_FAILED" in output:
-        return Failure("the package index's certificate is not trusted", cause, "set PIP_CERT to your CA bundle")
-    if "No matching distribution found" in output:  # pip says the same of an index that answers nothing at all
+        return Failure(
+            "the package index's certificate is not trusted", cause, "set PIP_CERT to your CA bundle"
+        )
+    if (
+        "No matching distribution found" in output
+    ):  # pip says the same of an index that answers nothing at all
         machine = "%s %s with Python %s" % (os.uname().sysname, os.uname().machine, dotted(version))
         hint = "if the index has the package, it has no wheel for this machine: try another Python with --python, or another node"
         return Failure("pip found no wheel of a locked package for %s" % machine, cause, hint)
@@ -152,7 +183,9 @@ def install(python: str, version: Version, directory: str, lock: str) -> None:
         "--no-compile", "--no-input", "--disable-pip-version-check", "--no-warn-script-location", "--progress-bar", "off", "-r", lock,
     ]  # fmt: skip
     environment["PYTHONUNBUFFERED"] = "1"
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as pip:
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    ) as pip:
         assert pip.stdout is not None
         seen, told, lines = 0, time.monotonic(), []
         for raw in pip.stdout:
@@ -206,7 +239,8 @@ def provision(lock: str, name: str, into: str, asked: Optional[str]) -> Dict[str
                 if free < needed:
                     raise Failure(
                         "not enough disk space for %s" % name,
-                        "%s has %d MB free, %d MB are needed" % (os.path.dirname(directory), free // 1_000_000, needed // 1_000_000),
+                        "%s has %d MB free, %d MB are needed"
+                        % (os.path.dirname(directory), free // 1_000_000, needed // 1_000_000),
                         "free some space, or choose another folder",
                     )
                 say("making %s with Python %s" % (directory, dotted(version)))
@@ -229,16 +263,22 @@ def provision(lock: str, name: str, into: str, asked: Optional[str]) -> Dict[str
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    parser = argparse.ArgumentParser(prog="provision.py", description="Make a Python environment of a hashed lock, once.")
+    parser = argparse.ArgumentParser(
+        prog="provision.py", description="Make a Python environment of a hashed lock, once."
+    )
     parser.add_argument("--lock", required=True, help="requirements with hashes")
     parser.add_argument("--name", required=True, help="the first part of the environment's folder name")
     parser.add_argument("--into", required=True, metavar="DIR", help="where environments are kept")
-    parser.add_argument("--python", metavar="P", help="the Python to use (default: this one, else a newer one that is found)")
+    parser.add_argument(
+        "--python", metavar="P", help="the Python to use (default: this one, else a newer one that is found)"
+    )
     given = parser.parse_args(arguments)
     try:
         answer = provision(given.lock, given.name, given.into, given.python)
     except Failure as failure:
-        print(json.dumps({"error": {"message": failure.message, "cause": failure.cause, "hint": failure.hint}}))
+        print(
+            json.dumps({"error": {"message": failure.message, "cause": failure.cause, "hint": failure.hint}})
+        )
         return 1
     print(json.dumps(answer))
     return 0

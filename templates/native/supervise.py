@@ -28,7 +28,19 @@ LOG_BYTES = 10 * 1024 * 1024
 LOG_CHECK = 5.0
 LAST_RESORT = 90.0  # after a SIGTERM that did not come from `stop`, which has its own timeout
 # Proxy variables are left out on purpose: a proxy between two machines of the house would read the prompts.
-INHERITED = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
+INHERITED = (
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "PATH",
+    "LANG",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
 MARK = "HOMELAB_SERVICE_DIR"  # in the environment of all that a service starts: proof of ownership when its leader is gone
 PR_SET_PDEATHSIG = 1
 
@@ -49,7 +61,9 @@ def start_ticks(pid: Optional[int]) -> Any:
     if sys.platform.startswith("linux"):
         try:
             with open("/proc/%d/stat" % pid, "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()  # the name before it may hold blanks and brackets
+                fields = (
+                    file.read().rpartition(b")")[2].split()
+                )  # the name before it may hold blanks and brackets
         except OSError:
             return None
         return None if fields[0] in (b"Z", b"X") else int(fields[19])
@@ -120,7 +134,9 @@ def write_state(directory: str, state: Document) -> None:
 def read_environment(path: str) -> Dict[str, str]:
     try:
         with open(path, "rb") as file:
-            lines = os.fsdecode(file.read()).split("\n")  # not splitlines(): a value may hold \r, \x0b, U+2028
+            lines = os.fsdecode(file.read()).split(
+                "\n"
+            )  # not splitlines(): a value may hold \r, \x0b, U+2028
     except OSError as problem:
         raise Mistake("cannot read the environment file: %s" % problem) from None
     values = {}
@@ -145,15 +161,25 @@ class Service:
         except (OSError, ValueError) as problem:
             raise Mistake("cannot read %s: %s" % (path, problem)) from None
         argv = document.get("argv") if isinstance(document, dict) else None
-        if not isinstance(argv, list) or not argv or not all(isinstance(item, str) and "\0" not in item for item in argv):
+        if (
+            not isinstance(argv, list)
+            or not argv
+            or not all(isinstance(item, str) and "\0" not in item for item in argv)
+        ):
             raise Mistake("%s: argv must be a list of strings" % path)
         self.argv = [os.path.expanduser(item) if item.startswith("~/") else item for item in argv]
-        self.working_directory = os.path.join(directory, os.path.expanduser(document.get("working_directory") or "."))
+        self.working_directory = os.path.join(
+            directory, os.path.expanduser(document.get("working_directory") or ".")
+        )
         if not os.path.isdir(self.working_directory):
             raise Mistake("%s: working_directory %s is not a folder" % (path, self.working_directory))
-        self.environment = {key: os.environ[key] for key in os.environ if key in INHERITED or key.startswith(("LC_", "XDG_"))}
+        self.environment = {
+            key: os.environ[key] for key in os.environ if key in INHERITED or key.startswith(("LC_", "XDG_"))
+        }
         if document.get("environment_file"):
-            self.environment.update(read_environment(os.path.join(directory, os.path.expanduser(document["environment_file"]))))
+            self.environment.update(
+                read_environment(os.path.join(directory, os.path.expanduser(document["environment_file"])))
+            )
         self.environment[MARK] = directory
 
 
@@ -196,7 +222,11 @@ class Supervisor:
     def say(self, text: str) -> None:
         try:
             with self.open_log() as log:
-                log.write(("%s supervise: %s\n" % (time.strftime("%Y-%m-%dT%H:%M:%S"), text)).encode("utf-8", "replace"))
+                log.write(
+                    ("%s supervise: %s\n" % (time.strftime("%Y-%m-%dT%H:%M:%S"), text)).encode(
+                        "utf-8", "replace"
+                    )
+                )
         except OSError:
             pass
 
@@ -210,7 +240,9 @@ class Supervisor:
         try:
             if os.path.getsize(path) < LOG_BYTES:
                 return
-            with open(path, "r+b") as log, os.fdopen(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as old:
+            with open(path, "r+b") as log, os.fdopen(
+                os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb"
+            ) as old:
                 log.seek(-LOG_BYTES, os.SEEK_END)
                 old.write(log.read())
                 log.truncate(0)
@@ -231,7 +263,12 @@ class Supervisor:
                 self.service.argv, cwd=self.service.working_directory, env=self.service.environment, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=self.before_exec,
             )  # fmt: skip
-        self.save(pid=self.child.pid, pid_start_ticks=start_ticks(self.child.pid), started_at=time.time(), status="running")
+        self.save(
+            pid=self.child.pid,
+            pid_start_ticks=start_ticks(self.child.pid),
+            started_at=time.time(),
+            status="running",
+        )
         if self.stopping is not None:  # the signal came between the fork and here
             send_group(self.child.pid, signal.SIGTERM)
 
@@ -274,7 +311,9 @@ class Supervisor:
             self.quick = self.quick + 1 if lasted < QUICK_EXIT else 0
             self.step = 0 if lasted >= HEALTHY_AFTER else self.step
             if self.quick >= QUICK_EXITS:
-                self.say("exit code %d, and %d exits within %g s each: giving up" % (code, self.quick, QUICK_EXIT))
+                self.say(
+                    "exit code %d, and %d exits within %g s each: giving up" % (code, self.quick, QUICK_EXIT)
+                )
                 return "failed"
             pause = BACKOFF[min(self.step, len(BACKOFF) - 1)]
             self.step += 1
@@ -368,7 +407,9 @@ def start(directory: str) -> Document:
         if lock is not None:
             break
         state = read_state(directory)
-        if state.get("status") in ("running", "backing-off") and alive(state.get("supervisor_pid"), state.get("supervisor_start_ticks")):
+        if state.get("status") in ("running", "backing-off") and alive(
+            state.get("supervisor_pid"), state.get("supervisor_start_ticks")
+        ):
             return report(directory)
         if time.monotonic() > until:
             raise Mistake("%s/lock is held by a process that is neither a supervisor nor ends" % directory)
@@ -428,11 +469,17 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="supervise.py", description="Keep one native service running.")
     verbs = parser.add_subparsers(dest="verb", metavar="start|stop|status")
     verbs.required = True
-    for verb, text in (("start", "start it, unless it runs"), ("stop", "end it and all it started"), ("status", "what it does now")):
+    for verb, text in (
+        ("start", "start it, unless it runs"),
+        ("stop", "end it and all it started"),
+        ("status", "what it does now"),
+    ):
         command = verbs.add_parser(verb, help=text)
         command.add_argument("directory", metavar="DIR")
         if verb == "stop":
-            command.add_argument("--timeout", type=float, default=15.0, help="seconds between SIGTERM and SIGKILL")
+            command.add_argument(
+                "--timeout", type=float, default=15.0, help="seconds between SIGTERM and SIGKILL"
+            )
     given = parser.parse_args(arguments)
     directory = os.path.realpath(os.path.expanduser(given.directory))
     try:

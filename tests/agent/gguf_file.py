@@ -33,7 +33,9 @@ def tensor(name: str, dimensions: Sequence[int], kind: int, offset: int) -> byte
 
 
 def header(pairs: Sequence[bytes], tensors: Sequence[bytes], version: int = 3) -> bytes:
-    return b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs)) + b"".join(pairs) + b"".join(tensors)
+    return (
+        b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(pairs)) + b"".join(pairs) + b"".join(tensors)
+    )
 
 
 def padded(data: bytes, alignment: int = 32) -> bytes:

@@ -29,7 +29,9 @@ def name(python: Path) -> str:
 
 @pytest.mark.parametrize("python", NEW, ids=name)
 def test_the_bundle_runs_on_every_python_from_3_8_on(run_agent: Run, python: Path) -> None:
-    facts = parse_facts(json.dumps(run_agent({"cluster": "home", "sources": ["/no/such.gguf"]}, python=str(python))))
+    facts = parse_facts(
+        json.dumps(run_agent({"cluster": "home", "sources": ["/no/such.gguf"]}, python=str(python)))
+    )
     assert facts.schema_version == 1
     assert facts.problems == ()
     assert facts.python == name(python)
@@ -41,7 +43,9 @@ def test_an_older_python_is_told_so(agent_folder: Path, python: Path) -> None:
     done = subprocess.run([str(python), str(agent_folder), "{}"], capture_output=True, text=True, check=False)
     assert done.returncode == 98
     assert done.stdout == ""
-    assert done.stderr == "homelab agent needs Python 3.8 or newer, this node has {}.{}\n".format(*name(python).split("."))
+    assert done.stderr == "homelab agent needs Python 3.8 or newer, this node has {}.{}\n".format(
+        *name(python).split(".")
+    )
 
 
 def test_memory_processors_and_names_agree_with_psutil(run_agent: Run, home: Path) -> None:
@@ -85,7 +89,9 @@ def test_a_port_on_ipv6_is_seen_by_the_kernels_list_and_by_proc() -> None:
 def test_ports_are_those_of_psutil() -> None:
     """Others may open and close ports meanwhile: what psutil sees before and after must be there, and nothing that it never sees."""
     with socket.create_server(("127.0.0.1", 0)), socket.create_server(("::", 0), family=socket.AF_INET6):
-        before, found, after = ({tuple(p.values()) for p in ask()} for ask in (by_psutil, ports.by_kernel, by_psutil))
+        before, found, after = (
+            {tuple(p.values()) for p in ask()} for ask in (by_psutil, ports.by_kernel, by_psutil)
+        )
     assert before & after <= found <= before | after
     assert len(found) >= 2
 
@@ -114,7 +120,9 @@ def test_a_long_process_name_is_whole(tmp_path: Path) -> None:
 
 def test_interfaces_are_those_of_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
     problems: list[dict[str, str]] = []
-    monkeypatch.setattr(host, "is_virtual", lambda name: name.startswith(("veth", "br-")))  # containers of other tests come and go
+    monkeypatch.setattr(
+        host, "is_virtual", lambda name: name.startswith(("veth", "br-"))
+    )  # containers of other tests come and go
     found = host.interfaces(problems)
     monkeypatch.setattr(host, "LINUX", False)
     assert found == host.interfaces(problems)
@@ -122,20 +130,30 @@ def test_interfaces_are_those_of_psutil(monkeypatch: pytest.MonkeyPatch) -> None
     assert problems == []
 
 
-@pytest.mark.parametrize("name", ["lo", "lo0", "docker0", "docker_gwbridge", "br-0123456789ab", "veth12ab", "virbr0", "cni0"])
+@pytest.mark.parametrize(
+    "name", ["lo", "lo0", "docker0", "docker_gwbridge", "br-0123456789ab", "veth12ab", "virbr0", "cni0"]
+)
 def test_an_interface_inside_the_machine_is_left_out(name: str) -> None:
     assert host.is_virtual(name)
 
 
-@pytest.mark.parametrize("name", ["eth0", "wlp2s0", "br-lan", "br-office-floor", "br0", "docker", "lan", "tailscale0"])
+@pytest.mark.parametrize(
+    "name", ["eth0", "wlp2s0", "br-lan", "br-office-floor", "br0", "docker", "lan", "tailscale0"]
+)
 def test_a_network_interface_is_kept(name: str) -> None:
     assert not host.is_virtual(name)
 
 
-def test_linux_is_read_without_the_imports_that_cost_most(agent_folder: Path, home: Path, fake_nvml: Path) -> None:
+def test_linux_is_read_without_the_imports_that_cost_most(
+    agent_folder: Path, home: Path, fake_nvml: Path
+) -> None:
     """Each costs as much as everything that the agent reads; one line anywhere brings it back."""
     env = {"HOME": str(home), "PATH": "/usr/bin:/bin", "DOCKER_HOST": f"unix://{home}/none.sock"}
-    env |= {"LD_LIBRARY_PATH": str(fake_nvml), "FAKE_NVML": str(LAB / "gpus" / "rtx4090"), "FAKE_NVML_HELD": str(home)}
+    env |= {
+        "LD_LIBRARY_PATH": str(fake_nvml),
+        "FAKE_NVML": str(LAB / "gpus" / "rtx4090"),
+        "FAKE_NVML_HELD": str(home),
+    }
     argv = [sys.executable, "-I", "-S", "-X", "importtime", str(agent_folder / "__main__.py"), "{}"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
@@ -175,7 +193,10 @@ def test_without_psutil_nothing_is_missing(agent_folder: Path, tmp_path: Path) -
 
 def test_a_request_that_is_no_json_is_a_problem(agent_folder: Path, home: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-I", str(agent_folder), "{no"], capture_output=True, check=True, env={"HOME": str(home), "PATH": "/usr/bin:/bin"}
+        [sys.executable, "-I", str(agent_folder), "{no"],
+        capture_output=True,
+        check=True,
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
     )
     assert parse_facts(done.stdout).problems[0].message.startswith("the request cannot be read")
 
@@ -191,7 +212,10 @@ def test_a_part_that_raises_or_hangs_is_a_problem() -> None:
     started = time.perf_counter()
     assert Question("disks", lambda _: time.sleep(30), [], deadline_s=0.1).answer(problems) == []
     assert time.perf_counter() - started < 5
-    assert problems == [{"source": "gpus", "message": "RuntimeError: odd hardware"}, {"source": "disks", "message": "no answer in 0.1 s"}]
+    assert problems == [
+        {"source": "gpus", "message": "RuntimeError: odd hardware"},
+        {"source": "disks", "message": "no answer in 0.1 s"},
+    ]
 
 
 def test_the_agent_imports_the_standard_library_itself_and_what_it_carries() -> None:
@@ -210,4 +234,6 @@ def test_the_agent_imports_the_standard_library_itself_and_what_it_carries() -> 
 
 def test_no_module_of_the_agent_hides_one_of_pythons() -> None:
     """Its folder is the first on the path where it runs."""
-    assert not {p.stem for p in (ROOT / "agent").iterdir() if p.suffix == ".py"} & (set(sys.stdlib_module_names) - {"__main__", "__init__"})
+    assert not {p.stem for p in (ROOT / "agent").iterdir() if p.suffix == ".py"} & (
+        set(sys.stdlib_module_names) - {"__main__", "__init__"}
+    )

@@ -25,8 +25,24 @@ LABELS = {
     "homelab.model": "qwen3-4b",
     "homelab.spec": "abc",
 }
-RUNNING = {"Status": "running", "Running": True, "Restarting": False, "OOMKilled": False, "Pid": 28863, "ExitCode": 0, "Error": ""}
-EXITED = {"Status": "exited", "Running": False, "Restarting": False, "OOMKilled": False, "Pid": 0, "ExitCode": 3, "Error": ""}
+RUNNING = {
+    "Status": "running",
+    "Running": True,
+    "Restarting": False,
+    "OOMKilled": False,
+    "Pid": 28863,
+    "ExitCode": 0,
+    "Error": "",
+}
+EXITED = {
+    "Status": "exited",
+    "Running": False,
+    "Restarting": False,
+    "OOMKilled": False,
+    "Pid": 0,
+    "ExitCode": 3,
+    "Error": "",
+}
 
 
 class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -36,7 +52,11 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         super().__init__(path, Answer)
         self.answers: dict[str, Any] = {
             "/version": {"Version": "20.10.24+dfsg1", "ApiVersion": "1.41", "MinAPIVersion": "1.12"},
-            "/info": {"DockerRootDir": "/var/lib/docker", "CgroupVersion": "1", "Runtimes": {"runc": {"path": "runc"}}},
+            "/info": {
+                "DockerRootDir": "/var/lib/docker",
+                "CgroupVersion": "1",
+                "Runtimes": {"runc": {"path": "runc"}},
+            },
             "/containers/json?all=1": [],
         }
 
@@ -47,13 +67,24 @@ class Engine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
                 "Names": ["/home-qwen3-4b-abc-1"],
                 "Labels": LABELS,
                 "State": state["Status"],
-                "Ports": [{"IP": "10.0.0.9", "PrivatePort": 8000, "PublicPort": 8101, "Type": "tcp"}, {"PrivatePort": 9, "Type": "udp"}],
+                "Ports": [
+                    {"IP": "10.0.0.9", "PrivatePort": 8000, "PublicPort": 8101, "Type": "tcp"},
+                    {"PrivatePort": 9, "Type": "udp"},
+                ],
             },
             {"Id": "0" * 64, "Names": ["/somebody-elses"], "Labels": None, "State": "running", "Ports": []},
         ]
-        self.answers[f"/containers/{CONTAINER}/json"] = {"Id": CONTAINER, "Name": "/x", "RestartCount": 2, "State": state} | inspected
+        self.answers[f"/containers/{CONTAINER}/json"] = {
+            "Id": CONTAINER,
+            "Name": "/x",
+            "RestartCount": 2,
+            "State": state,
+        } | inspected
         self.answers[f"/containers/{CONTAINER}/stats?stream=false&one-shot=true"] = {
-            "memory_stats": {"usage": 5_000_000, "stats": {"total_inactive_file": 1_000_000, "inactive_file": 7}}
+            "memory_stats": {
+                "usage": 5_000_000,
+                "stats": {"total_inactive_file": 1_000_000, "inactive_file": 7},
+            }
         }
 
 
@@ -89,13 +120,20 @@ def asked(run_agent: Run, engine: Engine, **env: str) -> Any:
 def test_the_engine_is_described(run_agent: Run, engine: Engine) -> None:
     facts = asked(run_agent, engine)
     docker = facts.docker
-    assert (docker.version, docker.api_version, docker.reachable, docker.error) == ("20.10.24+dfsg1", "1.41", True, None)
+    assert (docker.version, docker.api_version, docker.reachable, docker.error) == (
+        "20.10.24+dfsg1",
+        "1.41",
+        True,
+        None,
+    )
     assert docker.data_root == "/var/lib/docker"
     assert docker.nvidia_runtime is False
     assert {d.purpose for d in facts.disks} == {"models", "docker", "homelab"}
 
 
-def test_the_nvidia_runtime_is_seen_listed_or_as_a_hook(run_agent: Run, engine: Engine, tmp_path: Path) -> None:
+def test_the_nvidia_runtime_is_seen_listed_or_as_a_hook(
+    run_agent: Run, engine: Engine, tmp_path: Path
+) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     hook = programs / "nvidia-container-runtime-hook"
@@ -103,7 +141,9 @@ def test_the_nvidia_runtime_is_seen_listed_or_as_a_hook(run_agent: Run, engine: 
     hook.chmod(0o755)
     assert asked(run_agent, engine, PATH=f"{programs}:/usr/bin:/bin").docker.nvidia_runtime
     engine.answers["/info"]["Runtimes"]["nvidia"] = {"path": "nvidia-container-runtime"}
-    os.utime(str(engine.server_address), (1, 1))  # a new runtime is known once the engine is started anew, and its socket with it
+    os.utime(
+        str(engine.server_address), (1, 1)
+    )  # a new runtime is known once the engine is started anew, and its socket with it
     assert asked(run_agent, engine).docker.nvidia_runtime
 
 
@@ -111,7 +151,14 @@ def test_the_compose_plugin_is_asked_for_its_version(run_agent: Run, engine: Eng
     folder = home / ".docker" / "cli-plugins"
     folder.mkdir(parents=True)
     plugin = folder / "docker-compose"
-    answer = json.dumps({"SchemaVersion": "0.1.0", "Vendor": "Docker Inc.", "Version": "v5.6.1", "ShortDescription": "Docker Compose"})
+    answer = json.dumps(
+        {
+            "SchemaVersion": "0.1.0",
+            "Vendor": "Docker Inc.",
+            "Version": "v5.6.1",
+            "ShortDescription": "Docker Compose",
+        }
+    )
     plugin.write_text(f"#!/bin/sh\n[ \"$1\" = docker-cli-plugin-metadata ] && echo '{answer}'\n")
     plugin.chmod(0o755)
     assert asked(run_agent, engine).docker.compose_version == "5.6.1"
@@ -130,11 +177,18 @@ def test_our_container_is_a_service_and_its_port_has_its_name(run_agent: Run, en
         "abc",
         "docker",
     )
-    assert (service.state, service.restarts, service.exit_code, service.memory_bytes) == ("running", 2, None, 4_000_000)
+    assert (service.state, service.restarts, service.exit_code, service.memory_bytes) == (
+        "running",
+        2,
+        None,
+        4_000_000,
+    )
     assert (service.container, service.project, service.pid) == (CONTAINER, "home-qwen3-4b-abc", 28863)
     assert service.directory == LABELS["com.docker.compose.project.working_dir"]
     assert service.labels == LABELS
-    assert [(p.address, p.process) for p in facts.ports if p.port == 8101] == [("10.0.0.9", "home-qwen3-4b-abc-1")]
+    assert [(p.address, p.process) for p in facts.ports if p.port == 8101] == [
+        ("10.0.0.9", "home-qwen3-4b-abc-1")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -142,15 +196,30 @@ def test_our_container_is_a_service_and_its_port_has_its_name(run_agent: Run, en
     [
         (RUNNING, "running", None, None),
         (RUNNING | {"Health": {"Status": "starting", "Log": []}}, "starting", None, None),
-        (RUNNING | {"Health": {"Status": "unhealthy", "Log": [{"Output": "curl: (7) refused\n"}]}}, "unhealthy", "curl: (7) refused", None),
+        (
+            RUNNING | {"Health": {"Status": "unhealthy", "Log": [{"Output": "curl: (7) refused\n"}]}},
+            "unhealthy",
+            "curl: (7) refused",
+            None,
+        ),
         (EXITED, "stopped", "exited, exit code 3", 3),
         (EXITED | {"OOMKilled": True, "ExitCode": 137}, "stopped", "exited, out of memory", 137),
-        (EXITED | {"Status": "restarting", "Running": True, "Restarting": True}, "unhealthy", "restarting after exit code 3", 3),
+        (
+            EXITED | {"Status": "restarting", "Running": True, "Restarting": True},
+            "unhealthy",
+            "restarting after exit code 3",
+            3,
+        ),
         (EXITED | {"Status": "created", "ExitCode": 0}, "stopped", "created", 0),
     ],
 )
 def test_the_state_of_a_container(
-    run_agent: Run, engine: Engine, state: dict[str, Any], expected: str, detail: str | None, exit_code: int | None
+    run_agent: Run,
+    engine: Engine,
+    state: dict[str, Any],
+    expected: str,
+    detail: str | None,
+    exit_code: int | None,
 ) -> None:
     engine.holds(state)
     (service,) = asked(run_agent, engine).services
@@ -160,9 +229,16 @@ def test_the_state_of_a_container(
 def test_gpu_memory_is_given_to_the_container_that_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from agent import processes, services
 
-    monkeypatch.setattr(processes, "cgroup", lambda pid: f"0::/system.slice/docker-{CONTAINER}.scope" if pid == 7 else "0::/user.slice")
+    monkeypatch.setattr(
+        processes,
+        "cgroup",
+        lambda pid: f"0::/system.slice/docker-{CONTAINER}.scope" if pid == 7 else "0::/user.slice",
+    )
     monkeypatch.setattr(processes, "ancestry", lambda pid: [pid, 8])
-    ours: list[dict[str, Any]] = [{"name": "qwen3-4b", "container": CONTAINER, "pid": 1}, {"name": "native", "container": None, "pid": 8}]
+    ours: list[dict[str, Any]] = [
+        {"name": "qwen3-4b", "container": CONTAINER, "pid": 1},
+        {"name": "native", "container": None, "pid": 8},
+    ]
     gpus = [
         {"processes": [{"pid": 7, "memory_bytes": 100, "service": None}]},
         {"processes": [{"pid": 9, "memory_bytes": 20, "service": None}]},
@@ -178,16 +254,26 @@ def test_the_memory_of_a_container_is_read_from_its_cgroup() -> None:
     """This process stands for one: its cgroup's last name for the container's number."""
     from agent import processes
 
-    line = next(ln for ln in Path("/proc/self/cgroup").read_text().splitlines() if ln.startswith("0::") or ":memory:" in ln)
+    line = next(
+        ln
+        for ln in Path("/proc/self/cgroup").read_text().splitlines()
+        if ln.startswith("0::") or ":memory:" in ln
+    )
     path = line.split(":", 2)[2]
     folder = processes.cgroup_folder("" if line.startswith("0::") else "memory", path)
-    seen = folder is not None and any(Path(folder, name).exists() for name in ("memory.current", "memory.usage_in_bytes"))
+    seen = folder is not None and any(
+        Path(folder, name).exists() for name in ("memory.current", "memory.usage_in_bytes")
+    )
     found = processes.memory_of_container(os.getpid(), path)
     assert (found is not None and found > 0) if seen else found is None
-    assert processes.memory_of_container(os.getpid(), CONTAINER) is None  # the same number in another machine is another process
+    assert (
+        processes.memory_of_container(os.getpid(), CONTAINER) is None
+    )  # the same number in another machine is another process
 
 
-def test_a_user_outside_the_docker_group_is_told_in_dockers_words(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_outside_the_docker_group_is_told_in_dockers_words(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from agent import docker, httpget
 
     def denied(*_: object) -> None:
@@ -200,13 +286,18 @@ def test_a_user_outside_the_docker_group_is_told_in_dockers_words(engine: Engine
         os.chmod(str(engine.server_address), 0)
     found = docker.collect([])["docker"]
     assert found["reachable"] is False
-    assert found["error"].startswith("permission denied while trying to connect to the Docker daemon socket at unix://")
+    assert found["error"].startswith(
+        "permission denied while trying to connect to the Docker daemon socket at unix://"
+    )
 
 
 def test_an_engine_that_is_down_is_told_in_dockers_words(run_agent: Run, tmp_path: Path) -> None:
     docker = run_agent(docker=str(tmp_path / "none.sock"))["docker"]
     assert docker["reachable"] is False
-    assert docker["error"] == f"Cannot connect to the Docker daemon at unix://{tmp_path}/none.sock. Is the docker daemon running?"
+    assert (
+        docker["error"]
+        == f"Cannot connect to the Docker daemon at unix://{tmp_path}/none.sock. Is the docker daemon running?"
+    )
 
 
 def test_a_machine_without_docker_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,9 @@ from tests.agent import gguf_file as write
 
 def run(*arguments: str) -> tuple[int, dict[str, Any]]:
     agent = Path(gguf.__file__).parent
-    done = subprocess.run([sys.executable, "-I", str(agent), "gguf", *arguments], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", str(agent), "gguf", *arguments], capture_output=True, check=False
+    )
     return done.returncode, json.loads(done.stdout)
 
 
@@ -90,7 +92,11 @@ def test_parts_of_a_split_file_are_joined(tmp_path: Path) -> None:
     document = gguf.document(str(tmp_path / "m-00002-of-00002.gguf"))
     assert [t[0] for t in document["tensors"]] == ["token_embd.weight", "output.weight"]
     assert document["metadata"]["llama.block_count"] == 2
-    assert document["file_bytes"] == sum(size for _, size in document["files"]) == sum(f.stat().st_size for f in tmp_path.iterdir())
+    assert (
+        document["file_bytes"]
+        == sum(size for _, size in document["files"])
+        == sum(f.stat().st_size for f in tmp_path.iterdir())
+    )
     (tmp_path / "m-00001-of-00002.gguf").unlink()
     with pytest.raises(gguf.HeaderError, match=r"part missing: m-00001-of-00002\.gguf"):
         gguf.document(str(tmp_path / "m-00002-of-00002.gguf"))
@@ -110,10 +116,18 @@ HOSTILE = {
     "too many tensors": b"GGUF" + struct.pack("<IQQ", 3, HUGE, 0),
     "too many pairs": b"GGUF" + struct.pack("<IQQ", 3, 0, HUGE),
     "a string longer than the file": write.header([struct.pack("<Q", HUGE) + b"x"], ()),
-    "a text longer than the file": write.header([write.text("k") + struct.pack("<IQ", write.STRING, HUGE)], ()),
-    "an array longer than the file": write.header([write.text("k") + struct.pack("<IIQ", write.ARRAY, write.UINT64, HUGE)], ()),
-    "an array of endless strings": write.header([write.text("k") + struct.pack("<IIQ", write.ARRAY, write.STRING, HUGE)], ()),
-    "arrays in arrays": write.header([write.text("k") + struct.pack("<IIQ", write.ARRAY, write.ARRAY, 1) * 3], ()),
+    "a text longer than the file": write.header(
+        [write.text("k") + struct.pack("<IQ", write.STRING, HUGE)], ()
+    ),
+    "an array longer than the file": write.header(
+        [write.text("k") + struct.pack("<IIQ", write.ARRAY, write.UINT64, HUGE)], ()
+    ),
+    "an array of endless strings": write.header(
+        [write.text("k") + struct.pack("<IIQ", write.ARRAY, write.STRING, HUGE)], ()
+    ),
+    "arrays in arrays": write.header(
+        [write.text("k") + struct.pack("<IIQ", write.ARRAY, write.ARRAY, 1) * 3], ()
+    ),
     "an unknown metadata type": write.header([write.text("k") + struct.pack("<I", 77)], ()),
     "no dimensions": write.header((), [write.tensor("t", [], write.F32, 0)]),
     "many dimensions": write.header((), [write.tensor("t", [1] * 9, write.F32, 0)]),

@@ -64,7 +64,12 @@ def running(pid: int) -> dict[str, Any]:
 
 def test_a_living_process_is_running(seen: Callable[..., Service], sleeper: int) -> None:
     service = seen(running(sleeper))
-    assert (service.cluster, service.name, service.model, service.spec) == ("home", "qwen3-4b", "qwen3-4b", "abc")
+    assert (service.cluster, service.name, service.model, service.spec) == (
+        "home",
+        "qwen3-4b",
+        "qwen3-4b",
+        "abc",
+    )
     assert (service.state, service.pid, service.restarts, service.exit_code) == ("running", sleeper, 1, None)
     rss = psutil.Process(sleeper).memory_info().rss
     assert service.memory_bytes is not None
@@ -98,7 +103,9 @@ def test_what_the_supervisor_says_counts_while_it_lives(
 
 
 @pytest.mark.parametrize(("status", "state"), [(200, "running"), (503, "starting"), (500, "unhealthy")])
-def test_the_health_endpoint_decides(seen: Callable[..., Service], sleeper: int, status: int, state: str) -> None:
+def test_the_health_endpoint_decides(
+    seen: Callable[..., Service], sleeper: int, status: int, state: str
+) -> None:
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status if self.path == "/health" else 404)
@@ -120,9 +127,13 @@ def test_a_port_that_is_not_open_yet_is_starting(seen: Callable[..., Service], s
     assert seen(running(sleeper), health="/health", port=str(port)).state == "starting"
 
 
-def test_an_engine_that_says_nothing_costs_a_second_and_is_unhealthy(seen: Callable[..., Service], sleeper: int) -> None:
+def test_an_engine_that_says_nothing_costs_a_second_and_is_unhealthy(
+    seen: Callable[..., Service], sleeper: int
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        service = seen(running(sleeper), health="/health", address="0.0.0.0", port=str(silent.getsockname()[1]))
+        service = seen(
+            running(sleeper), health="/health", address="0.0.0.0", port=str(silent.getsockname()[1])
+        )
     assert service.state == "unhealthy"
     assert service.detail == "health: timed out"
 

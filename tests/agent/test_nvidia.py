@@ -29,7 +29,13 @@ def seen(run_agent: Callable[..., dict[str, Any]], fake_nvml: Path, tmp_path: Pa
         if "\n" in gpus:
             named.write_text(gpus)
         return parse_facts(
-            json.dumps(run_agent(LD_LIBRARY_PATH=str(fake_nvml), FAKE_NVML=str(named), FAKE_NVML_HELD=str(tmp_path / "held")))
+            json.dumps(
+                run_agent(
+                    LD_LIBRARY_PATH=str(fake_nvml),
+                    FAKE_NVML=str(named),
+                    FAKE_NVML_HELD=str(tmp_path / "held"),
+                )
+            )
         )
 
     return see
@@ -38,18 +44,34 @@ def seen(run_agent: Callable[..., dict[str, Any]], fake_nvml: Path, tmp_path: Pa
 def test_a_desktop_gpu_gives_what_cuda_sees(seen: Seen) -> None:
     facts = seen("rtx4090")
     (gpu,) = facts.gpus
-    assert (gpu.vendor, gpu.index, gpu.name, gpu.driver, gpu.cuda) == ("nvidia", 0, "NVIDIA GeForce RTX 4090", "580.95.05", "13.0")
+    assert (gpu.vendor, gpu.index, gpu.name, gpu.driver, gpu.cuda) == (
+        "nvidia",
+        0,
+        "NVIDIA GeForce RTX 4090",
+        "580.95.05",
+        "13.0",
+    )
     assert (gpu.compute_capability, gpu.pci_id, gpu.display) == ("8.9", "00000000:01:00.0", True)
     assert gpu.memory_reserved_bytes == 458 * MIB
     assert gpu.memory_total_bytes == (24564 - 458) * MIB
     assert gpu.memory_free_bytes == (24564 - 458 - 812) * MIB
     assert gpu.memory_used_bytes == 812 * MIB
-    assert (gpu.power_watts, gpu.power_limit_watts, gpu.temperature_celsius, gpu.utilization_percent) == (22.14, 450.0, 41, 3)
+    assert (gpu.power_watts, gpu.power_limit_watts, gpu.temperature_celsius, gpu.utilization_percent) == (
+        22.14,
+        450.0,
+        41,
+        3,
+    )
     assert facts.problems == ()
 
 
 def test_a_process_that_draws_and_computes_is_counted_once(seen: Seen) -> None:
-    text = (LAB / "gpus" / "rtx4090").read_text().replace("pid=1411", f"pid={os.getpid()}").replace("pid=1;", f"pid={os.getpid()};")
+    text = (
+        (LAB / "gpus" / "rtx4090")
+        .read_text()
+        .replace("pid=1411", f"pid={os.getpid()}")
+        .replace("pid=1;", f"pid={os.getpid()};")
+    )
     (process,) = seen(text).gpus[0].processes
     me = psutil.Process()
     assert (process.pid, process.name, process.user) == (me.pid, me.name(), me.username())
@@ -84,7 +106,9 @@ def test_a_lost_gpu_does_not_hide_the_other(seen: Seen) -> None:
 
 
 def test_a_gpu_lost_between_two_calls_does_not_hide_the_other(seen: Seen) -> None:
-    text = (LAB / "gpus" / "2x3090").read_text() + "error; call=nvmlDeviceGetUtilizationRates; code=15; gpu=0\n"
+    text = (
+        LAB / "gpus" / "2x3090"
+    ).read_text() + "error; call=nvmlDeviceGetUtilizationRates; code=15; gpu=0\n"
     facts = seen(text)
     assert [g.index for g in facts.gpus] == [1]
     assert [p.message for p in facts.problems] == ["GPU 0: GPU is lost"]
@@ -123,7 +147,9 @@ def test_an_old_driver_has_only_the_first_memory_call(seen: Seen) -> None:
 
 def test_memory_that_fails_is_a_problem_and_not_a_number(seen: Seen) -> None:
     text = (LAB / "gpus" / "laptop3070").read_text()
-    text += "error; call=nvmlDeviceGetMemoryInfo_v2; code=999\nerror; call=nvmlDeviceGetMemoryInfo; code=999\n"
+    text += (
+        "error; call=nvmlDeviceGetMemoryInfo_v2; code=999\nerror; call=nvmlDeviceGetMemoryInfo; code=999\n"
+    )
     facts = seen(text)
     assert facts.gpus == ()
     assert facts.problems[0].message == "GPU 0: Unknown Error"

@@ -29,7 +29,11 @@ def safetensors_file(tensors: dict[str, tuple[str, list[int], int]]) -> bytes:
 
 def model(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"architectures": ["Qwen3ForCausalLM"], "num_hidden_layers": 2, "quantization_config": {"quant_method": "awq"}}
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "num_hidden_layers": 2,
+        "quantization_config": {"quant_method": "awq"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6}))
     first = {f"model.layers.{i}.mlp.down_proj.qweight": ("I32", [8, 4], 128) for i in range(2)}
@@ -40,7 +44,9 @@ def model(folder: Path) -> Path:
         "model.layers.1.mlp.gate.weight": ("BF16", [4], 8),
     }
     (folder / "model-00002-of-00002.safetensors").write_bytes(safetensors_file(second))
-    index = dict.fromkeys(first, "model-00001-of-00002.safetensors") | dict.fromkeys(second, "model-00002-of-00002.safetensors")
+    index = dict.fromkeys(first, "model-00001-of-00002.safetensors") | dict.fromkeys(
+        second, "model-00002-of-00002.safetensors"
+    )
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     return folder
 
@@ -114,11 +120,22 @@ def test_a_model_that_lacks_a_shard_is_not_complete(tmp_path: Path) -> None:
 
 
 def test_a_repository_in_the_cache_is_present_when_it_is_complete(hub: Path, tmp_path: Path) -> None:
-    assert weights.look("Org/Repo") == {"source": "Org/Repo", "path": None, "present": False, "bytes": 0, "header": None, "error": None}
+    assert weights.look("Org/Repo") == {
+        "source": "Org/Repo",
+        "path": None,
+        "present": False,
+        "bytes": 0,
+        "header": None,
+        "error": None,
+    }
     files = {p.name: p.read_bytes() for p in model(tmp_path / "m").iterdir()}
     snapshot = into_hub(hub, "Org/Repo", files)
     found = weights.look("Org/Repo")
-    assert (found["present"], found["path"], found["bytes"]) == (True, str(snapshot), sum(map(len, files.values())))
+    assert (found["present"], found["path"], found["bytes"]) == (
+        True,
+        str(snapshot),
+        sum(map(len, files.values())),
+    )
     assert found["header"]["config"]["num_hidden_layers"] == 2
 
     unfinished = hub / "models--Org--Repo" / "blobs" / "abc.incomplete"
@@ -144,7 +161,11 @@ def test_a_quantisation_is_present_when_its_own_file_is(hub: Path) -> None:
     snapshot = into_hub(hub, "Org/Repo-GGUF", files)
     (hub / "models--Org--Repo-GGUF" / "blobs" / "other.incomplete").write_bytes(b"x")
     found = weights.look("Org/Repo-GGUF:Q4_K_M")
-    assert (found["present"], found["path"], found["bytes"]) == (True, str(snapshot / "m-q4_k_m.gguf"), len(whole))
+    assert (found["present"], found["path"], found["bytes"]) == (
+        True,
+        str(snapshot / "m-q4_k_m.gguf"),
+        len(whole),
+    )
     assert found["header"]["format"] == "gguf"
     assert weights.look("Org/Repo-GGUF")["path"] == str(snapshot / "m-q4_k_m.gguf")
     missing = weights.look("Org/Repo-GGUF:Q5_K_M")
@@ -208,7 +229,9 @@ def test_a_strange_safetensors_file_is_refused_in_words(what: str, tmp_path: Pat
 
 def test_an_index_cannot_point_outside_its_folder(tmp_path: Path) -> None:
     folder = model(tmp_path / "m")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../../etc/passwd"}})
+    )
     assert "names no files" in weights.look(str(folder))["error"]
 
 
@@ -220,8 +243,16 @@ JSON = st.recursive(
 
 
 @settings(max_examples=200, deadline=1000)
-@given(st.dictionaries(st.text(max_size=8), st.fixed_dictionaries({"dtype": JSON, "shape": JSON, "data_offsets": JSON}) | JSON, max_size=3))
-def test_any_safetensors_header_ends_in_tensors_or_our_error(tmp_path_factory: pytest.TempPathFactory, entries: dict[str, Any]) -> None:
+@given(
+    st.dictionaries(
+        st.text(max_size=8),
+        st.fixed_dictionaries({"dtype": JSON, "shape": JSON, "data_offsets": JSON}) | JSON,
+        max_size=3,
+    )
+)
+def test_any_safetensors_header_ends_in_tensors_or_our_error(
+    tmp_path_factory: pytest.TempPathFactory, entries: dict[str, Any]
+) -> None:
     head = json.dumps(entries).encode()
     file = tmp_path_factory.getbasetemp() / "m.safetensors"
     file.write_bytes(struct.pack("<Q", len(head)) + head)
@@ -231,7 +262,9 @@ def test_any_safetensors_header_ends_in_tensors_or_our_error(tmp_path_factory: p
         pass
 
 
-def test_what_a_config_holds_beyond_json_does_not_reach_the_answer(run_agent: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_what_a_config_holds_beyond_json_does_not_reach_the_answer(
+    run_agent: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     folder = model(tmp_path / "m")
     (folder / "config.json").write_text('{"a": NaN, "b": Infinity, "c": "\\ud800"}')
     config = run_agent({"sources": [str(folder)]})["weights"][0]["header"]["config"]

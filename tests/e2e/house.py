@@ -90,7 +90,9 @@ class House:
             start_new_session=True,
         )
 
-    def homelab(self, *words: str, code: int = 0, env: Mapping[str, str] | None = None, within: float = 300) -> Said:
+    def homelab(
+        self, *words: str, code: int = 0, env: Mapping[str, str] | None = None, within: float = 300
+    ) -> Said:
         """Run a command to its end. It must end with `code`; no traceback and no key is ever shown."""
         process = self.start(*words, env=env)
         try:
@@ -98,12 +100,16 @@ class House:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             out, err = process.communicate()
-            raise AssertionError(f"homelab {' '.join(words)} took longer than {within:.0f} s:\n{out}\n{err}") from None
+            raise AssertionError(
+                f"homelab {' '.join(words)} took longer than {within:.0f} s:\n{out}\n{err}"
+            ) from None
         return self.judged(Said(process.returncode, out, err), words, code)
 
     def at_terminal(self, *words: str, typed: Sequence[tuple[str, str]] = (), code: int = 0) -> str:
         """As `homelab`, by somebody who types an answer to each question; what the terminal showed."""
-        ended, shown = at_terminal([sys.executable, "-m", "homelab", *words], typed, env=self.env, folder=self.folder)
+        ended, shown = at_terminal(
+            [sys.executable, "-m", "homelab", *words], typed, env=self.env, folder=self.folder
+        )
         return self.judged(Said(ended, shown, ""), words, code).out
 
     def judged(self, said: Said, words: tuple[str, ...], code: int) -> Said:
@@ -111,7 +117,9 @@ class House:
         assert "Traceback" not in said.all or words[0] == "logs"  # an engine's own
         assert "homelab has a bug" not in said.all
         assert not SECRET.search(said.all)
-        assert said.code == code, f"homelab {' '.join(words)} ended with {said.code}, not {code}:\n{said.out}\n{said.err}"
+        assert said.code == code, (
+            f"homelab {' '.join(words)} ended with {said.code}, not {code}:\n{said.out}\n{said.err}"
+        )
         return said
 
     def interrupted(self, *words: str, when: str, number: int, code: int) -> Said:
@@ -143,16 +151,28 @@ class House:
         return f"http://{self[self.document['gateway']['node']].address}:{self.document['gateway'].get('port', 4000)}"
 
     def post(self, path: str, body: Mapping[str, Any], *, key: str | None = None) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, headers={"Authorization": f"Bearer {key or self.key}"}, timeout=180, trust_env=False)
+        return httpx.post(
+            self.url + path,
+            json=body,
+            headers={"Authorization": f"Bearer {key or self.key}"},
+            timeout=180,
+            trust_env=False,
+        )
 
     def chat(self, model: str, *, tokens: int = 8) -> httpx.Response:
         return self.post(
-            "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "Say hi"}], "max_tokens": tokens}
+            "/v1/chat/completions",
+            {"model": model, "messages": [{"role": "user", "content": "Say hi"}], "max_tokens": tokens},
         )
 
     def streamed(self, model: str) -> list[str]:
         """The pieces of an answer as they come."""
-        body = {"model": model, "messages": [{"role": "user", "content": "Tell me a story"}], "max_tokens": 16, "stream": True}
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": "Tell me a story"}],
+            "max_tokens": 16,
+            "stream": True,
+        }
         with httpx.stream(
             "POST",
             self.url + "/v1/chat/completions",
@@ -163,7 +183,9 @@ class House:
         ) as answer:
             assert answer.status_code == 200, answer.read()
             assert answer.headers["content-type"].startswith("text/event-stream")
-            events = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: ")]
+            events = [
+                line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: ")
+            ]
         assert events[-1] == "[DONE]"
         deltas = [c["delta"].get("content") for e in events[:-1] for c in json.loads(e)["choices"]]
         return [d for d in deltas if d]
@@ -182,7 +204,11 @@ class House:
 
     def running(self) -> dict[str, str]:
         """`node/service` of each running container of ours, with its id."""
-        return {f"{n}/{c['Config']['Labels']['homelab.service']}": c["Id"] for n, c in self.containers() if c["State"]["Running"]}
+        return {
+            f"{n}/{c['Config']['Labels']['homelab.service']}": c["Id"]
+            for n, c in self.containers()
+            if c["State"]["Running"]
+        }
 
 
 def eventually(holds: Callable[[], object], seconds: float = 15) -> None:

@@ -13,12 +13,19 @@ from pathlib import Path
 
 
 def at_terminal(
-    command: Sequence[str | Path], typed: Sequence[tuple[str, str]], *, env: Mapping[str, str], folder: Path, within: float = 120
+    command: Sequence[str | Path],
+    typed: Sequence[tuple[str, str]],
+    *,
+    env: Mapping[str, str],
+    folder: Path,
+    within: float = 120,
 ) -> tuple[int, str]:
     """Each answer is typed once its question was shown. The exit status, and all that the terminal showed."""
     ours, its = pty.openpty()
     # ssh asks /dev/tty, which is a process's own terminal only when it was made so.
-    process = subprocess.Popen(["setsid", "--ctty", "--wait", *command], stdin=its, stdout=its, stderr=its, cwd=folder, env=env)
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", *command], stdin=its, stdout=its, stderr=its, cwd=folder, env=env
+    )
     os.close(its)
     shown, read, waiting, until = "", 0, list(typed), time.monotonic() + within
     try:

@@ -72,7 +72,10 @@ def test_a_changed_context_replaces_that_model_only(home: House) -> None:
     assert re.search(r"~ replace  ?first", said.out) and "context 512 → 1024" in said.out
     home.homelab("deploy", "--yes")
     after = home.running()
-    assert {s for s in after if after[s] != before[s]} <= {"workstation/first", "laptop/gateway"} and after.keys() == before.keys()
+    assert {s for s in after if after[s] != before[s]} <= {
+        "workstation/first",
+        "laptop/gateway",
+    } and after.keys() == before.keys()
     assert after["workstation/first"] != before["workstation/first"]
     assert len(list(home.containers())) == 4
     assert home.homelab("status", "--json").json["models"][0]["context"] == 1024
@@ -82,11 +85,16 @@ def test_a_replacement_that_cannot_start_is_taken_back(home: House) -> None:
     before = home.running()
     change(home, "first", args={"bogus-flag": True})
     said = home.homelab("deploy", "--yes", code=1)
-    assert "error: invalid argument: --bogus-flag" in said.err and "`first` runs again as it was before" in said.err
+    assert (
+        "error: invalid argument: --bogus-flag" in said.err
+        and "`first` runs again as it was before" in said.err
+    )
     assert home.running()["workstation/first"] == before["workstation/first"]
     eventually(lambda: home.chat("first").status_code == 200, 40)
     assert len([c for _, c in home.containers() if c["Config"]["Labels"]["homelab.service"] == "first"]) == 1
-    assert len(home["workstation"].run("ls /home/homelab/.local/share/homelab/home/first").stdout.split()) == 1
+    assert (
+        len(home["workstation"].run("ls /home/homelab/.local/share/homelab/home/first").stdout.split()) == 1
+    )
     change(home, "first", args={})
     said = home.homelab("deploy", "--yes")
     assert home.running()["workstation/first"] == before["workstation/first"]
@@ -144,11 +152,19 @@ def test_a_crashed_engine_comes_back_by_itself_and_a_stopped_one_with_the_next_d
     crashed = service(home, "first")
     home["workstation"].run(f"kill -9 {crashed['State']['Pid']}")
     eventually(
-        lambda: service(home, "first")["State"].get("Health", {}).get("Status") == "healthy" and service(home, "first")["RestartCount"], 40
+        lambda: (
+            service(home, "first")["State"].get("Health", {}).get("Status") == "healthy"
+            and service(home, "first")["RestartCount"]
+        ),
+        40,
     )
     home["workstation"].run(f"docker stop {service(home, 'second')['Id']}")
     document = home.homelab("status", "--json").json
-    assert {m["name"]: m["healthy"] for m in document["models"]} == {"first": True, "second": False, "third": True}
+    assert {m["name"]: m["healthy"] for m in document["models"]} == {
+        "first": True,
+        "second": False,
+        "third": True,
+    }
     said = home.homelab("deploy", "--yes")
     assert "1 restart on 1 node" in said.out and home.chat("second").status_code == 200
 

@@ -21,7 +21,15 @@ from tests.lab.hub import Hub
 from tests.lab.models import tiny_reranker
 
 pytestmark = pytest.mark.lab
-SERVICES = {"server/hubbed", "server/vectors", "server/ranks", "laptop/pair", "workstation/pair", "workstation/own", "server/gateway"}
+SERVICES = {
+    "server/hubbed",
+    "server/vectors",
+    "server/ranks",
+    "laptop/pair",
+    "workstation/pair",
+    "workstation/own",
+    "server/gateway",
+}
 CHATS = ("hubbed", "own", "pair")
 
 
@@ -35,7 +43,10 @@ def hub(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 @pytest.fixture(scope="module")
 def home(lab: Lab, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("work")
-    household = start({"workstation": "rtx4090", "server": "2x3090", "laptop": "laptop3070"}, tmp_path_factory.mktemp("home"))
+    household = start(
+        {"workstation": "rtx4090", "server": "2x3090", "laptop": "laptop3070"},
+        tmp_path_factory.mktemp("home"),
+    )
     shutil.copy(lab.gguf, folder / "own.gguf")
     tiny_reranker(folder / "ranks.gguf")
     house = House(household, folder)
@@ -57,7 +68,10 @@ def home(lab: Lab, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_discover_tells_what_each_machine_has(home: House) -> None:
     document = home.homelab("discover", "--json").json
     assert document["schema_version"] == 1 and document["cluster"] == "home"
-    assert {n: [g["name"].removeprefix("NVIDIA GeForce ") for g in r["facts"]["gpus"]] for n, r in document["nodes"].items()} == {
+    assert {
+        n: [g["name"].removeprefix("NVIDIA GeForce ") for g in r["facts"]["gpus"]]
+        for n, r in document["nodes"].items()
+    } == {
         "workstation": ["RTX 4090"],
         "server": ["RTX 3090", "RTX 3090"],
         "laptop": ["RTX 3070 Laptop GPU"],
@@ -65,7 +79,11 @@ def test_discover_tells_what_each_machine_has(home: House) -> None:
     for report in document["nodes"].values():
         assert report["reachable"] and report["error"] is None and report["away"] is False
         facts = report["facts"]
-        assert facts["docker"]["reachable"] and facts["docker"]["compose_version"] and facts["docker"]["nvidia_runtime"]
+        assert (
+            facts["docker"]["reachable"]
+            and facts["docker"]["compose_version"]
+            and facts["docker"]["nvidia_runtime"]
+        )
         assert facts["problems"] == [] and facts["services"] == []
         assert {d["purpose"] for d in facts["disks"]} >= {"models"}
     [gpu] = document["nodes"]["workstation"]["facts"]["gpus"]
@@ -76,7 +94,11 @@ def test_discover_tells_what_each_machine_has(home: House) -> None:
 
 def test_plan_shows_and_changes_nothing(home: House) -> None:
     said = home.homelab("plan")
-    assert "7 create on" in said.out and "no prompt can leave the house" in said.out and said.out.rstrip().endswith("Next: homelab deploy")
+    assert (
+        "7 create on" in said.out
+        and "no prompt can leave the house" in said.out
+        and said.out.rstrip().endswith("Next: homelab deploy")
+    )
     document = home.homelab("plan", "--json").json
     assert {c["action"] for c in document["changes"]} == {"create"} and document["unplaced"] == []
     for p in document["placements"]:
@@ -106,7 +128,9 @@ def test_deploy_brings_all_of_it_up(home: House, hub: Hub) -> None:
     assert set(home.running()) == SERVICES
     # The engine itself fetched the file that was asked for, into the cache of the node's user.
     assert hub.paths("/Org/Smol-GGUF/resolve/*/Smol-Q4_K_M.gguf") and not hub.paths("*Smol-Q8_0*")
-    assert home["server"].run("ls /home/homelab/.cache/huggingface/hub").stdout.split() == ["models--Org--Smol-GGUF"]
+    assert home["server"].run("ls /home/homelab/.cache/huggingface/hub").stdout.split() == [
+        "models--Org--Smol-GGUF"
+    ]
 
 
 def test_engines_on_one_gpu_start_one_after_the_other(home: House) -> None:
@@ -119,7 +143,9 @@ def test_engines_on_one_gpu_start_one_after_the_other(home: House) -> None:
     for containers in shared.values():
         containers.sort(key=lambda c: c["State"]["StartedAt"])
         for earlier, later in itertools.pairwise(containers):
-            healthy = next(check["End"] for check in earlier["State"]["Health"]["Log"] if check["ExitCode"] == 0)
+            healthy = next(
+                check["End"] for check in earlier["State"]["Health"]["Log"] if check["ExitCode"] == 0
+            )
             # Docker keeps the last five checks only: this says something as long as the deploy is fresh.
             if len(earlier["State"]["Health"]["Log"]) < 5:
                 assert healthy <= later["State"]["StartedAt"]
@@ -144,12 +170,20 @@ def test_the_gateway_embeds(home: House) -> None:
 
 
 def test_the_gateway_ranks(home: House) -> None:
-    body = {"model": "ranks", "query": "Where are the potatoes?", "documents": ["Hello there.", "They are in the cellar.", "No."]}
+    body = {
+        "model": "ranks",
+        "query": "Where are the potatoes?",
+        "documents": ["Hello there.", "They are in the cellar.", "No."],
+    }
     answer = home.post("/v1/rerank", body)
     assert answer.status_code == 200, answer.text
     results = answer.json()["results"]
     scores = [r["relevance_score"] for r in results]
-    assert {r["index"] for r in results} == {0, 1, 2} and len(set(scores)) == 3 and scores == sorted(scores, reverse=True)
+    assert (
+        {r["index"] for r in results} == {0, 1, 2}
+        and len(set(scores)) == 3
+        and scores == sorted(scores, reverse=True)
+    )
     answer = home.post("/v1/rerank", body | {"top_n": 1})
     assert [r["index"] for r in answer.json()["results"]] == [results[0]["index"]]
     assert home.post("/v1/rerank", body, key="sk-wrong").status_code in (400, 401)
@@ -178,7 +212,9 @@ def test_status_tells_the_context_served_and_the_memory_used(home: House) -> Non
     document = home.homelab("status", "--json").json
     assert document["gateway"]["healthy"] and document["gateway"]["url"] == home.url
     assert Path(document["gateway"]["key_file"]).read_text().strip() == home.key
-    assert {m["name"]: (m["kind"], m["healthy"], m["context"], len(m["placements"])) for m in document["models"]} == {
+    assert {
+        m["name"]: (m["kind"], m["healthy"], m["context"], len(m["placements"])) for m in document["models"]
+    } == {
         "hubbed": ("chat", True, 1024, 1),
         "own": ("chat", True, 512, 1),
         "pair": ("chat", True, 512, 2),
@@ -204,10 +240,16 @@ def test_ports_are_bound_to_the_address_of_their_node_only(home: House) -> None:
 
 
 def test_keys_lie_in_0600_files_and_nowhere_else(home: House) -> None:
-    assert (home.state / "gateway.key").stat().st_mode & 0o777 == 0o600 == (home.state / "secrets.json").stat().st_mode & 0o777
+    assert (
+        (home.state / "gateway.key").stat().st_mode & 0o777
+        == 0o600
+        == (home.state / "secrets.json").stat().st_mode & 0o777
+    )
     keys = {home.key}
     for name, node in home.nodes.items():
-        files = node.run("find /home/homelab/.local/share/homelab -type f -printf '%m %p\\n'", check=False).stdout.splitlines()
+        files = node.run(
+            "find /home/homelab/.local/share/homelab -type f -printf '%m %p\\n'", check=False
+        ).stdout.splitlines()
         for line in files:
             mode, path = line.split(" ", 1)
             if path.endswith((".env", "secrets.json")):
@@ -270,7 +312,12 @@ def test_remove_leaves_nothing_but_caches(home: House) -> None:
     said = home.homelab("remove", "--yes")
     assert "Nothing of cluster `home` runs any more" in said.out
     assert list(home.containers()) == []
-    eventually(lambda: {n: node.used_mib() for n, node in home.nodes.items()} == {"workstation": [812], "server": [4, 4], "laptop": [10]})
+    eventually(
+        lambda: (
+            {n: node.used_mib() for n, node in home.nodes.items()}
+            == {"workstation": [812], "server": [4, 4], "laptop": [10]}
+        )
+    )
     for name, node in home.nodes.items():
         assert node.run("ls -A /home/homelab/.local/share/homelab 2>/dev/null", check=False).stdout == ""
         assert node.run("docker network ls --filter name=home -q").stdout == ""

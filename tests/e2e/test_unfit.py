@@ -69,21 +69,31 @@ def test_what_cannot_run_says_why_and_what_to_type(home: House, lab: Lab) -> Non
 
 
 def test_a_lost_gpu_is_not_planned_for_and_the_other_one_is(home: House, lab: Lab) -> None:
-    home.write(gateway="front", models={"fits": llama(lab.model, node="lost", gpu=0), "gone": llama(lab.model, node="lost", gpu=1)})
+    home.write(
+        gateway="front",
+        models={"fits": llama(lab.model, node="lost", gpu=0), "gone": llama(lab.model, node="lost", gpu=1)},
+    )
     said = home.homelab("plan", code=3)
     assert "+ create  fits" in said.out and "gone" in said.err and "fits" not in said.err
 
 
 def test_what_does_not_fit_shows_the_arithmetic(home: House, lab: Lab) -> None:
     home["lost"].gpus_text = home["lost"].gpus_text.replace("used=100;", "used=12000;", 1)
-    home.write(gateway="front", models={"big": llama(lab.model, node="lost", gpu=0, context=8192, concurrency=4)})
+    home.write(
+        gateway="front", models={"big": llama(lab.model, node="lost", gpu=0, context=8192, concurrency=4)}
+    )
     said = home.homelab("plan", code=3)
-    assert re.search(r"needs [\d.]+ GiB: model [\d.]+ \+ context [\d.]+ .*; free [\d.]+ GiB", said.err) and "hint:" in said.err
+    assert (
+        re.search(r"needs [\d.]+ GiB: model [\d.]+ \+ context [\d.]+ .*; free [\d.]+ GiB", said.err)
+        and "hint:" in said.err
+    )
 
 
 def test_following_the_suggestion_makes_it_deploy(home: House, lab: Lab) -> None:
     home["crowded"].gpus_text = home["crowded"].gpus_text.replace("used=812;", "used=22480;")
-    home.write(gateway="front", models={"long": llama(lab.model, node="crowded", context=8192, concurrency=4)})
+    home.write(
+        gateway="front", models={"long": llama(lab.model, node="crowded", context=8192, concurrency=4)}
+    )
     refused = home.homelab("deploy", "--yes", code=3)
     assert re.search(r"needs [\d.]+ GiB: model [\d.]+ \+ context [\d.]+ .*; free [\d.]+ GiB", refused.err)
     assert list(home.containers()) == []
@@ -119,13 +129,21 @@ def test_weights_that_the_disk_cannot_hold_are_not_started(home: House, lab: Lab
     folder = lab.gguf_repo(tmp_path / "repo", "Huge-Q4_K_M.gguf")
     home["front"].set_disk(2048)
     with lab.hub({"Org/Huge-GGUF": Repo(folder, claimed_sizes={"Huge-Q4_K_M.gguf": 8 << 30})}) as hub:
-        home.write(gateway="front", hub={"endpoint": hub.url}, models={"huge": llama("Org/Huge-GGUF:Q4_K_M", node="front")})
+        home.write(
+            gateway="front",
+            hub={"endpoint": hub.url},
+            models={"huge": llama("Org/Huge-GGUF:Q4_K_M", node="front")},
+        )
         said = home.homelab("plan", code=3)
     home["front"].set_disk(200 * 1024)
-    assert re.search(r"disk too small for the weights: [\d.]+ GiB to fetch, [\d.]+ GiB free at /home", said.err)
+    assert re.search(
+        r"disk too small for the weights: [\d.]+ GiB to fetch, [\d.]+ GiB free at /home", said.err
+    )
 
 
 def test_mistakes_in_the_inventory_are_named_by_line(home: House, lab: Lab) -> None:
     home.write(gateway="frnt", models={"a": llama(lab.model, contxt=1)})
     said = home.homelab("plan", code=2)
-    assert re.search(r"inventory\.yml:\d+: models\.a\.contxt: unknown key, did you mean `context`\?", said.err)
+    assert re.search(
+        r"inventory\.yml:\d+: models\.a\.contxt: unknown key, did you mean `context`\?", said.err
+    )

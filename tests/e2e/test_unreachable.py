@@ -33,7 +33,9 @@ def home(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 @pytest.fixture
 def pair(home: House, lab: Lab) -> House:
     """Two machines with a model each; the gateway is on the good one."""
-    home.write(gateway="good", models={"near": llama(lab.model, node="good"), "far": llama(lab.model, node="other")})
+    home.write(
+        gateway="good", models={"near": llama(lab.model, node="good"), "far": llama(lab.model, node="other")}
+    )
     for name in ("bare", "old"):
         del home.document["nodes"][name]
     home.save()
@@ -67,7 +69,9 @@ def reinstalled(home: House) -> None:
 
 def forgotten(home: House) -> None:
     lines = home.household.known_hosts.read_text().splitlines(keepends=True)
-    home.household.known_hosts.write_text("".join(line for line in lines if home["other"].address not in line))
+    home.household.known_hosts.write_text(
+        "".join(line for line in lines if home["other"].address not in line)
+    )
 
 
 FAULTS = [
@@ -100,7 +104,11 @@ FAULTS = [
         "ssh-keygen -lf",
     ),
     Fault(
-        "changed key", reinstalled, lambda h: h.household.trust(), ("The host key of node `other` has CHANGED", "SHA256:"), "ssh-keygen -R"
+        "changed key",
+        reinstalled,
+        lambda h: h.household.trust(),
+        ("The host key of node `other` has CHANGED", "SHA256:"),
+        "ssh-keygen -R",
     ),
     Fault(
         "wrong user",
@@ -144,7 +152,11 @@ def test_a_machine_without_a_python_that_will_do_says_so(home: House, lab: Lab) 
     said = home.homelab("discover", code=4)
     assert "4 nodes, 2 reachable" in said.out
     assert "Node `bare` has no python3" in said.err and "sudo apt install python3" in said.err
-    assert "The python3 of node `old` is too old" in said.err and "3.6" in said.err and "python: /path/to/python3" in said.err
+    assert (
+        "The python3 of node `old` is too old" in said.err
+        and "3.6" in said.err
+        and "python: /path/to/python3" in said.err
+    )
 
 
 def test_an_unknown_machine_is_never_trusted_without_being_asked(pair: House) -> None:
@@ -169,11 +181,15 @@ def test_somebody_at_a_terminal_is_asked_about_an_unknown_machine(pair: House) -
     known.unlink()  # as with a new user: the file itself is not there
     known.with_name("config").rename(known.with_name("config.kept"))
     try:
-        shown = pair.at_terminal("discover", typed=[("node `good` is not known(.|\\n)*" + QUESTION, "y"), (QUESTION, "n")], code=4)
+        shown = pair.at_terminal(
+            "discover", typed=[("node `good` is not known(.|\\n)*" + QUESTION, "y"), (QUESTION, "n")], code=4
+        )
         assert fingerprint(pair) in shown and "2 nodes, 1 reachable" in shown
         assert "error: The host key of node `other` is not known yet" in shown
         assert known.stat().st_mode & 0o777 == 0o600 and len(known.read_text().splitlines()) == 1
-        known.write_text(f"{pair['good'].address} {pair['good'].host_key}")  # an editor may leave out the last line's end
+        known.write_text(
+            f"{pair['good'].address} {pair['good'].host_key}"
+        )  # an editor may leave out the last line's end
         shown = pair.at_terminal("discover", typed=[(QUESTION, "yes")])
         assert "2 nodes, 2 reachable" in shown and "node `good` is not known" not in shown
         assert known.read_text().splitlines()[1] == f"{pair['other'].address} {pair['other'].host_key}"
@@ -189,8 +205,16 @@ def test_the_command_that_is_named_for_an_unknown_machine_makes_it_known(pair: H
         said = pair.homelab("discover", code=4)
         [command] = re.findall(r"accept it once: (ssh .+)$", said.err, re.MULTILINE)
         # ssh looks into the home that /etc/passwd names, whatever HOME says.
-        alone = ["unshare", "--mount", "sh", "-c", f"mount --bind {pair.household.home} /root && exec {command}"]
-        _, shown = at_terminal(alone, [(r"\[fingerprint\]\)\? ", "yes"), (r"\$ ", "exit")], env=pair.env, folder=pair.folder)
+        alone = [
+            "unshare",
+            "--mount",
+            "sh",
+            "-c",
+            f"mount --bind {pair.household.home} /root && exec {command}",
+        ]
+        _, shown = at_terminal(
+            alone, [(r"\[fingerprint\]\)\? ", "yes"), (r"\$ ", "exit")], env=pair.env, folder=pair.folder
+        )
         assert fingerprint(pair) in shown
         assert "2 nodes, 2 reachable" in pair.homelab("discover").out
     finally:
@@ -202,7 +226,9 @@ def test_known_hosts_are_where_the_ssh_configuration_says(pair: House) -> None:
     before = config.read_text()
     forgotten(pair)
     try:
-        config.write_text(f"Host {pair['other'].address}\n  UserKnownHostsFile ~/.ssh/house_hosts ~/.ssh/not_there\n")
+        config.write_text(
+            f"Host {pair['other'].address}\n  UserKnownHostsFile ~/.ssh/house_hosts ~/.ssh/not_there\n"
+        )
         shown = pair.at_terminal("discover", typed=[(QUESTION, "y")])
         assert "2 nodes, 2 reachable" in shown and own.stat().st_mode & 0o777 == 0o600
         assert own.read_text() == f"{pair['other'].address} {pair['other'].host_key}\n"
@@ -212,7 +238,10 @@ def test_known_hosts_are_where_the_ssh_configuration_says(pair: House) -> None:
 
         own.write_text(f"{pair['other'].address} {pair['good'].host_key}\n")
         said = pair.homelab("discover", code=4)
-        assert "The host key of node `other` has CHANGED" in said.err and f"ssh-keygen -f {own} -R {pair['other'].address}" in said.err
+        assert (
+            "The host key of node `other` has CHANGED" in said.err
+            and f"ssh-keygen -f {own} -R {pair['other'].address}" in said.err
+        )
 
         # No file is no leave to trust anybody.
         config.write_text("Host *\n  UserKnownHostsFile none\n  StrictHostKeyChecking no\n")
@@ -244,7 +273,10 @@ def test_deploy_serves_what_it_reaches_and_says_what_waits(pair: House) -> None:
     pair.save()
     pair["other"].start_ssh()
     pair.homelab("deploy", "--yes")
-    assert set(pair.running()) == {"good/near", "good/gateway", "other/far"} and pair.running()["good/near"] == before["good/near"]
+    assert (
+        set(pair.running()) == {"good/near", "good/gateway", "other/far"}
+        and pair.running()["good/near"] == before["good/near"]
+    )
     assert pair.chat("far").status_code == 200
 
     # A machine that goes to sleep keeps its model: nothing is moved, and status says so.

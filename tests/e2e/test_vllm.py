@@ -14,7 +14,9 @@ from tests.lab.node import NodeSpec
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
-def test_two_vllm_instances_on_one_gpu_come_up_and_answer(lab: Lab, house: HouseFactory, tmp_path: Path) -> None:
+def test_two_vllm_instances_on_one_gpu_come_up_and_answer(
+    lab: Lab, house: HouseFactory, tmp_path: Path
+) -> None:
     home = house(box=NodeSpec("rtx4090", vllm=True))
     node = home["box"]
     shutil.copytree(lab.tiny_model(tmp_path / "tiny"), node.folder / "disk/srv/tiny")
@@ -27,9 +29,13 @@ def test_two_vllm_instances_on_one_gpu_come_up_and_answer(lab: Lab, house: House
         assert home.chat(model).status_code == 200
         assert home.streamed(model)
     document = home.homelab("status", "--json").json
-    assert {m["name"]: (m["healthy"], m["context"]) for m in document["models"]} == {"one": (True, 1024), "two": (True, 512)}
+    assert {m["name"]: (m["healthy"], m["context"]) for m in document["models"]} == {
+        "one": (True, 1024),
+        "two": (True, 512),
+    }
     first, second = sorted(
-        (c for c in home.ours("box") if c["Config"]["Labels"].get("homelab.model")), key=lambda c: c["State"]["StartedAt"]
+        (c for c in home.ours("box") if c["Config"]["Labels"].get("homelab.model")),
+        key=lambda c: c["State"]["StartedAt"],
     )
     assert first["State"]["StartedAt"] < second["State"]["StartedAt"]
     assert "Everything is up to date" in home.homelab("deploy", "--yes").out

@@ -19,12 +19,23 @@ pytestmark = pytest.mark.lab
 LOCK = resources.path("templates") / "native/llamacpp.lock"
 
 
-def test_an_index_out_of_reach_is_told_and_the_next_deploy_goes_on_from_there(house: HouseFactory, lab: Lab, tmp_path: Path) -> None:
+def test_an_index_out_of_reach_is_told_and_the_next_deploy_goes_on_from_there(
+    house: HouseFactory, lab: Lab, tmp_path: Path
+) -> None:
     home = house(front=NodeSpec(), plain=NodeSpec(docker=False))
-    home.write(gateway="front", models={"near": llama(lab.model, node="front"), "far": llama(lab.model, node="plain")})
-    index = Index(tmp_path / "index", [wheel(re.findall(r"^xllamacpp==[\d.]+", LOCK.read_text(), re.MULTILINE)[0])], lab.gateway)
+    home.write(
+        gateway="front",
+        models={"near": llama(lab.model, node="front"), "far": llama(lab.model, node="plain")},
+    )
+    index = Index(
+        tmp_path / "index",
+        [wheel(re.findall(r"^xllamacpp==[\d.]+", LOCK.read_text(), re.MULTILINE)[0])],
+        lab.gateway,
+    )
     settings = f"[global]\nindex-url = {index.url}\ntrusted-host = {lab.gateway}\nretries = 1\n"
-    home["plain"].run(f"mkdir -p ~/.config/pip && printf '{settings}' > ~/.config/pip/pip.conf", user="homelab")
+    home["plain"].run(
+        f"mkdir -p ~/.config/pip && printf '{settings}' > ~/.config/pip/pip.conf", user="homelab"
+    )
 
     said = home.homelab("deploy", "--yes", code=1)
     error = said.err[said.err.index("error:") :]

@@ -16,7 +16,10 @@ DOCUMENT = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
 
 @pytest.mark.parametrize(
     "footprint",
-    [llamacpp.footprint(gguf("qwen3-30b-a3b"), REQUEST, CARD), vllm.footprint(safetensors("qwen3-8b"), REQUEST, CARD)],
+    [
+        llamacpp.footprint(gguf("qwen3-30b-a3b"), REQUEST, CARD),
+        vllm.footprint(safetensors("qwen3-8b"), REQUEST, CARD),
+    ],
     ids=["llamacpp", "vllm"],
 )
 def test_the_numbers_are_those_of_the_code(footprint: Footprint) -> None:

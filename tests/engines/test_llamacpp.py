@@ -36,28 +36,55 @@ SERVED = [
 
 
 def ask(context: int = 8192, concurrency: int = 1, **args: ArgValue) -> Request:
-    return Request(kind="chat", context=context, concurrency=concurrency, args={k.replace("_", "-"): v for k, v in args.items()})
+    return Request(
+        kind="chat",
+        context=context,
+        concurrency=concurrency,
+        args={k.replace("_", "-"): v for k, v in args.items()},
+    )
 
 
 def terms(footprint: Footprint) -> dict[str, int]:
     return {t.name: t.bytes for t in footprint.terms}
 
 
-def launch(request: Request, footprint: Footprint, weights: str = "/models/m.gguf", device: Device = GPU) -> list[str]:
+def launch(
+    request: Request, footprint: Footprint, weights: str = "/models/m.gguf", device: Device = GPU
+) -> list[str]:
     return llamacpp.command(
-        Launch(model="qwen", weights=weights, host="0.0.0.0", port=8080, request=request, footprint=footprint, device=device)
+        Launch(
+            model="qwen",
+            weights=weights,
+            host="0.0.0.0",
+            port=8080,
+            request=request,
+            footprint=footprint,
+            device=device,
+        )
     )
 
 
-@pytest.mark.parametrize(("model", "args", "model_mib", "context_mib", "compute_mib"), GOLDEN, ids=[f"{g[0]} {g[1]}" for g in GOLDEN])
-def test_figures_are_those_of_llama_fit_params(model: str, args: str, model_mib: int, context_mib: int, compute_mib: int) -> None:
+@pytest.mark.parametrize(
+    ("model", "args", "model_mib", "context_mib", "compute_mib"),
+    GOLDEN,
+    ids=[f"{g[0]} {g[1]}" for g in GOLDEN],
+)
+def test_figures_are_those_of_llama_fit_params(
+    model: str, args: str, model_mib: int, context_mib: int, compute_mib: int
+) -> None:
     words = shlex.split(args)
     asked: dict[str, ArgValue] = dict(zip(words[::2], words[1::2], strict=True))
     tokens, slots = int(str(asked.pop("-c"))), int(str(asked.pop("-np", 1)))
-    found = terms(llamacpp.footprint(gguf(model), Request(kind="chat", context=tokens // slots, concurrency=slots, args=asked), CPU))
+    found = terms(
+        llamacpp.footprint(
+            gguf(model), Request(kind="chat", context=tokens // slots, concurrency=slots, args=asked), CPU
+        )
+    )
     assert abs(found["model"] / MIB - model_mib) <= 1
     assert abs(found["context"] / MIB - context_mib) <= 1
-    assert compute_mib - 1 <= int(found["compute"] / MIB) <= compute_mib * 1.03  # an upper bound; the tool cuts off at whole MiB
+    assert (
+        compute_mib - 1 <= int(found["compute"] / MIB) <= compute_mib * 1.03
+    )  # an upper bound; the tool cuts off at whole MiB
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
@@ -74,10 +101,21 @@ def test_other_architectures(name: str) -> None:
         assert compute_mib <= int(found["compute"] / MIB) <= compute_mib * 1.03
 
 
-@pytest.mark.parametrize(("name", "flash", "tokens", "slots", "ubatch", "said_mib"), SERVED, ids=[f"{s[0]} {s[1:5]}" for s in SERVED])
-def test_a_server_reserves_logits_for_its_slots_only(name: str, flash: str, tokens: int, slots: int, ubatch: int, said_mib: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "flash", "tokens", "slots", "ubatch", "said_mib"),
+    SERVED,
+    ids=[f"{s[0]} {s[1:5]}" for s in SERVED],
+)
+def test_a_server_reserves_logits_for_its_slots_only(
+    name: str, flash: str, tokens: int, slots: int, ubatch: int, said_mib: float
+) -> None:
     """llama.cpp b11549 with `n_outputs_max = slots`, as its log says it (`bench/fit` asks it anew)."""
-    request = Request(kind="chat", context=tokens // slots, concurrency=slots, args={"flash-attn": flash, "ubatch-size": ubatch})
+    request = Request(
+        kind="chat",
+        context=tokens // slots,
+        concurrency=slots,
+        args={"flash-attn": flash, "ubatch-size": ubatch},
+    )
     found = terms(llamacpp.footprint(gguf(name), request, CPU, outputs="slots"))["compute"] / MIB
     assert said_mib - 0.01 <= found <= said_mib * (1.001 if flash == "on" else 1.04)
 
@@ -99,29 +137,54 @@ CROWDED = [
 ]
 
 
-@pytest.mark.parametrize(("name", "said_mib"), [("gemma2", 163.53), ("deepseek2", 178.02), ("glm4moe", 162.02), ("llama4", 152.53)])
+@pytest.mark.parametrize(
+    ("name", "said_mib"), [("gemma2", 163.53), ("deepseek2", 178.02), ("glm4moe", 162.02), ("llama4", 152.53)]
+)
 def test_logits_take_the_place_of_a_larger_mask(name: str, said_mib: float) -> None:
     """llama.cpp b11549, 131 072 tokens: a mask of 128 MiB, logits of 62.5."""
-    request = Request(kind="chat", context=131072, concurrency=1, args={"flash-attn": "on", "ubatch-size": 512})
-    found = terms(llamacpp.footprint(from_header(ARCHITECTURES[name]["header"]), request, CPU, outputs="all"))["compute"] / MIB
+    request = Request(
+        kind="chat", context=131072, concurrency=1, args={"flash-attn": "on", "ubatch-size": 512}
+    )
+    found = (
+        terms(llamacpp.footprint(from_header(ARCHITECTURES[name]["header"]), request, CPU, outputs="all"))[
+            "compute"
+        ]
+        / MIB
+    )
     assert said_mib - 0.01 <= found <= said_mib + 0.1
 
 
-@pytest.mark.parametrize(("name", "tokens", "slots", "ubatch", "flash", "unified", "outputs", "said_mib"), CROWDED)
+@pytest.mark.parametrize(
+    ("name", "tokens", "slots", "ubatch", "flash", "unified", "outputs", "said_mib"), CROWDED
+)
 def test_many_slots_never_take_more_than_is_said(
-    name: str, tokens: int, slots: int, ubatch: int, flash: str, unified: bool, outputs: Literal["all", "slots"], said_mib: float
+    name: str,
+    tokens: int,
+    slots: int,
+    ubatch: int,
+    flash: str,
+    unified: bool,
+    outputs: Literal["all", "slots"],
+    said_mib: float,
 ) -> None:
     """As llama.cpp b11549 reserves: as many tokens of each slot, a window of each slot where they share the cells."""
     args: dict[str, ArgValue] = {"ubatch-size": ubatch, "flash-attn": flash, "kv-unified": unified}
     request = Request(kind="chat", context=tokens // slots, concurrency=slots, args=args)
-    found = terms(llamacpp.footprint(from_header(ARCHITECTURES[name]["header"]), request, CPU, outputs=outputs))["compute"] / MIB
+    found = (
+        terms(llamacpp.footprint(from_header(ARCHITECTURES[name]["header"]), request, CPU, outputs=outputs))[
+            "compute"
+        ]
+        / MIB
+    )
     assert said_mib - 0.01 <= found <= said_mib * (1.1 if outputs == "slots" else 1.6)
 
 
 def test_drafts_want_logits_too() -> None:
     """With a micro-batch this small the logits decide."""
     plain, fast = (
-        terms(llamacpp.footprint(gguf("gemma3-4b"), ask(ubatch_size=16, **more), CPU, outputs="slots"))["compute"]  # type: ignore[arg-type]
+        terms(llamacpp.footprint(gguf("gemma3-4b"), ask(ubatch_size=16, **more), CPU, outputs="slots"))[
+            "compute"
+        ]  # type: ignore[arg-type]
         for more in ({}, {"spec_type": "draft", "spec_draft_n_max": 15})
     )
     assert fast - plain > 10 * MIB
@@ -130,13 +193,19 @@ def test_drafts_want_logits_too() -> None:
 def test_values_without_flash_attention_are_all_as_wide_as_the_widest() -> None:
     """Gemma 4 of 12 layers, ten of them 8 heads of 64, two 2 heads of 128."""
     shape = from_header(ARCHITECTURES["gemma4"]["header"])
-    on, off = (terms(llamacpp.footprint(shape, ask(4096, flash_attn=f), CPU))["context"] for f in ("on", "off"))
+    on, off = (
+        terms(llamacpp.footprint(shape, ask(4096, flash_attn=f), CPU))["context"] for f in ("on", "off")
+    )
     assert off - on == 2 * 4096 * (512 - 256) * 2
 
 
 def test_every_slot_of_a_delta_net_works_on_its_state_twice() -> None:
     one, sixteen = (
-        terms(llamacpp.footprint(gguf("qwen3.6-27b"), ask(256, n, ubatch_size=128), CPU, outputs="slots"))["compute"] / MIB for n in (1, 16)
+        terms(llamacpp.footprint(gguf("qwen3.6-27b"), ask(256, n, ubatch_size=128), CPU, outputs="slots"))[
+            "compute"
+        ]
+        / MIB
+        for n in (1, 16)
     )
     assert one < 45
     assert 123.44 <= sixteen <= 123.44 * 1.02  # as b11549 says
@@ -168,14 +237,18 @@ def test_experts_can_stay_in_ram() -> None:
     whole = terms(llamacpp.footprint(shape, ask(), GPU))
     half = terms(llamacpp.footprint(shape, ask(n_cpu_moe=24), GPU))
     none = terms(llamacpp.footprint(shape, ask(cpu_moe=True), GPU))
-    assert whole["model"] - half["model"] == shape.expert_bytes // 2 == half["model_host"] - whole["model_host"]
+    assert (
+        whole["model"] - half["model"] == shape.expert_bytes // 2 == half["model_host"] - whole["model_host"]
+    )
     assert whole["model"] - none["model"] == shape.expert_bytes
     assert none["compute"] > whole["compute"]  # a layer's experts are copied over
 
 
 def test_layers_are_split_over_gpus_of_one_node() -> None:
     one = terms(llamacpp.footprint(gguf("qwen3-14b"), ask(), GPU))
-    two = llamacpp.footprint(gguf("qwen3-14b"), ask(), Device(vendor="nvidia", name="3090", total_bytes=1, count=2))
+    two = llamacpp.footprint(
+        gguf("qwen3-14b"), ask(), Device(vendor="nvidia", name="3090", total_bytes=1, count=2)
+    )
     assert 0.5 * one["model"] < terms(two)["model"] < 0.6 * one["model"]
     assert two.flags["tensor-split"] == "1,1"
 
@@ -229,7 +302,9 @@ def test_what_it_cannot_serve_it_says(request_: Request, shape: object, device: 
 
 
 def test_a_longer_context_is_allowed_with_rope_scaling() -> None:
-    assert llamacpp.footprint(gguf("qwen3-4b"), ask(300000, rope_scaling="yarn"), GPU).kv_cache_tokens == 300032
+    assert (
+        llamacpp.footprint(gguf("qwen3-4b"), ask(300000, rope_scaling="yarn"), GPU).kv_cache_tokens == 300032
+    )
 
 
 def test_the_command_says_all_that_was_planned() -> None:
@@ -241,12 +316,16 @@ def test_the_command_says_all_that_was_planned() -> None:
 
 def test_a_hub_source_brings_no_unplanned_vision_projector() -> None:
     request = ask()
-    argv = launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, GPU), weights="Qwen/Qwen3-4B-GGUF:Q4_K_M")
+    argv = launch(
+        request, llamacpp.footprint(gguf("qwen3-4b"), request, GPU), weights="Qwen/Qwen3-4B-GGUF:Q4_K_M"
+    )
     assert argv[:3] == ["--hf-repo", "Qwen/Qwen3-4B-GGUF:Q4_K_M", "--no-mmproj"]
 
 
 def test_user_arguments_replace_ours_under_any_spelling() -> None:
-    request = Request(kind="chat", context=8192, concurrency=2, args={"-c": 4096, "-fa": "off", "--no-jinja": True})
+    request = Request(
+        kind="chat", context=8192, concurrency=2, args={"-c": 4096, "-fa": "off", "--no-jinja": True}
+    )
     footprint = llamacpp.footprint(gguf("qwen3-4b"), request, GPU)
     argv = launch(request, footprint)
     assert argv[-5:] == ["-c", "4096", "-fa", "off", "--no-jinja"]
@@ -256,7 +335,12 @@ def test_user_arguments_replace_ours_under_any_spelling() -> None:
 
 def test_a_bare_on_of_yaml_is_a_word() -> None:
     request = Request(kind="chat", context=8192, concurrency=2, args={"flash-attn": True, "fit": False})
-    assert launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, GPU))[-4:] == ["--flash-attn", "on", "--fit", "off"]
+    assert launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, GPU))[-4:] == [
+        "--flash-attn",
+        "on",
+        "--fit",
+        "off",
+    ]
 
 
 def test_no_secret_and_no_flag_twice() -> None:
@@ -271,7 +355,9 @@ def test_a_reranker_reads_an_input_in_one_batch() -> None:
     request = Request(kind="rerank", context=8192, concurrency=1)
     footprint = llamacpp.footprint(gguf("qwen3-4b"), request, GPU)
     assert "--reranking --batch-size 8192 --ubatch-size 8192" in " ".join(launch(request, footprint))
-    assert terms(footprint)["compute"] == pytest.approx(5276 * MIB, rel=0.02)  # as `llama-fit-params -b 8192 -ub 8192` says
+    assert terms(footprint)["compute"] == pytest.approx(
+        5276 * MIB, rel=0.02
+    )  # as `llama-fit-params -b 8192 -ub 8192` says
 
 
 def test_an_embedder_that_pools_the_last_token_needs_no_such_batch() -> None:
@@ -284,7 +370,14 @@ def test_an_embedder_that_pools_the_last_token_needs_no_such_batch() -> None:
 
 @pytest.mark.parametrize(
     ("tokens", "flash", "said_mib"),
-    [(512, "on", 18), (2048, "on", 80), (8192, "on", 416), (512, "off", 31), (2048, "off", 328), (8192, "off", 4576)],
+    [
+        (512, "on", 18),
+        (2048, "on", 80),
+        (8192, "on", 416),
+        (512, "off", 31),
+        (2048, "off", 328),
+        (8192, "off", 4576),
+    ],
 )
 def test_an_encoder_has_no_cache_and_no_logits(tokens: int, flash: str, said_mib: int) -> None:
     """A BERT of 6 layers, 1024 wide with 16 heads and 4096 between, as `llama-fit-params` says."""
@@ -303,7 +396,11 @@ def test_an_encoder_has_no_cache_and_no_logits(tokens: int, flash: str, said_mib
         pooling="cls",
         causal=False,
     )
-    found = terms(llamacpp.footprint(shape, Request(kind="embedding", context=tokens, concurrency=1, args={"flash-attn": flash}), CPU))
+    found = terms(
+        llamacpp.footprint(
+            shape, Request(kind="embedding", context=tokens, concurrency=1, args={"flash-attn": flash}), CPU
+        )
+    )
     assert found["context"] == 0
     assert said_mib <= found["compute"] / MIB <= max(said_mib * 1.05, said_mib + 5)
 
@@ -317,9 +414,17 @@ def test_it_is_found_as_an_engine() -> None:
 def test_llama_cpp_parses_every_flag(kind: str, count: int, capfd: pytest.CaptureFixture[str]) -> None:
     """The real parser, out of the wheel `xllamacpp`, which carries llama.cpp's own `common_params_parse`."""
     xllamacpp = pytest.importorskip("xllamacpp")
-    parse = ctypes.PyDLL(sys.modules["xllamacpp.xllamacpp"].__file__)["_Z19common_params_parseiPPcR13common_params13llama_examplePFviS0_E"]
+    parse = ctypes.PyDLL(sys.modules["xllamacpp.xllamacpp"].__file__)[
+        "_Z19common_params_parseiPPcR13common_params13llama_examplePFviS0_E"
+    ]
     parse.restype = ctypes.c_bool
-    parse.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p), ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+    parse.argtypes = [
+        ctypes.c_int,
+        ctypes.POINTER(ctypes.c_char_p),
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_void_p,
+    ]
     request = Request(kind=kind, context=4096, concurrency=2)  # type: ignore[arg-type]
     device = Device(vendor="nvidia", name="3090", total_bytes=1, count=count)
     argv = ["llama-server", *launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, device))]

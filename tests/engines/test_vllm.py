@@ -9,11 +9,18 @@ from tests.models.examples import GIB, gguf, safetensors
 
 ADA = Device(vendor="nvidia", name="RTX 4090", total_bytes=int(23.52 * GIB), compute_capability="8.9")
 AMPERE = Device(vendor="nvidia", name="RTX 3090", total_bytes=int(23.57 * GIB), compute_capability="8.6")
-PAIR = Device(vendor="nvidia", name="RTX 3090", total_bytes=int(23.57 * GIB), compute_capability="8.6", count=2)
+PAIR = Device(
+    vendor="nvidia", name="RTX 3090", total_bytes=int(23.57 * GIB), compute_capability="8.6", count=2
+)
 
 
 def ask(context: int = 8192, concurrency: int = 4, **args: ArgValue) -> Request:
-    return Request(kind="chat", context=context, concurrency=concurrency, args={k.replace("_", "-"): v for k, v in args.items()})
+    return Request(
+        kind="chat",
+        context=context,
+        concurrency=concurrency,
+        args={k.replace("_", "-"): v for k, v in args.items()},
+    )
 
 
 def terms(footprint: Footprint) -> dict[str, int]:
@@ -66,7 +73,12 @@ def test_the_sampler_is_profiled_with_every_request() -> None:
 
 def test_a_forward_pass_of_many_tokens() -> None:
     """Llama-3.1-8B, one batch of 20 000 tokens: a peak of 17.06 - 14.99 GiB (vllm#10517)."""
-    found = terms(vllm.footprint(safetensors("llama-3.1-8b"), ask(20000, 1, max_num_batched_tokens=20000), ADA))["activation"] / GIB
+    found = (
+        terms(vllm.footprint(safetensors("llama-3.1-8b"), ask(20000, 1, max_num_batched_tokens=20000), ADA))[
+            "activation"
+        ]
+        / GIB
+    )
     assert found == pytest.approx(2.07, rel=0.02)
     assert found >= 2.07
 
@@ -104,7 +116,9 @@ def test_weights_are_those_that_vllm_logged() -> None:
 
 
 def test_weights_in_ram_are_counted_there() -> None:
-    plain, offloaded = (vllm.footprint(safetensors("qwen3-4b"), request, ADA) for request in (ask(), ask(cpu_offload_gb=2)))
+    plain, offloaded = (
+        vllm.footprint(safetensors("qwen3-4b"), request, ADA) for request in (ask(), ask(cpu_offload_gb=2))
+    )
     assert plain.device_bytes - offloaded.device_bytes == 2 * GIB == offloaded.host_bytes - plain.host_bytes
 
 
@@ -127,17 +141,24 @@ def test_a_hybrid_has_the_larger_reserve_and_a_batch_that_holds_a_block() -> Non
 
 def test_images_cost_unless_they_are_off() -> None:
     shape = safetensors("gemma-4-31b", groups={"model.vision_tower.x": [1, 10**9, "BF16"]})
-    seeing, blind = (vllm.footprint(shape, request, ADA) for request in (ask(), ask(language_model_only=True)))
+    seeing, blind = (
+        vllm.footprint(shape, request, ADA) for request in (ask(), ask(language_model_only=True))
+    )
     assert terms(seeing)["weights"] - terms(blind)["weights"] == 10**9
     assert "vision" in terms(seeing)
     assert "vision" not in terms(blind)
 
 
 def test_where_ram_is_the_gpus_memory_everything_is_counted_there() -> None:
-    spark = Device(vendor="nvidia", name="GB10", total_bytes=120 * GIB, memory_kind="unified", compute_capability="12.1")
+    spark = Device(
+        vendor="nvidia", name="GB10", total_bytes=120 * GIB, memory_kind="unified", compute_capability="12.1"
+    )
     footprint = vllm.footprint(safetensors("qwen3-4b"), ask(), spark)
     assert footprint.host_bytes == 0
-    assert footprint.device_bytes - footprint.budget_bytes == terms(footprint)["cuda_context"] + terms(footprint)["process"]
+    assert (
+        footprint.device_bytes - footprint.budget_bytes
+        == terms(footprint)["cuda_context"] + terms(footprint)["process"]
+    )
 
 
 def test_the_context_is_larger_on_wsl() -> None:
@@ -150,12 +171,27 @@ def test_the_context_is_larger_on_wsl() -> None:
     [
         (gguf("qwen3-4b"), ask(), ADA, "not GGUF"),
         (safetensors("qwen3-4b"), ask(65536), ADA, "made for 40960"),
-        (safetensors("qwen3-4b"), ask(), Device(vendor="amd", name="R9700", total_bytes=1), "NVIDIA GPUs only"),
+        (
+            safetensors("qwen3-4b"),
+            ask(),
+            Device(vendor="amd", name="R9700", total_bytes=1),
+            "NVIDIA GPUs only",
+        ),
         (safetensors("qwen3-4b"), ask(kv_cache_dtype="fp8"), AMPERE, "capability 8.9"),
         (safetensors("qwen3-4b"), ask(kv_cache_dtype="turboquant_k8v4"), ADA, "cannot compute"),
         (safetensors("qwen3-4b"), ask(max_num_seqs="many"), ADA, "is a number"),
-        (safetensors("qwen3-4b"), ask(), Device(vendor="nvidia", name="P40", total_bytes=1, compute_capability="6.1"), "7.5"),
-        (safetensors("glm-4.7-flash"), ask(), Device(vendor="nvidia", name="x", total_bytes=1, count=3), "20 attention heads"),
+        (
+            safetensors("qwen3-4b"),
+            ask(),
+            Device(vendor="nvidia", name="P40", total_bytes=1, compute_capability="6.1"),
+            "7.5",
+        ),
+        (
+            safetensors("glm-4.7-flash"),
+            ask(),
+            Device(vendor="nvidia", name="x", total_bytes=1, count=3),
+            "20 attention heads",
+        ),
         (safetensors("bge-reranker"), ask(512), ADA, "kind: rerank"),
         (safetensors("qwen3-4b"), Request(kind="rerank", context=512, concurrency=1), ADA, "classif"),
     ],
@@ -166,7 +202,10 @@ def test_what_it_cannot_serve_it_says(shape: object, request_: Request, device: 
 
 
 def test_a_longer_context_is_allowed_with_overrides() -> None:
-    assert vllm.footprint(safetensors("qwen3-4b"), ask(65536, hf_overrides="{}"), ADA).kv_cache_tokens == 4 * 65536
+    assert (
+        vllm.footprint(safetensors("qwen3-4b"), ask(65536, hf_overrides="{}"), ADA).kv_cache_tokens
+        == 4 * 65536
+    )
 
 
 def test_the_command() -> None:
@@ -183,7 +222,10 @@ def test_the_command() -> None:
 
 def test_user_arguments_replace_ours_and_are_counted() -> None:
     request = Request(
-        kind="chat", context=8192, concurrency=4, args={"max_num_seqs": 2, "--max-model-len": "4K", "tool-call-parser": "pythonic"}
+        kind="chat",
+        context=8192,
+        concurrency=4,
+        args={"max_num_seqs": 2, "--max-model-len": "4K", "tool-call-parser": "pythonic"},
     )
     footprint = vllm.footprint(safetensors("qwen3-4b"), request, ADA)
     argv = launch(request, footprint)
@@ -195,7 +237,11 @@ def test_user_arguments_replace_ours_and_are_counted() -> None:
 
 def test_a_coder_writes_its_calls_in_another_way() -> None:
     request = ask()
-    argv = launch(request, vllm.footprint(safetensors("qwen3-30b-a3b"), request, ADA), "Qwen/Qwen3-Coder-30B-A3B-Instruct")
+    argv = launch(
+        request,
+        vllm.footprint(safetensors("qwen3-30b-a3b"), request, ADA),
+        "Qwen/Qwen3-Coder-30B-A3B-Instruct",
+    )
     assert argv[argv.index("--tool-call-parser") + 1] == "qwen3_coder"
 
 

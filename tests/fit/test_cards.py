@@ -15,8 +15,12 @@ HOLDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("size", "asks", "holds"), [(*row, holds) for row, holds in zip(ROWS, HOLDS, strict=True)], ids=str)
-def test_a_promise_is_kept_or_refused_with_its_arithmetic(size: int, asks: tuple[Ask, ...], holds: bool) -> None:
+@pytest.mark.parametrize(
+    ("size", "asks", "holds"), [(*row, holds) for row, holds in zip(ROWS, HOLDS, strict=True)], ids=str
+)
+def test_a_promise_is_kept_or_refused_with_its_arithmetic(
+    size: int, asks: tuple[Ask, ...], holds: bool
+) -> None:
     layout = planned(size, asks)
     assert (not layout.unplaced) == holds
     assert len(layout.placements) + len(layout.unplaced) == len(asks)

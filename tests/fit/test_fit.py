@@ -21,7 +21,12 @@ LONG: dict[str, ArgValue] = {"hf-overrides": "{}"}  # stretched by YaRN: Qwen3 w
 def model(name: str, weights: str) -> Candidate:
     entry = load_catalog().entries[name]
     variant = Variant(source=f"{name} {weights}", weights=weights)
-    return Candidate(source=variant.source, engine=variant.engine, shape=from_header(entry.document(variant)), catalogued=True)
+    return Candidate(
+        source=variant.source,
+        engine=variant.engine,
+        shape=from_header(entry.document(variant)),
+        catalogued=True,
+    )
 
 
 def ask(context: int, concurrency: int = 1, args: dict[str, ArgValue] | None = None) -> Request:
@@ -61,16 +66,27 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("gib", "models", "expected"), ROWS, ids=[f"{r[0]} {' + '.join(' '.join(m[:2]) for m in r[1])}" for r in ROWS])
-def test_what_articles_promise(gib: float, models: list[tuple[str, str, int, dict[str, ArgValue]]], expected: bool) -> None:
+@pytest.mark.parametrize(
+    ("gib", "models", "expected"),
+    ROWS,
+    ids=[f"{r[0]} {' + '.join(' '.join(m[:2]) for m in r[1])}" for r in ROWS],
+)
+def test_what_articles_promise(
+    gib: float, models: list[tuple[str, str, int, dict[str, ArgValue]]], expected: bool
+) -> None:
     """Several models on one card: each with its context outside of the budget."""
-    found = [fit.take(model(name, weights), ask(context, 1, args), card(gib)) for name, weights, context, args in models]
+    found = [
+        fit.take(model(name, weights), ask(context, 1, args), card(gib))
+        for name, weights, context, args in models
+    ]
     assert (sum(f.device_bytes for f in found) <= gib * GIB) is expected
 
 
 @pytest.mark.parametrize("weights", ["bf16", "fp8", "awq"])
 @pytest.mark.parametrize("cache", [{}, FP8])
-def test_the_article_s_pair_fits_on_a_4090_in_no_quantisation(weights: str, cache: dict[str, ArgValue]) -> None:
+def test_the_article_s_pair_fits_on_a_4090_in_no_quantisation(
+    weights: str, cache: dict[str, ArgValue]
+) -> None:
     """`--gpu-memory-utilization` 0.25 for the 4B and 0.60 for the 30B, 65 536 tokens each: neither has its share."""
     for name, share in (("qwen3-4b", 0.25), ("qwen3-30b-a3b", 0.60)):
         budget = fit.take(model(name, weights), ask(65536, 1, cache | LONG), card(23.52)).budget_bytes
@@ -113,7 +129,9 @@ def test_a_size_out_of_the_catalog_is_not_called_exact() -> None:
 
 def test_all_rows_of_logits_or_those_of_the_slots() -> None:
     candidate = Candidate(source="x", engine="llamacpp", shape=gguf("qwen3-4b"))
-    slots, every = (fit.take(candidate, ask(8192), card(24), outputs).device_bytes for outputs in ("slots", "all"))  # type: ignore[arg-type]
+    slots, every = (
+        fit.take(candidate, ask(8192), card(24), outputs).device_bytes for outputs in ("slots", "all")
+    )  # type: ignore[arg-type]
     assert 200 * 2**20 < every - slots < 300 * 2**20
 
 
@@ -133,7 +151,9 @@ def test_what_does_not_fit_is_answered_with_what_does() -> None:
 
 
 def test_a_cache_of_half_the_size_and_another_variant_are_offered() -> None:
-    found = fit.fit(model("qwen3-8b", "bf16"), ask(32768, 2), place(23.52), [model("qwen3-8b", w) for w in ("fp8", "awq")])
+    found = fit.fit(
+        model("qwen3-8b", "bf16"), ask(32768, 2), place(23.52), [model("qwen3-8b", w) for w in ("fp8", "awq")]
+    )
     assert found.verdict == "does-not-fit"
     assert any(a.request.args.get("kv-cache-dtype") == "fp8" for a in found.alternatives)
     assert [a.candidate.source for a in found.alternatives if "variant" in a.what] == ["qwen3-8b fp8"]
@@ -142,10 +162,15 @@ def test_a_cache_of_half_the_size_and_another_variant_are_offered() -> None:
 def test_experts_and_layers_can_go_to_ram() -> None:
     candidate = Candidate(source="x", engine="llamacpp", shape=gguf("qwen3-30b-a3b"))
     found = fit.fit(candidate, ask(8192), place(11.6, ram=64 * GIB))
-    kept, layers = (next(a for a in found.alternatives if name in a.request.args) for name in ("n-cpu-moe", "n-gpu-layers"))
+    kept, layers = (
+        next(a for a in found.alternatives if name in a.request.args)
+        for name in ("n-cpu-moe", "n-gpu-layers")
+    )
     assert 0 < int(str(kept.request.args["n-cpu-moe"])) < 48
     assert 0 < int(str(layers.request.args["n-gpu-layers"])) < 49
-    assert not [a for a in fit.fit(candidate, ask(8192), place(11.6, ram=4 * GIB)).alternatives if "RAM" in a.what]
+    assert not [
+        a for a in fit.fit(candidate, ask(8192), place(11.6, ram=4 * GIB)).alternatives if "RAM" in a.what
+    ]
 
 
 def test_what_an_engine_refuses_does_not_fit_and_says_why() -> None:

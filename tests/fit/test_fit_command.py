@@ -39,7 +39,12 @@ def grown(folder: Path, name: str) -> Path:
 
 
 def command(*arguments: str, cwd: Path) -> tuple[int, str, str]:
-    env = os.environ | {"HF_ENDPOINT": NOBODY, "XDG_CACHE_HOME": str(cwd), "XDG_STATE_HOME": str(cwd), "NO_COLOR": "1"}
+    env = os.environ | {
+        "HF_ENDPOINT": NOBODY,
+        "XDG_CACHE_HOME": str(cwd),
+        "XDG_STATE_HOME": str(cwd),
+        "NO_COLOR": "1",
+    }
     argv = [sys.executable, "-m", "homelab", "fit", *arguments]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=cwd, env=env, check=False)
     return done.returncode, done.stdout, done.stderr
@@ -61,7 +66,11 @@ def test_a_header_grown_to_its_full_size_gives_the_golden_figures(
 
     said = next(g[2:] for g in GOLDEN if g[0] == name and g[1] == f"-c {context} -fa on")
     found = fit_command.run(
-        str(grown(tmp_path, name)), context=str(context), concurrency=1, args={"flash-attn": "on", "n-gpu-layers": 999}, outputs="all"
+        str(grown(tmp_path, name)),
+        context=str(context),
+        concurrency=1,
+        args={"flash-attn": "on", "n-gpu-layers": 999},
+        outputs="all",
     )
     terms = {t.name: t.bytes / 2**20 for t in found.footprint.terms}
     input_table = terms["model_host"]
@@ -75,7 +84,9 @@ def test_a_header_grown_to_its_full_size_gives_the_golden_figures(
 
 def test_a_folder_of_safetensors_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(SAFETENSORS["qwen3-4b"]))
-    head = json.dumps({"model.embed_tokens.weight": {"dtype": "BF16", "shape": [10, 10], "data_offsets": [0, 200]}}).encode()
+    head = json.dumps(
+        {"model.embed_tokens.weight": {"dtype": "BF16", "shape": [10, 10], "data_offsets": [0, 200]}}
+    ).encode()
     (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + bytes(200))
     found = fit_command.run(str(tmp_path), gpu="24GiB", context="4k")
     assert (found.candidate.engine, found.verdict) == ("vllm", "fits")
@@ -90,14 +101,21 @@ def test_a_name_of_the_catalog_needs_no_network() -> None:
 
 def test_a_repository_of_the_catalog_is_answered_without_a_network() -> None:
     assert fit_command.run("Qwen/Qwen3-4B-GGUF:Q4_K_M", endpoint=NOBODY).candidate.catalogued
-    assert fit_command.run("meta-llama/Llama-3.1-8B-Instruct", engine="llamacpp", endpoint=NOBODY).candidate.engine == "llamacpp"
+    assert (
+        fit_command.run(
+            "meta-llama/Llama-3.1-8B-Instruct", engine="llamacpp", endpoint=NOBODY
+        ).candidate.engine
+        == "llamacpp"
+    )
 
 
 def test_a_gated_repository_is_answered_from_the_catalog_and_a_wrong_quantisation_is_not() -> None:
     with serving() as hub:
         hub.answer["meta-llama/Llama-3.1-8B-Instruct"] = (403, "GatedRepo")
         hub.add("Qwen/Qwen3-4B-GGUF", "Qwen3-4B-Q8_0.gguf", b"GGUF")
-        assert "is gated" in " ".join(fit_command.run("meta-llama/Llama-3.1-8B-Instruct", endpoint=hub.url).notes)
+        assert "is gated" in " ".join(
+            fit_command.run("meta-llama/Llama-3.1-8B-Instruct", endpoint=hub.url).notes
+        )
         with pytest.raises(InventoryError, match="Q4_K_M"):
             fit_command.run("Qwen/Qwen3-4B-GGUF:Q4_K_M", endpoint=hub.url)
 
@@ -113,7 +131,10 @@ def test_the_best_device_of_a_node_is_taken() -> None:
     from homelab.fit import Place
 
     small, large = (
-        Place(device=Device(vendor="nvidia", name=f"{g}", total_bytes=g * GIB, compute_capability="8.9"), free_bytes=g * GIB)
+        Place(
+            device=Device(vendor="nvidia", name=f"{g}", total_bytes=g * GIB, compute_capability="8.9"),
+            free_bytes=g * GIB,
+        )
         for g in (8, 24)
     )
     found = fit_command.run("qwen3-14b", engine="llamacpp", places=[small, large])
@@ -149,12 +170,17 @@ def test_options_that_do_not_go_together(arguments: dict[str, Any]) -> None:
 def test_an_engine_s_own_options_choose_the_engine() -> None:
     assert fit_command.run("qwen3-4b", args={"cache-type-k": "q8_0"}).candidate.engine == "llamacpp"
     assert fit_command.run("qwen3-4b", args={"kv-cache-dtype": "fp8"}).candidate.engine == "vllm"
-    for engine, args in ((None, {"kv-cache-dtype": "fp8", "ubatch-size": 64}), ("vllm", {"cache-type-k": "q8_0"})):
+    for engine, args in (
+        (None, {"kv-cache-dtype": "fp8", "ubatch-size": 64}),
+        ("vllm", {"cache-type-k": "q8_0"}),
+    ):
         with pytest.raises(InventoryError, match="take"):
             fit_command.run("qwen3-4b", engine=engine, args=args)
 
 
-@pytest.mark.parametrize("given", [{"cache-type-k": "fp8"}, {"kv-cache-dtype": "q8_0"}, {"flash-attn": "maybe"}])
+@pytest.mark.parametrize(
+    "given", [{"cache-type-k": "fp8"}, {"kv-cache-dtype": "q8_0"}, {"flash-attn": "maybe"}]
+)
 def test_a_value_that_no_engine_has(given: dict[str, Any]) -> None:
     with pytest.raises(InventoryError, match="not known"):
         fit_command.arguments(given)
@@ -163,10 +189,20 @@ def test_a_value_that_no_engine_has(given: dict[str, Any]) -> None:
 
 def test_exit_codes_and_json(tmp_path: Path) -> None:
     path = str(grown(tmp_path, "qwen3-4b"))
-    status, out, _ = command(path, "--gpu", "8GiB", "--context", "8k", "--concurrency", "1", "--json", cwd=tmp_path)
+    status, out, _ = command(
+        path, "--gpu", "8GiB", "--context", "8k", "--concurrency", "1", "--json", cwd=tmp_path
+    )
     document = json.loads(out)
     assert (status, document["verdict"]) == (0, "fits")
-    assert {"engine", "terms", "total_bytes", "device_bytes", "kv_cache_tokens", "flags", "alternatives"} <= set(document)
+    assert {
+        "engine",
+        "terms",
+        "total_bytes",
+        "device_bytes",
+        "kv_cache_tokens",
+        "flags",
+        "alternatives",
+    } <= set(document)
     status, out, _ = command(path, "--gpu", "4GiB", "--context", "32k", "--json", cwd=tmp_path)
     document = json.loads(out)
     assert (status, document["verdict"]) == (3, "does-not-fit")
@@ -178,9 +214,16 @@ def test_exit_codes_and_json(tmp_path: Path) -> None:
 
 def test_the_split_of_the_device_is_drawn(tmp_path: Path) -> None:
     _, fits, _ = command("qwen3-4b", "--engine", "vllm", "--gpu", "24GiB", cwd=tmp_path)
-    assert re.search(r"^\[#+weights#+\|.*\|\.+free\.+\]  24.0 GiB$", fits, re.MULTILINE) and "flags --max-model-len" in fits
+    assert (
+        re.search(r"^\[#+weights#+\|.*\|\.+free\.+\]  24.0 GiB$", fits, re.MULTILINE)
+        and "flags --max-model-len" in fits
+    )
     _, short, _ = command("qwen3-32b", "--engine", "vllm", "--gpu", "16GiB", cwd=tmp_path)
-    assert re.search(r"^\[#+weights#+\|.*>  16.0 GiB$", short, re.MULTILINE) and "free." not in short and "flags" not in short
+    assert (
+        re.search(r"^\[#+weights#+\|.*>  16.0 GiB$", short, re.MULTILINE)
+        and "free." not in short
+        and "flags" not in short
+    )
 
 
 def test_bad_input_is_2_and_one_sentence(tmp_path: Path) -> None:
@@ -190,7 +233,15 @@ def test_bad_input_is_2_and_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "noise.gguf").write_bytes(os.urandom(4096))
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text("{")
-    for source in ("cut.gguf", "lies.gguf", "noise.gguf", "folder", "not-there.gguf", "marvin/Paranoid-7B", "a b"):
+    for source in (
+        "cut.gguf",
+        "lies.gguf",
+        "noise.gguf",
+        "folder",
+        "not-there.gguf",
+        "marvin/Paranoid-7B",
+        "a b",
+    ):
         name = f"./{source}" if (tmp_path / source).exists() or source.endswith(".gguf") else source
         status, out, said = command(name, cwd=tmp_path)
         assert (status, out) == (2, ""), (source, said)

@@ -28,7 +28,9 @@ def up(words: list[str]) -> None:
     for name, node in made.nodes.items():
         say(f"  {name:<14}{node.address:<14}{node.spec.gpus}")
     say(f"log in:      ssh -F {made.ssh_config} {next(iter(made.nodes))}      (user {node.user}; also root)")
-    say(f"known hosts: {made.known_hosts}\nidentity:    {made.identity}\nmodel:       {made.model} on every machine")
+    say(
+        f"known hosts: {made.known_hosts}\nidentity:    {made.identity}\nmodel:       {made.model} on every machine"
+    )
     say(
         f"GPUs:        edit {STATE}/nodes/lab-{household.BY_HAND}-NAME/lab/gpu/devices while it runs\ninventory:   python -m tests.lab inventory"
     )
@@ -48,7 +50,11 @@ def status() -> None:
 def inventory() -> None:
     print("nodes:")
     for line in docker(
-        "ps", "--filter", f"label=lab-group={household.BY_HAND}", "--format", '{{.Label "lab-name"}} {{.Label "lab-address"}}'
+        "ps",
+        "--filter",
+        f"label=lab-group={household.BY_HAND}",
+        "--format",
+        '{{.Label "lab-name"}} {{.Label "lab-address"}}',
     ).splitlines():
         name, address = line.split()
         print(f"  {name}:\n    host: {address}\n    user: homelab\n    identity: {HOME}/.ssh/id_ed25519")
@@ -66,7 +72,9 @@ def main(words: list[str]) -> int:
         elif command == "inventory":
             inventory()
         elif command == "ssh" and rest:
-            return subprocess.call(["ssh", "-F", str(HOME / ".ssh/config"), *rest], env=os.environ | {"HOME": str(HOME)})
+            return subprocess.call(
+                ["ssh", "-F", str(HOME / ".ssh/config"), *rest], env=os.environ | {"HOME": str(HOME)}
+            )
         elif command == "images":
             engine.ready()
             ensure_seed("vllm" in rest)

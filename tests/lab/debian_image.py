@@ -14,13 +14,22 @@ from typing import IO, cast
 
 from tests.lab.engine import LabError
 
-LEFT_OUT = re.compile(r"^/usr/share/(doc|man|info|locale|lintian|bug|doc-base)/|^/var/lib/docker|^/boot/|__pycache__")
+LEFT_OUT = re.compile(
+    r"^/usr/share/(doc|man|info|locale|lintian|bug|doc-base)/|^/var/lib/docker|^/boot/|__pycache__"
+)
 RUNTIME = re.compile(r"^/(proc|sys|dev|run)/")
 MADE_AT_INSTALL = (
     "/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow", "/etc/nsswitch.conf", "/etc/ld.so.cache",
     "/etc/ssl/certs/ca-certificates.crt", "/etc/localtime", "/etc/os-release", "/etc/debian_version",
 )  # fmt: skip
-MADE_AT_INSTALL_DIRS = ("/etc/alternatives", "/etc/ssl/certs", "/etc/ld.so.conf.d", "/etc/pam.d", "/etc/ssh", "/etc/security")
+MADE_AT_INSTALL_DIRS = (
+    "/etc/alternatives",
+    "/etc/ssl/certs",
+    "/etc/ld.so.conf.d",
+    "/etc/pam.d",
+    "/etc/ssh",
+    "/etc/security",
+)
 MERGED = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/usr/lib32", "/usr/libx32")
 BASE = (
     "base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "diffutils", "findutils", "grep", "gzip", "hostname",
@@ -49,11 +58,15 @@ def closure(roots: Iterable[str]) -> list[str]:
         if name in found:
             continue
         if name not in installed:
-            raise LabError(f"the lab needs the package {name}: apt-get install -y --no-install-recommends {name}")
+            raise LabError(
+                f"the lab needs the package {name}: apt-get install -y --no-install-recommends {name}"
+            )
         found.add(name)
         for group in installed[name][1].split(","):
             choices = [c.split("(")[0].strip().split(":")[0] for c in group.split("|")]
-            todo += [c if c in installed else provided[c] for c in choices if c in installed or c in provided][:1]
+            todo += [
+                c if c in installed else provided[c] for c in choices if c in installed or c in provided
+            ][:1]
     return sorted(installed[name][0] for name in found)
 
 
@@ -62,7 +75,10 @@ def _paths(packages: Sequence[str]) -> set[str]:
     paths = {p for p in listing.splitlines() if p.startswith("/") and p != "/." and not LEFT_OUT.search(p)}
     paths |= {p for p in MADE_AT_INSTALL if os.path.lexists(p)}
     for folder in filter(os.path.isdir, MADE_AT_INSTALL_DIRS):
-        paths |= {folder, *(f"{folder}/{name}" for name in os.listdir(folder) if not name.startswith("ssh_host_"))}
+        paths |= {
+            folder,
+            *(f"{folder}/{name}" for name in os.listdir(folder) if not name.startswith("ssh_host_")),
+        }
     for name in os.listdir("/etc/alternatives"):
         target = os.path.realpath(f"/etc/alternatives/{name}")
         if target in paths or "/usr" + target in paths:
@@ -72,7 +88,12 @@ def _paths(packages: Sequence[str]) -> set[str]:
         if not os.path.islink(path):
             return True
         target = os.path.realpath(path)
-        return target in paths or target.removeprefix("/usr") in paths or "/usr" + target in paths or target in MERGED
+        return (
+            target in paths
+            or target.removeprefix("/usr") in paths
+            or "/usr" + target in paths
+            or target in MERGED
+        )
 
     return {p for p in paths if leads_somewhere(p)}
 
@@ -104,10 +125,18 @@ def write_tar(out: IO[bytes], packages: Sequence[str], added: dict[Path, str]) -
             tar.add(source, inside.lstrip("/"))
 
 
-def import_image(docker_command: Sequence[str], tag: str, packages: Sequence[str], added: dict[Path, str], changes: Sequence[str]) -> None:
+def import_image(
+    docker_command: Sequence[str],
+    tag: str,
+    packages: Sequence[str],
+    added: dict[Path, str],
+    changes: Sequence[str],
+) -> None:
     """`docker_command` is a docker client that reads standard input: on this box, or inside a node."""
     options = [
-        word for change in ("ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *changes) for word in ("-c", change)
+        word
+        for change in ("ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *changes)
+        for word in ("-c", change)
     ]
     command = [*docker_command, "import", *options, "-", tag]
     with (

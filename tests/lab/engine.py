@@ -62,7 +62,11 @@ def obstacle() -> str | None:
         return "the lab makes its machines from Debian or Ubuntu packages, and this is neither"
     wanted = list(dict.fromkeys(NODE_PACKAGES + IMAGE_PACKAGES + BUILD_PACKAGES))
     # A package that was removed and not purged still has its lists of files: only its state tells. What was never there is no output.
-    said = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted], capture_output=True, text=True).stdout
+    said = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted],
+        capture_output=True,
+        text=True,
+    ).stdout
     missing = [p for p in wanted if f"{p} installed" not in said.splitlines()]
     if missing:
         return f"the lab needs packages that are not installed: apt-get install -y --no-install-recommends {' '.join(missing)}"
@@ -80,7 +84,14 @@ def environment() -> dict[str, str]:
 
 def docker(*args: str, check: bool = True, text_in: str | None = None, timeout: float = 300) -> str:
     """Run the docker client on this box's engine and return its output."""
-    done = subprocess.run([docker_binary(), *args], input=text_in, capture_output=True, text=True, timeout=timeout, env=environment())
+    done = subprocess.run(
+        [docker_binary(), *args],
+        input=text_in,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(),
+    )
     if check and done.returncode:
         raise LabError(f"docker {' '.join(args[:3])}… failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
@@ -101,7 +112,9 @@ def ready() -> None:
 
 
 def _answers() -> bool:
-    return subprocess.run([docker_binary(), "version"], capture_output=True, env=environment()).returncode == 0
+    return (
+        subprocess.run([docker_binary(), "version"], capture_output=True, env=environment()).returncode == 0
+    )
 
 
 def _start_engine() -> None:
@@ -109,12 +122,16 @@ def _start_engine() -> None:
         subprocess.run(["systemctl", "start", "docker"], check=False)
     else:
         with (STATE / "dockerd.log").open("ab") as log:
-            started = subprocess.Popen(["dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            started = subprocess.Popen(
+                ["dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
         started.returncode = 0  # it is to outlive us: do not warn that it runs
     until = time.monotonic() + 30
     while not _answers():
         if time.monotonic() > until:
-            raise LabError(f"dockerd does not answer after 30 s; its log: {STATE}/dockerd.log (or journalctl -u docker)")
+            raise LabError(
+                f"dockerd does not answer after 30 s; its log: {STATE}/dockerd.log (or journalctl -u docker)"
+            )
         time.sleep(0.2)
 
 

@@ -49,11 +49,18 @@ class Household:
     @property
     def env(self) -> dict[str, str]:
         """For a program that is to be run as this household's user."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DOCKER_", "SSH_", "XDG_", "HF_", "HOMELAB_"))}
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("DOCKER_", "SSH_", "XDG_", "HF_", "HOMELAB_"))
+        }
         return kept | {"HOME": str(self.home), "COLUMNS": "160"}
 
     def inventory_nodes(self) -> dict[str, dict[str, Any]]:
-        return {name: {"host": n.address, "user": n.user, "identity": str(self.identity)} for name, n in self.nodes.items()}
+        return {
+            name: {"host": n.address, "user": n.user, "identity": str(self.identity)}
+            for name, n in self.nodes.items()
+        }
 
     def trust(self) -> None:
         """Write known_hosts anew from the keys themselves, which come by way of this box and not of the network."""
@@ -76,7 +83,9 @@ def start(specs: Mapping[str, str | NodeSpec], home: Path, group: str | None = N
 
     def boot(item: tuple[str, NodeSpec]) -> Node:
         name, spec = item
-        node = create(name, spec, group, *places[name], seeds[spec.vllm] if spec.docker is not False else None)
+        node = create(
+            name, spec, group, *places[name], seeds[spec.vllm] if spec.docker is not False else None
+        )
         docker("start", node.container)
         node.wait()
         return node

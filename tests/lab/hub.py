@@ -108,7 +108,10 @@ class Repo:
             folders |= dict.fromkeys("/".join(([under] if under else []) + parents[:n]) for n in depth)
             if recursive or not parents:
                 rows.append(file.entry())
-        return [{"type": "directory", "oid": hashlib.sha1(f.encode()).hexdigest(), "size": 0, "path": f} for f in folders] + rows
+        return [
+            {"type": "directory", "oid": hashlib.sha1(f.encode()).hexdigest(), "size": 0, "path": f}
+            for f in folders
+        ] + rows
 
     def _json(self, name: str) -> dict[str, Any]:
         return json.loads(self.files[name].source.read_text()) if name in self.files else {}
@@ -130,7 +133,13 @@ class Repo:
         ggufs = [f for f in self.files.values() if f.path.endswith(".gguf")]
         weights = self.safetensors()
         kinds = (["gguf"] if ggufs else []) + (["safetensors"] if weights else [])
-        tags = [*kinds, *([config["model_type"]] if "model_type" in config else []), "text-generation", "endpoints_compatible", "region:us"]
+        tags = [
+            *kinds,
+            *([config["model_type"]] if "model_type" in config else []),
+            "text-generation",
+            "endpoints_compatible",
+            "region:us",
+        ]
         siblings = []
         for file in self.files.values():
             row: dict[str, Any] = {"rfilename": file.path}
@@ -149,7 +158,11 @@ class Repo:
         if weights:
             found["safetensors"] = weights
         if ggufs:
-            found["gguf"] = {"total": max(f.size for f in ggufs), "architecture": "llama", "context_length": 8192}
+            found["gguf"] = {
+                "total": max(f.size for f in ggufs),
+                "architecture": "llama",
+                "context_length": 8192,
+            }
         return found
 
 
@@ -172,7 +185,11 @@ class Hub:
     """Serves `repos` on a background thread while the `with` block runs. `asked` holds every request."""
 
     def __init__(
-        self, repos: Mapping[str, Repo | Path], address: str = "127.0.0.1", port: int = 0, tokens: frozenset[str] = frozenset({"hf_lab"})
+        self,
+        repos: Mapping[str, Repo | Path],
+        address: str = "127.0.0.1",
+        port: int = 0,
+        tokens: frozenset[str] = frozenset({"hf_lab"}),
     ) -> None:
         self.repos = {name: repo if isinstance(repo, Repo) else Repo(repo) for name, repo in repos.items()}
         self.tokens = tokens
@@ -182,7 +199,10 @@ class Hub:
         self.cut_after: int | None = None  # end the next file's connection after so many bytes, once
         pages = type("LabPages", (Pages,), {"hub": self})
         # Clients keep to the hub's own host and port what they must not tell the store of large files.
-        self._servers = [ThreadingHTTPServer((address, port), pages), ThreadingHTTPServer((address, 0), pages)]
+        self._servers = [
+            ThreadingHTTPServer((address, port), pages),
+            ThreadingHTTPServer((address, 0), pages),
+        ]
         self.url, self.cdn = (f"http://{address}:{server.server_address[1]}" for server in self._servers)
 
     def __enter__(self) -> Hub:
@@ -191,7 +211,9 @@ class Hub:
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for server in self._servers:
             server.shutdown()
             server.server_close()
@@ -200,7 +222,14 @@ class Hub:
         return [a.path for a in self.asked if fnmatch.fnmatch(a.path, pattern)]
 
     def blob(self, sha256: str) -> File | None:
-        return next((f for repo in self.repos.values() for f in repo.files.values() if f.lfs and f.sha256 == sha256), None)
+        return next(
+            (f for repo in self.repos.values() for f in repo.files.values() if f.lfs and f.sha256 == sha256),
+            None,
+        )
 
     def matching(self, search: str) -> Iterator[tuple[str, Repo]]:
-        return ((name, repo) for name, repo in self.repos.items() if search.lower() in name.lower() and not repo.private)
+        return (
+            (name, repo)
+            for name, repo in self.repos.items()
+            if search.lower() in name.lower() and not repo.private
+        )

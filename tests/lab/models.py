@@ -13,7 +13,13 @@ from tests.lab.engine import STATE
 from tests.lab.wheels import file_from_wheel
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-SPECIAL = {"padding": "[PAD]", "unknown": "[UNK]", "bos": "[CLS]", "eos": "[SEP]", "seperator": "[SEP]"}  # as llama.cpp spells it
+SPECIAL = {
+    "padding": "[PAD]",
+    "unknown": "[UNK]",
+    "bos": "[CLS]",
+    "eos": "[SEP]",
+    "seperator": "[SEP]",
+}  # as llama.cpp spells it
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -62,7 +68,9 @@ def tiny_reranker(path: Path, layers: int = 2, hidden: int = 64) -> Path:
     tensors, blobs, at = [], [], 0
     for name, shape in shapes.items():
         count = shape[0] * (shape[1] if len(shape) > 1 else 1)
-        values = [1.0] * count if name.endswith("norm.weight") else [source.gauss(0, 0.2) for _ in range(count)]
+        values = (
+            [1.0] * count if name.endswith("norm.weight") else [source.gauss(0, 0.2) for _ in range(count)]
+        )
         tensors.append(g.tensor(name, shape, g.F32, at))
         blobs.append(g.padded(struct.pack(f"<{count}f", *values)))
         at += len(blobs[-1])
@@ -85,7 +93,10 @@ def tiny_qwen3(folder: Path, layers: int = 2, hidden: int = 128) -> Path:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "pad_token_id": 0}))
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
     for i in range(layers):
         attention, mlp = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
         shapes |= {

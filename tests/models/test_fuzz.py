@@ -25,13 +25,23 @@ GPU = Device(vendor="nvidia", name="RTX 4090", total_bytes=24 * 2**30, compute_c
 MIB = 2**20
 LIMIT = 64 * MIB
 NUMBERS = st.one_of(
-    st.integers(), st.sampled_from([-1, 0, 1, 2**31, 2**63, 2**64 - 1, 10**400]), st.floats(), st.sampled_from([float("inf"), float("nan")])
+    st.integers(),
+    st.sampled_from([-1, 0, 1, 2**31, 2**63, 2**64 - 1, 10**400]),
+    st.floats(),
+    st.sampled_from([float("inf"), float("nan")]),
 )
 LEAVES = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=12))
 JSON = st.recursive(
-    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4), max_leaves=12
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4),
+    max_leaves=12,
 )
-QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
+QUICK = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
 LONG = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -43,7 +53,9 @@ def shaped(document: Any) -> ModelShape | None:
         for engine in (llamacpp, vllm):
             for args in ({}, {"flash-attn": "off"} if engine is llamacpp else {"tensor-parallel-size": 2}):
                 try:
-                    footprint = engine.footprint(shape, Request(kind="chat", context=4096, concurrency=2, args=args), GPU)  # type: ignore[attr-defined]
+                    footprint = engine.footprint(
+                        shape, Request(kind="chat", context=4096, concurrency=2, args=args), GPU
+                    )  # type: ignore[attr-defined]
                     assert all(t.bytes >= 0 for t in footprint.terms)
                 except Unsupported:
                     continue
@@ -61,13 +73,18 @@ def base(name: str) -> dict[str, Any]:
     """A good document, small enough to be damaged often."""
     if name in SAFETENSORS:
         return copy.deepcopy(
-            safetensors_document(name, groups={"model.embed_tokens.weight": [1, 100, "BF16"], "lm_head.weight": [1, 100, "BF16"]})
+            safetensors_document(
+                name,
+                groups={"model.embed_tokens.weight": [1, 100, "BF16"], "lm_head.weight": [1, 100, "BF16"]},
+            )
         )
     return copy.deepcopy(ARCHITECTURES[name]["header"])  # type: ignore[no-any-return]
 
 
 def paths(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value[:6]) if isinstance(value, list) else ()
+    inner = (
+        value.items() if isinstance(value, dict) else enumerate(value[:6]) if isinstance(value, list) else ()
+    )
     return [(*at, k) for k, _ in inner] + [p for k, v in inner for p in paths(v, (*at, k))]
 
 
@@ -93,7 +110,13 @@ def test_any_json_is_a_shape_or_an_error(document: Any) -> None:
 
 
 @QUICK
-@given(st.dictionaries(st.sampled_from(sorted({k for c in SAFETENSORS.values() for k in c.get("text_config", c)})), JSON, max_size=20))
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted({k for c in SAFETENSORS.values() for k in c.get("text_config", c)})),
+        JSON,
+        max_size=20,
+    )
+)
 def test_any_configuration_is_a_shape_or_an_error(config: dict[str, Any]) -> None:
     shaped({"format": "safetensors", "config": config, "tensor_bytes": 10, "groups": {}})
 
@@ -120,7 +143,8 @@ def damage(data: bytes, changes: list[tuple[int, bytes]], end: int) -> bytes:
 
 
 PATCHES = st.one_of(
-    st.binary(min_size=1, max_size=8), st.sampled_from([2**64 - 1, 2**63, 2**32, 2**40, 0]).map(lambda n: struct.pack("<Q", n))
+    st.binary(min_size=1, max_size=8),
+    st.sampled_from([2**64 - 1, 2**63, 2**32, 2**40, 0]).map(lambda n: struct.pack("<Q", n)),
 )
 CHANGES = st.lists(st.tuples(st.integers(0, 4000), PATCHES), min_size=1, max_size=6)
 

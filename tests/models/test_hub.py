@@ -57,7 +57,9 @@ def test_a_server_without_ranges_is_not_read_to_the_end(house: Hub, tmp_path: Pa
     assert "ends at byte" in error.value.cause  # the header says more than these 40 MB
 
 
-def test_more_is_fetched_until_the_header_is_whole(house: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_is_fetched_until_the_header_is_whole(
+    house: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hub, "FIRST_BYTES", 1000)
     put_gguf(house, "a/b", "b-Q4_K_M.gguf")
     assert hub.read_header("a/b:Q4_K_M", endpoint=house.url, cache_dir=tmp_path)["version"] == 3
@@ -127,7 +129,9 @@ def test_a_missing_quantisation_names_those_there_are(house: Hub, tmp_path: Path
         (500, "", "cannot be read", "online"),
     ],
 )
-def test_refusals_say_what_to_do(house: Hub, tmp_path: Path, status: int, code: str, message: str, hint: str) -> None:
+def test_refusals_say_what_to_do(
+    house: Hub, tmp_path: Path, status: int, code: str, message: str, hint: str
+) -> None:
     house.answer["a/b"] = (status, code)
     with pytest.raises((InventoryError, NodeError), match=message) as error:
         hub.read_header("a/b", endpoint=house.url, cache_dir=tmp_path)

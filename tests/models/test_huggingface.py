@@ -27,22 +27,38 @@ def test_every_further_token_costs(model: str, bytes_per_token: int) -> None:
 def test_kinds_of_layers() -> None:
     assert [layer.attention for layer in safetensors("gpt-oss-120b").layers[:2]] == ["sliding", "full"]
     hybrid = safetensors("qwen3.6-27b")
-    assert (sum(layer.recurrent for layer in hybrid.layers), sum(layer.attention == "full" for layer in hybrid.layers)) == (48, 16)
+    assert (
+        sum(layer.recurrent for layer in hybrid.layers),
+        sum(layer.attention == "full" for layer in hybrid.layers),
+    ) == (48, 16)
     assert hybrid.hybrid
     assert not hybrid.mla
     assert safetensors("glm-4.7-flash").mla
 
 
 def test_a_pattern_stands_for_a_list_of_layers() -> None:
-    config = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "num_hidden_layers": 12, "hidden_size": 640}
-    config |= {"num_attention_heads": 4, "vocab_size": 262144, "sliding_window": 512, "sliding_window_pattern": 6}
+    config = {
+        "model_type": "gemma3_text",
+        "architectures": ["Gemma3ForCausalLM"],
+        "num_hidden_layers": 12,
+        "hidden_size": 640,
+    }
+    config |= {
+        "num_attention_heads": 4,
+        "vocab_size": 262144,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+    }
     shape = from_header({"format": "safetensors", "config": config, "tensor_bytes": 1})
     assert [i for i, layer in enumerate(shape.layers) if layer.attention == "full"] == [5, 11]
 
 
 def test_a_window_that_is_off_is_none() -> None:
     config = SAFETENSORS["qwen3-4b"] | {"sliding_window": 4096, "use_sliding_window": False}
-    assert not any(layer.window for layer in from_header({"format": "safetensors", "config": config, "tensor_bytes": 1}).layers)
+    assert not any(
+        layer.window
+        for layer in from_header({"format": "safetensors", "config": config, "tensor_bytes": 1}).layers
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,7 +92,12 @@ def test_parts_of_the_weights_are_told_apart() -> None:
         "mtp.layers.*.mlp.up_proj.weight": [1, 20, "BF16"],
     }
     shape = safetensors("qwen3.6-27b", groups=groups)
-    assert (shape.embedding_bytes, shape.output_bytes, shape.vision_bytes, shape.mtp_bytes) == (100, 100, 40, 20)
+    assert (shape.embedding_bytes, shape.output_bytes, shape.vision_bytes, shape.mtp_bytes) == (
+        100,
+        100,
+        40,
+        20,
+    )
     assert (shape.replicated_bytes, shape.kv_projection_bytes) == (10, 15)
 
 

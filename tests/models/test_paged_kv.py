@@ -41,7 +41,9 @@ def test_tokens_are_those_that_vllm_logged(
         ("minimax-m2.7", 196608, Paging(tensor_parallel=2), 23.25),
     ],
 )
-def test_bytes_of_one_request_are_those_that_vllm_asked_for(model: str, context: int, paging: Paging, logged_gib: float) -> None:
+def test_bytes_of_one_request_are_those_that_vllm_asked_for(
+    model: str, context: int, paging: Paging, logged_gib: float
+) -> None:
     found = pool(safetensors(model), context, paging)
     assert found.block_bytes * found.blocks_per_request / GIB == pytest.approx(logged_gib, abs=0.005)
 

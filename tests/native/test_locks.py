@@ -8,7 +8,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NATIVE = [ROOT / "templates/native/llamacpp.lock", ROOT / "templates/native/litellm.lock"]
 LOCKS = [*NATIVE, ROOT / "requirements/homelab.lock", ROOT / "requirements/dev.lock"]
-LINE = re.compile(r"([a-z0-9][a-z0-9-]*)==(\d[A-Za-z0-9.+!]*)(?: ; ([^;\\]+))? \\(?:\n    --hash=sha256:[0-9a-f]{64}(?: \\)?)+\n")
+LINE = re.compile(
+    r"([a-z0-9][a-z0-9-]*)==(\d[A-Za-z0-9.+!]*)(?: ; ([^;\\]+))? \\(?:\n    --hash=sha256:[0-9a-f]{64}(?: \\)?)+\n"
+)
 
 
 def parse(lock: Path) -> list[tuple[str, str, str]]:
@@ -27,16 +29,22 @@ def test_is_exact_and_hashed(lock: Path) -> None:
     by_name: dict[str, list[str]] = {}
     for name, _, marker in packages:
         by_name.setdefault(name, []).append(marker)
-    assert all(len(markers) == 1 or all(markers) for markers in by_name.values()), "two versions of a package need markers"
+    assert all(len(markers) == 1 or all(markers) for markers in by_name.values()), (
+        "two versions of a package need markers"
+    )
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
 def test_says_what_it_needs(lock: Path) -> None:
     head = lock.read_text(encoding="utf-8").splitlines()[:2]
-    assert re.fullmatch(r"# requires-python: >=3\.1[01]", head[0]) and re.fullmatch(r"# disk-mb: \d+", head[1])
+    assert re.fullmatch(r"# requires-python: >=3\.1[01]", head[0]) and re.fullmatch(
+        r"# disk-mb: \d+", head[1]
+    )
 
 
-@pytest.mark.parametrize(("lock", "source"), [("llamacpp.lock", "llamacpp.in"), ("litellm.lock", "litellm.in")])
+@pytest.mark.parametrize(
+    ("lock", "source"), [("llamacpp.lock", "llamacpp.in"), ("litellm.lock", "litellm.in")]
+)
 def test_holds_what_was_asked_for(lock: str, source: str) -> None:
     packages = {name: version for name, version, _ in parse(ROOT / "templates/native" / lock)}
     lines = (ROOT / "requirements" / source).read_text(encoding="utf-8").splitlines()
@@ -49,7 +57,11 @@ def test_holds_what_was_asked_for(lock: str, source: str) -> None:
 def test_every_direct_requirement_is_locked(name: str) -> None:
     locked = {package for package, _, _ in parse(ROOT / f"requirements/{name}.lock")}
     lines = (ROOT / f"requirements/{name}.in").read_text(encoding="utf-8").splitlines()
-    wanted = {re.sub(r"[_.]", "-", line.partition("==")[0].lower()) for line in lines if line and not line.startswith(("-", "#"))}
+    wanted = {
+        re.sub(r"[_.]", "-", line.partition("==")[0].lower())
+        for line in lines
+        if line and not line.startswith(("-", "#"))
+    }
     assert wanted and wanted <= locked
 
 

@@ -46,11 +46,18 @@ class Place:
 
     def lock(self, digest: str = "", header: str = "# requires-python: >=3.8\n# disk-mb: 1\n") -> Path:
         path = self.folder / "tiny.lock"
-        path.write_text(f"{header}tiny==1.0 \\\n    --hash=sha256:{digest or self.digest}\n", encoding="utf-8")
+        path.write_text(
+            f"{header}tiny==1.0 \\\n    --hash=sha256:{digest or self.digest}\n", encoding="utf-8"
+        )
         return path
 
     def __call__(
-        self, *more: str, code: int = 0, lock: Path | None = None, python: str = sys.executable, **variables: str
+        self,
+        *more: str,
+        code: int = 0,
+        lock: Path | None = None,
+        python: str = sys.executable,
+        **variables: str,
     ) -> dict[str, Any]:
         env = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "PYTHON"))}
         env |= {
@@ -60,9 +67,25 @@ class Place:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         into = variables.pop("into", str(self.folder / "environments"))
-        command = [python, str(PROVISION), "--lock", str(lock or self.lock()), "--name", "tiny", "--into", into, *more]
+        command = [
+            python,
+            str(PROVISION),
+            "--lock",
+            str(lock or self.lock()),
+            "--name",
+            "tiny",
+            "--into",
+            into,
+            *more,
+        ]
         done = subprocess.run(
-            command, env=env | variables, capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.DEVNULL
+            command,
+            env=env | variables,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            stdin=subprocess.DEVNULL,
         )
         assert done.returncode == code, done
         answer = json.loads(done.stdout.splitlines()[-1])
@@ -87,7 +110,9 @@ def place(shared: Place, tmp_path: Path) -> Place:
 def test_makes_an_environment_once(shared: Place) -> None:
     """Two at once, misleading settings of the user's, and a package whose dependency nobody has."""
     with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda _: shared(PIP_USER="1", PIP_TARGET="/nowhere", PYTHONPATH="/nowhere"), range(2)))
+        answers = list(
+            pool.map(lambda _: shared(PIP_USER="1", PIP_TARGET="/nowhere", PYTHONPATH="/nowhere"), range(2))
+        )
     assert sorted(answer["fresh"] for answer in answers) == [False, True]
     first, second = answers
     assert first["directory"] == second["directory"] and first["python"] == first["directory"] + "/bin/python"
@@ -95,7 +120,10 @@ def test_makes_an_environment_once(shared: Place) -> None:
     digest = hashlib.sha256(shared.lock().read_bytes() + version.encode()).hexdigest()[:12]
     assert Path(first["directory"]).name == f"tiny-{digest}"
     done = subprocess.run(
-        [first["python"], "-B", "-c", "import tiny; print(tiny.VALUE, tiny.__cached__)"], capture_output=True, text=True, check=True
+        [first["python"], "-B", "-c", "import tiny; print(tiny.VALUE, tiny.__cached__)"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     value, cached = done.stdout.split()
     assert value == "7" and Path(cached).is_file(), "compiled although PYTHONDONTWRITEBYTECODE is set"
@@ -124,7 +152,11 @@ def test_an_environment_whose_python_has_gone_is_made_anew(shared: Place) -> Non
 @pytest.mark.native
 def test_a_wrong_hash_installs_nothing(place: Place) -> None:
     error = place(code=1, lock=place.lock("0" * 64))["error"]
-    assert "differs from the one in the lock" in error["message"] and "0000000000" in error["cause"] and error["hint"]
+    assert (
+        "differs from the one in the lock" in error["message"]
+        and "0000000000" in error["cause"]
+        and error["hint"]
+    )
     assert [path.suffix for path in (place.folder / "environments").iterdir()] == [".lock"]
 
 
@@ -139,12 +171,20 @@ def test_a_package_without_a_wheel_for_this_machine(place: Place) -> None:
 
 @pytest.mark.native
 def test_an_index_that_does_not_answer(place: Place) -> None:
-    error = place(code=1, PIP_NO_INDEX="0", PIP_FIND_LINKS="", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="1")["error"]
+    error = place(
+        code=1,
+        PIP_NO_INDEX="0",
+        PIP_FIND_LINKS="",
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_RETRIES="1",
+    )["error"]
     assert error["message"] == "the package index cannot be reached"
 
 
 def test_a_python_that_is_too_old_for_the_lock(place: Place) -> None:
-    error = place("--python", sys.executable, code=1, lock=place.lock(header="# requires-python: >=3.99\n"))["error"]
+    error = place("--python", sys.executable, code=1, lock=place.lock(header="# requires-python: >=3.99\n"))[
+        "error"
+    ]
     assert "too old" in error["message"] and "3.99" in error["message"] and "install" in error["hint"]
 
 
@@ -181,7 +221,11 @@ shift; exec '{sys.executable}' -c "{hide}" "$@"
     wrapper.write_text(script, encoding="utf-8")
     wrapper.chmod(0o755)
     error = place("--python", str(wrapper), code=1)["error"]
-    assert "cannot make environments" in error["message"] and "ensurepip" in error["cause"] and "python3-venv" in error["hint"]
+    assert (
+        "cannot make environments" in error["message"]
+        and "ensurepip" in error["cause"]
+        and "python3-venv" in error["hint"]
+    )
 
 
 @pytest.mark.parametrize("name", ["../x", "", "a/b", ".x"])

@@ -21,7 +21,10 @@ LINUX = sys.platform.startswith("linux")
 def python38() -> str | None:
     named = [Path(folder, "python3.8") for folder in os.get_exec_path()]
     for path in [*sorted(Path("~/.pyenv/versions").expanduser().glob("3.8*/bin/python3.8")), *named]:
-        if path.exists() and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
+        if (
+            path.exists()
+            and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
+        ):
             return str(path)
     return None
 
@@ -38,7 +41,9 @@ def until(look: Callable[[], Any], seconds: float = 10) -> Any:
 
 
 def living(pid: int) -> bool:
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout.strip()
     return bool(state) and not state.startswith("Z")
 
 
@@ -50,7 +55,12 @@ class House:
         directory.mkdir()
 
     def write(self, *argv: str, environment: str | None = None, **more: object) -> None:
-        document: dict[str, object] = {"argv": list(argv), "labels": {"homelab.model": "m"}, "address": "127.0.0.1", "port": 8080} | more
+        document: dict[str, object] = {
+            "argv": list(argv),
+            "labels": {"homelab.model": "m"},
+            "address": "127.0.0.1",
+            "port": 8080,
+        } | more
         if environment is not None:
             secret = self.directory / "service.env"
             secret.touch(0o600)
@@ -64,7 +74,9 @@ class House:
             first = f"import sys; sys.path.insert(0, {str(SUPERVISE.parent)!r}); import supervise"
             program = ["-B", "-c", f"{first}; {settings}; sys.exit(supervise.main())"]
         command = [self.python, *program, verb, str(self.directory), *more]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=False, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=40, check=False, stdin=subprocess.DEVNULL
+        )
         assert (done.returncode, done.stderr) == (code, ""), done
         answer = json.loads(done.stdout)
         assert isinstance(answer, dict)
@@ -95,19 +107,41 @@ def house(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[House]:
 
 
 def test_starts_reports_and_stops(house: House) -> None:
-    house.write("sh", "-c", 'echo "got $SECRET" "$PWD"; exec sleep 100', environment='SECRET=a=b "$x" \\ \u2028 #é\r\n# no\n\nB=\n')
-    assert house("status") == {"status": "stopped", "pid": None, "restarts": 0, "exit_code": None, "supervised": False, "started_at": None}
+    house.write(
+        "sh",
+        "-c",
+        'echo "got $SECRET" "$PWD"; exec sleep 100',
+        environment='SECRET=a=b "$x" \\ \u2028 #é\r\n# no\n\nB=\n',
+    )
+    assert house("status") == {
+        "status": "stopped",
+        "pid": None,
+        "restarts": 0,
+        "exit_code": None,
+        "supervised": False,
+        "started_at": None,
+    }
     began = time.time()
     started = house("start")
-    assert (started["status"], started["restarts"], started["exit_code"], started["supervised"]) == ("running", 0, None, True)
+    assert (started["status"], started["restarts"], started["exit_code"], started["supervised"]) == (
+        "running",
+        0,
+        None,
+        True,
+    )
     assert abs(started["started_at"] - began) < 10
     until(lambda: "got" in house.log())
-    assert (house.directory / "log").read_bytes().decode() == f'got a=b "$x" \\ \u2028 #é\r {house.directory}\n'
+    assert (
+        house.directory / "log"
+    ).read_bytes().decode() == f'got a=b "$x" \\ \u2028 #é\r {house.directory}\n'
     state = house.state()
     assert {"supervisor_pid", "supervisor_start_ticks", "pid", "pid_start_ticks"} < set(state)
     assert {"started_at", "restarts", "exit_code", "status"} < set(state)
     assert house("status")["pid"] == state["pid"] == started["pid"]
-    assert os.getsid(state["supervisor_pid"]) not in (os.getsid(0), state["supervisor_pid"])  # no terminal can come back to it
+    assert os.getsid(state["supervisor_pid"]) not in (
+        os.getsid(0),
+        state["supervisor_pid"],
+    )  # no terminal can come back to it
     assert os.getpgid(state["pid"]) == state["pid"]
     for name in ("log", "state.json", "lock"):
         assert (house.directory / name).stat().st_mode & 0o077 == 0
@@ -130,7 +164,9 @@ def test_gives_the_service_a_small_environment(house: House, monkeypatch: pytest
 
 
 def test_expands_the_home_at_the_start_of_an_argument(house: House) -> None:
-    house.write("sh", "-c", 'echo "[$1] [$2]"; exec sleep 100', "sh", "~/model.gguf", "x~/y", working_directory="/")
+    house.write(
+        "sh", "-c", 'echo "[$1] [$2]"; exec sleep 100', "sh", "~/model.gguf", "x~/y", working_directory="/"
+    )
     house("start")
     assert until(house.log) == f"[{Path.home()}/model.gguf] [x~/y]\n"
 
@@ -169,7 +205,10 @@ def test_gives_up_after_five_quick_exits(house: House) -> None:
 
 def test_a_long_run_is_forgiven(house: House) -> None:
     house.write("sh", "-c", "sleep 0.2; exit 1")
-    house("start", settings="supervise.BACKOFF = (0.01, 60.0); supervise.HEALTHY_AFTER = 0.1; supervise.QUICK_EXIT = 0.1")
+    house(
+        "start",
+        settings="supervise.BACKOFF = (0.01, 60.0); supervise.HEALTHY_AFTER = 0.1; supervise.QUICK_EXIT = 0.1",
+    )
     until(lambda: house("status")["restarts"] >= 6)
     assert house("status")["supervised"]
 
@@ -183,7 +222,11 @@ def test_a_program_that_is_missing_is_said_at_once(house: House) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("{", "cannot read"), ('{"argv": "x"}', "list of strings"), ('{"argv": ["x"], "working_directory": "/no"}', "not a folder")],
+    [
+        ("{", "cannot read"),
+        ('{"argv": "x"}', "list of strings"),
+        ('{"argv": ["x"], "working_directory": "/no"}', "not a folder"),
+    ],
 )
 def test_refuses_what_it_cannot_read(house: House, text: str, says: str) -> None:
     (house.directory / "service.json").write_text(text, encoding="utf-8")
@@ -247,14 +290,23 @@ def test_a_killed_engine_comes_back(house: House) -> None:
     house.write("sleep", "100")
     first = house("start", settings="supervise.BACKOFF = (0.05,)")["pid"]
     os.kill(first, signal.SIGKILL)
-    answer = until(lambda: (seen := house("status"))["restarts"] == 1 and seen["status"] == "running" and seen)
+    answer = until(
+        lambda: (seen := house("status"))["restarts"] == 1 and seen["status"] == "running" and seen
+    )
     assert answer["pid"] != first and answer["exit_code"] == -9
 
 
 def test_a_recycled_pid_is_nobody_of_ours(house: House) -> None:
     with subprocess.Popen(["sleep", "100"], start_new_session=True) as stranger:
-        state = {"supervisor_pid": stranger.pid, "supervisor_start_ticks": 1, "pid": stranger.pid, "pid_start_ticks": 1}
-        (house.directory / "state.json").write_text(json.dumps(state | {"status": "running"}), encoding="utf-8")
+        state = {
+            "supervisor_pid": stranger.pid,
+            "supervisor_start_ticks": 1,
+            "pid": stranger.pid,
+            "pid_start_ticks": 1,
+        }
+        (house.directory / "state.json").write_text(
+            json.dumps(state | {"status": "running"}), encoding="utf-8"
+        )
         assert house("status")["status"] == "stopped"
         assert house("stop")["status"] == "stopped"
         assert stranger.poll() is None

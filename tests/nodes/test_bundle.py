@@ -26,7 +26,9 @@ NAME = "0123456789abcdef"
 
 def sh(command: str, home: Path, *, data: bytes = b"", **env: str) -> subprocess.CompletedProcess[bytes]:
     environment = {"HOME": str(home), "PATH": "/usr/bin:/bin", "DOCKER_HOST": "unix:///nonexistent"} | env
-    return subprocess.run(["sh", "-c", command], input=data, env=environment, capture_output=True, timeout=60, check=False)
+    return subprocess.run(
+        ["sh", "-c", command], input=data, env=environment, capture_output=True, timeout=60, check=False
+    )
 
 
 def folder(home: Path) -> Path:
@@ -53,7 +55,9 @@ def test_the_bundle_holds_the_agent_pynvml_and_psutil_and_nothing_of_homelab(pac
         names = tar.getnames()
         assert {m.mtime for m in tar.getmembers()} == {bundle.TIMESTAMP}
     assert names == sorted(names)
-    assert {"__main__.py", "facts.py", "accelerators/nvidia.py", "pynvml.py", "psutil/__init__.py"} <= set(names)
+    assert {"__main__.py", "facts.py", "accelerators/nvidia.py", "pynvml.py", "psutil/__init__.py"} <= set(
+        names
+    )
     assert any(n.startswith("psutil/") and n.endswith(".abi3.so") for n in names)
     assert not [n for n in names if "homelab" in n or "__pycache__" in n or "/tests/" in n]
 
@@ -68,7 +72,9 @@ def test_the_same_input_gives_the_same_bytes(packed: bytes) -> None:
     assert bundle.fingerprint() == first
 
 
-def test_a_changed_line_of_the_agent_gives_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_line_of_the_agent_gives_another_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = bundle.fingerprint()
     shutil.copytree(resources.path("agent"), tmp_path / "_agent")
     (tmp_path / "_agent" / "ports.py").write_text("# other\n")
@@ -84,7 +90,9 @@ def test_a_changed_line_of_the_agent_gives_another_name(tmp_path: Path, monkeypa
     assert bundle.fingerprint() == before
 
 
-def test_an_installation_without_the_agent_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installation_without_the_agent_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resources, "HERE", tmp_path)
     bundle._sources.cache_clear()
     with pytest.raises(HomelabError, match="not installed completely"):
@@ -118,7 +126,10 @@ def test_an_archive_that_was_cut_off_leaves_nothing(tmp_path: Path, packed: byte
 
 def test_two_controllers_at_once_leave_one_whole_bundle(tmp_path: Path, packed: bytes) -> None:
     env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    running = [subprocess.Popen(["sh", "-c", bundle.install_command(NAME)], stdin=subprocess.PIPE, env=env) for _ in range(4)]
+    running = [
+        subprocess.Popen(["sh", "-c", bundle.install_command(NAME)], stdin=subprocess.PIPE, env=env)
+        for _ in range(4)
+    ]
     for process in running:
         process.communicate(packed, timeout=60)
     assert [p.returncode for p in running] == [0, 0, 0, 0]
@@ -155,7 +166,10 @@ def test_a_node_without_python_is_told_apart(tmp_path: Path, programs: Path) -> 
         assert done.returncode == bundle.NO_PYTHON
         assert done.stderr == b"python3 was not found on this node\n"
     done = sh(bundle.launch_command(NAME, "{}", python="/opt/my python"), tmp_path)
-    assert (done.returncode, done.stderr) == (bundle.NO_PYTHON, b"/opt/my python was not found on this node\n")
+    assert (done.returncode, done.stderr) == (
+        bundle.NO_PYTHON,
+        b"/opt/my python was not found on this node\n",
+    )
 
 
 def python_that_says(path: Path, status: int) -> None:
@@ -209,7 +223,12 @@ def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     asked: list[list[str]] = []
     wheel = io.BytesIO()
     with zipfile.ZipFile(wheel, "w") as z:
-        for name in ("psutil/__init__.py", "psutil/_psutil_osx.abi3.so", "psutil/tests/test_x.py", "psutil-7.2.2.dist-info/METADATA"):
+        for name in (
+            "psutil/__init__.py",
+            "psutil/_psutil_osx.abi3.so",
+            "psutil/tests/test_x.py",
+            "psutil-7.2.2.dist-info/METADATA",
+        ):
             z.writestr(name, name)
 
     def run(command: list[str], **_: Any) -> None:
@@ -234,7 +253,9 @@ def test_psutil_for_another_platform_is_fetched_once(pip: list[list[str]]) -> No
     bundle.pack(mac)
     (command,) = pip
     assert command[1:4] == ["-m", "pip", "download"]
-    assert {"macosx_11_0_arm64", "--no-deps", "--only-binary=:all:", f"psutil=={bundle.PSUTIL}"} <= set(command)
+    assert {"macosx_11_0_arm64", "--no-deps", "--only-binary=:all:", f"psutil=={bundle.PSUTIL}"} <= set(
+        command
+    )
 
 
 def test_a_wheel_with_another_hash_is_not_used(pip: list[list[str]]) -> None:
@@ -248,7 +269,9 @@ def test_a_platform_without_a_wheel_is_packed_without_psutil(pip: list[list[str]
     assert pip == []
 
 
-def test_without_a_network_the_bundle_goes_without_psutil(pip: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_bundle_goes_without_psutil(
+    pip: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object, **__: object) -> None:
         raise subprocess.CalledProcessError(1, "pip")
 

@@ -95,7 +95,12 @@ def take(decide: Callable[[list[tuple[int, int]]], list[int]]) -> list[int]:
         part = f"{SHARED}/.{socket.gethostname()}-{time.time_ns()}"
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         fcntl.lockf(fd, fcntl.LOCK_EX)
-        os.write(fd, "".join(f"gpu={room[0]} bytes={int(b)}\n" for room, b in zip(rooms, shares, strict=True) if b).encode())
+        os.write(
+            fd,
+            "".join(
+                f"gpu={room[0]} bytes={int(b)}\n" for room, b in zip(rooms, shares, strict=True) if b
+            ).encode(),
+        )
         os.set_inheritable(fd, True)
         os.rename(part, f"{SHARED}/held/{os.path.basename(part)[1:]}")
     return shares
