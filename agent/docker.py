@@ -6,20 +6,13 @@ import json
 import os
 import threading
 
-from . import httpget, processes
+from . import httpget, processes, services
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing costs 3 ms
     from typing import Any
 
 TIMEOUT_S = 5.0
-# Docker offers GPUs through a listed runtime, or (`--gpus`, Compose reservations) through this hook, listed or not.
-NVIDIA_PROGRAMS = (
-    "nvidia-container-runtime-hook",
-    "nvidia-container-toolkit",
-    "nvidia-ctk",
-    "nvidia-container-runtime",
-)
 PROGRAM_PATH = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/snap/bin")
 # In the bundle's own folder, the one place where the agent may write.
 MEMORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "docker.json")
@@ -74,18 +67,14 @@ def collect(problems: list[dict[str, str]]) -> dict[str, Any]:
     if not present:
         return {"docker": None, "services": [], "ports": []}
     compose = InThread(compose_version)
-    engine: dict[str, Any] = {
-        "reachable": False,
-        "socket": path,
-        "nvidia_runtime": any(find_program(p) for p in NVIDIA_PROGRAMS),
-    }
-    services: list[dict[str, Any]] = []
+    engine: dict[str, Any] = {"reachable": False, "socket": path, "runtimes": [], "cdi": []}
+    ours: list[dict[str, Any]] = []
     ports: list[dict[str, Any]] = []
     try:
         engine.update(known(path))
         containers = httpget.get_json(path, "/containers/json?all=1", TIMEOUT_S)
         ports = [p for c in containers for p in published(c)]
-        services = details(
+        ours = details(
             path,
             [c for c in containers if "homelab.cluster" in (c.get("Labels") or {})],
             engine["api_version"],
@@ -104,7 +93,7 @@ def collect(problems: list[dict[str, str]]) -> dict[str, Any]:
     ) as e:  # whatever answers there may not be Docker
         engine["error"] = f"{path}: {e}"
     engine["compose_version"] = compose.result(TIMEOUT_S)
-    return {"docker": engine, "services": services, "ports": ports}
+    return {"docker": engine, "services": ours, "ports": ports}
 
 
 class InThread:
@@ -181,13 +170,14 @@ def describe(path: str) -> dict[str, Any]:
     info = information.result(TIMEOUT_S) or {}
     found["data_root"] = info.get("DockerRootDir")
     found["cgroup_version"] = info.get("CgroupVersion")
-    if "nvidia" in (info.get("Runtimes") or {}) or has_cdi(info.get("CDISpecDirs") or []):
-        found["nvidia_runtime"] = True
+    found["runtimes"] = sorted(info.get("Runtimes") or {})
+    found["cdi"] = cdi_files(info.get("CDISpecDirs") or [])
     return found
 
 
-def has_cdi(directories: list[str]) -> bool:
-    return any(name.startswith("nvidia") for d in directories if os.path.isdir(d) for name in os.listdir(d))
+def cdi_files(directories: list[str]) -> list[str]:
+    """Descriptions of devices that containers can be given by name (Container Device Interface)."""
+    return sorted(name for d in directories if os.path.isdir(d) for name in os.listdir(d))
 
 
 def compose_version() -> str | None:
@@ -275,7 +265,8 @@ def service(container: dict[str, Any], inspected: dict[str, Any]) -> dict[str, A
         "name": labels.get("homelab.service")
         or labels.get("com.docker.compose.service")
         or inspected.get("Name", "").lstrip("/"),
-        "model": labels.get("homelab.model"),
+        "role": labels.get("homelab.role", ""),
+        "serves": services.serves(labels),
         "spec": labels.get("homelab.spec", ""),
         "runtime": "docker",
         "state": state,

@@ -84,12 +84,14 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     except Exception as e:
         problems.append({"source": "host", "message": f"memory: {type(e).__name__}: {e}"})
         document.update(memory_total_bytes=0, memory_available_bytes=0)
-    document["llama_server"] = docker.find_program("llama-server")
+    programs = [str(p) for p in request.get("programs") or []]
+    document["programs"] = {p: docker.find_program(p) for p in programs}
     document["interfaces"] = network.answer(problems)
     document["gpus"] = gpus.answer(problems)
 
     found = engine.answer(problems)
     document["docker"] = found["docker"]
+    accelerators.judge(document["gpus"], found["docker"])
     disks = Question("disks", lambda _: host.disks(found["docker"]), [])
     document["services"] = found["services"] + native.answer(problems)
     Question("services", lambda _: services.attribute(document["services"], document["gpus"]), None).answer(

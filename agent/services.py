@@ -61,7 +61,8 @@ def describe(directory: str, labels: dict[str, str]) -> dict[str, Any]:
     return {
         "cluster": labels.get("homelab.cluster", cluster),
         "name": labels.get("homelab.service", name),
-        "model": labels.get("homelab.model"),
+        "role": labels.get("homelab.role", ""),
+        "serves": serves(labels),
         "spec": labels.get("homelab.spec", ""),
         "runtime": "native",
         "state": state,
@@ -73,6 +74,11 @@ def describe(directory: str, labels: dict[str, str]) -> dict[str, Any]:
         "exit_code": None if alive else supervised.get("exit_code"),
         "memory_bytes": processes.memory_of_tree(pid) if pid else None,
     }
+
+
+def serves(labels: dict[str, str]) -> list[str]:
+    """The models that a service of ours serves."""
+    return [name for name in labels.get("homelab.serves", "").split(",") if name]
 
 
 def condition(supervised: dict[str, Any]) -> tuple[str, str | None]:

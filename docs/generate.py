@@ -48,7 +48,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "user": "Who logs in there. Default: what SSH would take.",
         "port": "The port of its sshd.",
         "identity": "The private key for it. Default: your ssh-agent and the usual files.",
-        "address": "Where other machines reach its services. Default: `host` if that is an IP address, else where SSH arrived.",
+        "address": "Where other machines reach its services. Default: where they run already, else `host` if it is an IP address, else where SSH arrived.",
         "reserve": "Memory left alone on each GPU, for the desktop to grow by. Default: 0.5 GiB on a GPU with a display, 1 GiB where GPU and "
         "system share memory, else 0. On a node without a GPU: of its RAM, default 1 GiB.",
         "runtime": "How services run. `auto`: Docker where it is, else plain processes.",
@@ -123,7 +123,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "disks": "The file systems that matter.",
         "gpus": "GPUs, in the driver's order.",
         "docker": "Docker; null where there is none.",
-        "llama_server": "A `llama-server` in PATH.",
+        "programs": "Engines' own executables in PATH, by name; null where there is none.",
         "services": "What carries homelab's labels, running or not.",
         "ports": "TCP ports that somebody listens on.",
         "weights": "The models of the inventory as far as this node knows them. Without their headers here: `--save` has those.",
@@ -160,6 +160,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "temperature_celsius": "Now.",
         "utilization_percent": "Now.",
         "display": "Whether a screen hangs on it.",
+        "container_obstacle": "Why Docker cannot give it to a container; null where it can.",
         "mig": "Whether it is cut into MIG slices.",
         "mig_devices": "Those slices.",
         "processes": "Who holds its memory.",
@@ -182,15 +183,16 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "api_version": "Of its API.",
         "compose_version": "Of the Compose plugin.",
         "reachable": "Whether this user may talk to it.",
-        "nvidia_runtime": "Whether containers can have the GPU.",
+        "runtimes": "The runtimes that it lists.",
         "data_root": "Where its images lie.",
         "error": "Why it cannot be used, in Docker's words.",
     },
-    facts.Service: {
+    facts.DeployedService: {
         "cluster": "Whose it is.",
         "name": "Its name on the node.",
-        "model": "The model; null for the gateway.",
-        "spec": "The hash of its definition.",
+        "role": "What it is for: `engine`, `gateway`.",
+        "serves": "The models that it answers for.",
+        "spec": "The hash of what is written for it.",
         "runtime": "How it runs.",
         "state": "How it is.",
         "detail": "More about the state, as the exit code.",
@@ -227,7 +229,7 @@ INVENTORY = (
 )  # fmt: skip
 FACTS = (
     facts.NodeReport, facts.Failure, facts.Facts, facts.CPU, facts.Interface, facts.Disk, facts.GPU, facts.MigDevice, facts.Process,
-    facts.Docker, facts.Service, facts.ListeningPort, facts.Weights, facts.Problem,
+    facts.Docker, facts.DeployedService, facts.ListeningPort, facts.Weights, facts.Problem,
 )  # fmt: skip
 # Not part of the document that is described.
 HIDDEN = {(facts.Weights, "header")}

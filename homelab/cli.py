@@ -47,6 +47,13 @@ InventoryOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout (docs/json.md).")]
+UpgradeOption = Annotated[
+    bool,
+    typer.Option(
+        "--upgrade",
+        help="What runs takes this homelab's images and files too, though nobody asked for a change.",
+    ),
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -99,7 +106,7 @@ def init(ctx: typer.Context, inventory: InventoryOption = None) -> None:
             hint=f"Edit it, then: homelab discover{'' if str(path) == 'inventory.yml' else f' -i {path}'}",
         )
     _write(path, resources.path("inventory.example.yml").read_text())
-    ui.tell(f"Wrote {path}: a whole household as an example. Keep what you have, then: homelab discover")
+    ui.write(f"Wrote {path}: a whole household as an example. Keep what you have, then: homelab discover")
 
 
 @app.command()
@@ -132,7 +139,7 @@ def discover(
     else:
         ui.discovered(household.inventory, survey, seconds)
         if any(r.reachable for r in survey.nodes.values()):
-            ui.tell(f"Next: homelab plan{_again(household)}")
+            ui.write(f"Next: homelab plan{_again(household)}")
     _unreachable(household, errors)
 
 
@@ -147,19 +154,20 @@ def plan(
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 5 if there is anything to change.")
     ] = False,
+    upgrade: UpgradeOption = False,
 ) -> None:
     """Show what would go where, and why. Changes nothing."""
     from homelab import documents, ui
 
     household = _household(ctx, inventory)
-    found, errors, _ = _plan(household, facts)
+    found, errors, _ = _plan(household, facts, upgrade=upgrade)
     if json:
         ui.print_json(documents.plan_document(found))
     else:
         ui.planned(found)
-        ui.tell(ui.summary(found, household.inventory))
+        ui.write(ui.summary(found, household.inventory))
         if found.todo and not found.layout.unplaced and facts is None:
-            ui.tell(f"Next: homelab deploy{_again(household)}")
+            ui.write(f"Next: homelab deploy{_again(household)}")
     _refuse_unplaced(found, household, errors)
     _unreachable(household, errors)
     if check and found.todo:
@@ -195,16 +203,21 @@ def render(
 
 
 @app.command()
-def deploy(ctx: typer.Context, inventory: InventoryOption = None, yes: YesOption = False) -> None:
+def deploy(
+    ctx: typer.Context,
+    inventory: InventoryOption = None,
+    yes: YesOption = False,
+    upgrade: UpgradeOption = False,
+) -> None:
     """Show the plan, ask, and carry it out."""
-    from homelab import state, ui
+    from homelab import pipeline, state, ui
 
     household = _household(ctx, inventory)
     cluster = household.inventory.cluster
     with state.lock(cluster):
-        found, errors, secrets = _plan(household, None)
+        found, errors, secrets = _plan(household, None, upgrade=upgrade)
         ui.planned(found)
-        ui.tell(ui.summary(found, household.inventory))
+        ui.write(ui.summary(found, household.inventory))
         _refuse_unplaced(found, household, errors)
         if found.todo:
             if not yes and not ui.is_terminal():
@@ -214,8 +227,13 @@ def deploy(ctx: typer.Context, inventory: InventoryOption = None, yes: YesOption
                 )
             if not yes and not ui.confirm("Carry out this plan?", default=True):
                 raise DeployError("Cancelled. Nothing was changed")
-            _carry_out(household, found, secrets)
-    ui.next_steps(_address(household, found), str(state.key_file(cluster)), _again(household))
+            done = asyncio.run(pipeline.roll_out(household, found, secrets, ui.Progress(), ui.answered))
+            if done.failures:
+                ui.write(done.summary)
+                raise typer.Exit(done.exit_code)
+    front = next((s for s in found.services if s.role == "gateway"), None)
+    address = front.unit.url if front else _remembered_address(household)
+    ui.next_steps(address, str(state.key_file(cluster)), _again(household))
     _unreachable(household, errors)
 
 
@@ -288,55 +306,45 @@ def fit(
         ),
     ] = None,
     outputs: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--outputs", help="llama.cpp: `slots`, what a server reserves; `all`, llama-fit-params' bound."
+            "--outputs",
+            help="llama.cpp: `slots`, what a server reserves (default); `all`, llama-fit-params' bound.",
         ),
-    ] = "slots",
+    ] = None,
     inventory: InventoryOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show what a model takes, whether it fits, and what would fit instead. Downloads no weights, changes nothing."""
     from homelab import fit_command, ui
 
-    if history:
-        from homelab import documents, state
-
-        measured = state.load_measurements(_household(ctx, inventory).inventory.cluster)
-        ui.print_json(documents.history_document(measured)) if json else ui.shown_history(measured)
-        return
-    path = inventory or ctx.obj or Path("inventory.yml")
-    fit_command.check(source, what=what, engine=engine, gpu=gpu, node=node, outputs=outputs)
-    places = (
-        fit_command.places_of(path, node)
-        if node or (what and not gpu)
-        else fit_command.places_named(gpu)
-        if what
-        else []
-    )
-    if what:
-        rows = fit_command.what(places, context=context, concurrency=concurrency)
-        ui.print_json(fit_command.what_document(rows)) if json else ui.shown_what(rows)
-        return
-    args = fit_command.arguments(
-        {
-            "kv-cache-dtype": kv_cache_dtype, "parallel": parallel, "ubatch-size": ubatch, "cache-type-k": cache_type_k, "cache-type-v": cache_type_v,
-            "flash-attn": flash_attn, "n-gpu-layers": n_gpu_layers, "n-cpu-moe": n_cpu_moe, "mmproj": mmproj,
-        }
-    )  # fmt: skip
-    found = fit_command.run(
-        source or "",
+    question = fit_command.Question(
+        inventory=inventory or ctx.obj or Path("inventory.yml"),
+        source=source,
+        what=what,
+        history=history,
         engine=engine,
         gpu=gpu,
-        places=places,
+        node=node,
         context=context,
-        concurrency=parallel or concurrency,
-        args=args,
-        outputs="all" if outputs == "all" else "slots",
+        concurrency=concurrency,
+        outputs=outputs,
+        args={
+            "kv-cache-dtype": kv_cache_dtype,
+            "parallel": parallel,
+            "ubatch-size": ubatch,
+            "cache-type-k": cache_type_k,
+            "cache-type-v": cache_type_v,
+            "flash-attn": flash_attn,
+            "n-gpu-layers": n_gpu_layers,
+            "n-cpu-moe": n_cpu_moe,
+            "mmproj": mmproj,
+        },
     )
-    ui.print_json(fit_command.document(found)) if json else ui.shown_fit(found)
-    if found.verdict == "does-not-fit":
-        raise typer.Exit(DoesNotFit.exit_code)
+    answer = fit_command.answer(question)
+    ui.print_json(fit_command.document(answer)) if json else ui.shown_answer(answer)
+    if fit_command.exit_code(answer):
+        raise typer.Exit(fit_command.exit_code(answer))
 
 
 @app.command()
@@ -351,7 +359,7 @@ def ask(
 ) -> None:
     """Ask a model one question through the gateway. Changes nothing."""
     from homelab import ask as asking
-    from homelab import pipeline, ui
+    from homelab import ui
     from homelab.errors import InventoryError
     from homelab.inventory import did_you_mean
 
@@ -362,12 +370,7 @@ def ask(
             f"No model `{model}` in `{household.path}`{did_you_mean(model, known)}",
             hint=f"There are: {', '.join(known)}",
         )
-    secrets = asyncio.run(pipeline.secrets_of(household))
-    if secrets is None:
-        raise DeployError(
-            f"Nothing is deployed for cluster `{household.inventory.cluster}`",
-            hint=f"homelab deploy{_again(household)}",
-        )
+    secrets = _deployed_secrets(household)
     text = sys.stdin.read() if prompt == "-" else prompt
     kind = household.inventory.models[model].kind if model in household.inventory.models else "chat"
     answer = asyncio.run(
@@ -380,30 +383,27 @@ def ask(
             max_tokens,
         )
     )
-    ui.tell(answer.text)
+    ui.write(answer.text)
     ui.say(f"{model} on {answer.served_by or 'unknown'}, {answer.seconds:.1f} s")
 
 
 @app.command()
 def connect(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     """Show how clients reach the gateway: address, key, model. Changes nothing."""
-    from homelab import pipeline, state, ui
+    from homelab import endpoints, pipeline, state, ui
+    from homelab.clients import Access
 
     household = _household(ctx, inventory)
-    key_file = state.key_file(household.inventory.cluster)
-    if asyncio.run(pipeline.secrets_of(household)) is None:
-        raise DeployError(
-            f"Nothing is deployed for cluster `{household.inventory.cluster}`",
-            hint=f"homelab deploy{_again(household)}",
-        )
-    chat = [
-        n
-        for n, m in sorted(household.inventory.models.items(), key=lambda x: (-x[1].priority, x[0]))
-        if m.kind == "chat"
-    ]
-    ui.connections(
-        _remembered_address(household), str(key_file), chat[0] if chat else "MODEL", _again(household)
+    _deployed_secrets(household)
+    survey = state.load_survey(household.inventory.cluster)
+    if survey is None:
+        survey = asyncio.run(pipeline.survey_nodes(household)).survey
+    access = Access(
+        url=endpoints.gateway_url(household.inventory, survey),
+        key_file=str(state.key_file(household.inventory.cluster)),
+        model=endpoints.first_choice(household.inventory, endpoints.running(household.inventory, survey)),
     )
+    ui.connections(access, _again(household))
 
 
 @app.command()
@@ -422,9 +422,9 @@ def status(ctx: typer.Context, inventory: InventoryOption = None, json: JsonOpti
     else:
         ui.shown_status(found)
         if secrets is not None:
-            ui.tell(f"key in {key_file}")
+            ui.write(f"key in {key_file}")
         if not all(m.healthy for m in found.models) or not found.gateway.healthy:
-            ui.tell(f"Next: homelab plan{_again(household)}")
+            ui.write(f"Next: homelab plan{_again(household)}")
     _unreachable(household, errors)
 
 
@@ -454,7 +454,7 @@ def logs(
             f"No `{model}` is deployed{did_you_mean(model, [k for k in known if k != model])}",
             hint=f"homelab status{_again(household)}",
         )
-    asyncio.run(reading.show(household.inventory, found, ui.tell, follow=follow, tail=tail))
+    asyncio.run(reading.show(household.inventory, found, ui.write, follow=follow, tail=tail))
 
 
 @app.command()
@@ -468,44 +468,32 @@ def remove(
 ) -> None:
     """Take models, or all of the cluster, off the nodes. Weights and other caches stay."""
     from homelab import state, ui
+    from homelab.deploy.remove import chosen
     from homelab.deploy.remove import remove as carry_out
-    from homelab.errors import InventoryError
 
     household = _household(ctx, inventory)
     cluster = household.inventory.cluster
     with state.lock(cluster):
         survey, errors = _survey(household)
-        running = [
-            (n, s)
-            for n, r in survey.nodes.items()
-            if r.facts
-            for s in r.facts.services
-            if s.cluster == cluster
-        ]
-        found = [(n, s) for n, s in running if not models or s.model in models]
-        for name in models or ():
-            if name not in household.inventory.models and not any(s.model == name for _, s in running):
-                raise InventoryError(
-                    f"No model `{name}`", hint=f"There are: {', '.join(sorted(household.inventory.models))}"
-                )
-        for n, s in found:
-            ui.tell(f"- remove  {s.name}  {n}  ({s.runtime}, {s.state})")
-        if not found:
-            ui.tell("Nothing to remove")
+        doomed = chosen(household.inventory, survey, models or ())
+        for n, s in doomed:
+            ui.write(f"- remove  {s.name}  {n}  ({s.runtime}, {s.state})")
+        if not doomed:
+            ui.write("Nothing to remove")
         elif not yes:
             if not ui.is_terminal():
                 raise DeployError("Cannot ask to confirm without a terminal", hint="homelab remove --yes")
             if not ui.confirm("Remove them?"):
                 raise DeployError("Cancelled. Nothing was changed")
-        outcome = asyncio.run(carry_out(household.inventory, found, ui.Progress(), everything=not models))
+        outcome = asyncio.run(carry_out(household.inventory, doomed, ui.Progress(), everything=not models))
     _fail(outcome.failed)
     if models:
-        ui.tell(
+        ui.write(
             f"Removed. Take {', '.join(models)} out of `{household.path}` too, or the next deploy brings it back"
         )
     elif not errors:
         state.forget(cluster)
-        ui.tell(
+        ui.write(
             f"Nothing of cluster `{cluster}` runs any more. Weights and caches stay: ~/.cache/huggingface, ~/.cache/homelab"
         )
     _unreachable(household, errors)
@@ -578,8 +566,11 @@ def _survey(household: Household) -> tuple[Survey, dict[str, NodeError]]:
     return found.survey, dict(found.errors)
 
 
-def _plan(household: Household, facts: Path | None) -> tuple[Plan, dict[str, NodeError], Secrets]:
+def _plan(
+    household: Household, facts: Path | None, *, upgrade: bool = False
+) -> tuple[Plan, dict[str, NodeError], Secrets]:
     from homelab import pipeline
+    from homelab.plan import Options
 
     errors: dict[str, NodeError] = {}
     if facts is not None:
@@ -592,59 +583,29 @@ def _plan(household: Household, facts: Path | None) -> tuple[Plan, dict[str, Nod
         secrets = asyncio.run(pipeline.secrets_of(household, survey)) or pipeline.make_secrets(
             household, survey
         )
-    return pipeline.make_plan(household, survey, secrets), errors, secrets
+    options = Options(upgrade=upgrade, keys=facts is None)
+    return pipeline.make_plan(household, survey, secrets, options), errors, secrets
 
 
-def _carry_out(household: Household, found: Plan, secrets: Secrets) -> None:
-    """Deploy, then ask every model that should answer one question of its kind."""
-    from homelab import ask as asking
-    from homelab import measure as measuring
-    from homelab import pipeline, ui
-    from homelab.deploy.apply import deploy as carry_out
+def _deployed_secrets(household: Household) -> Secrets:
+    """The keys of what is deployed; without them there is nothing to talk to."""
+    from homelab import pipeline
 
-    progress = ui.Progress()
-    outcome = asyncio.run(carry_out(household.inventory, found, secrets, progress))
-    failures = list(outcome.failed)
-    url, key = _address(household, found), secrets.gateway_key.get_secret_value()
-    left = {(c.node, c.service) for c in found.todo} - set(outcome.done)
-    if any(s.model is None for s in found.services) and not any(isinstance(e, NodeError) for e in failures):
-        for name, model in sorted(household.inventory.models.items()):
-            if any(p.model == name and (p.node, p.service) not in left for p in found.layout):
-                try:
-                    answer = asyncio.run(asking.ask(url, key, name, model.kind))
-                    ui.tell(
-                        f"{name} on {answer.served_by or 'unknown'} answers in {answer.seconds:.1f} s: {answer.text[:200]}"
-                    )
-                except HomelabError as e:
-                    failures.append(e)
-                    ui.error(e)
-    # Look again: what is remembered of a node that sleeps later, and what was predicted beside what is used.
-    after = asyncio.run(pipeline.survey_nodes(household)).survey
-    asyncio.run(measuring.measure(household.inventory, found.layout, after, outcome.done))
-    if failures:
-        ui.tell(
-            f"{len(outcome.done)} of {len(found.todo)} changes are done, {len(failures)} failed. Mend what is said above, then run it again"
+    secrets = asyncio.run(pipeline.secrets_of(household))
+    if secrets is None:
+        raise DeployError(
+            f"Nothing is deployed for cluster `{household.inventory.cluster}`",
+            hint=f"homelab deploy{_again(household)}",
         )
-        raise typer.Exit(
-            max((e.exit_code for e in failures if isinstance(e, NodeError)), default=1)
-            if all(isinstance(e, NodeError) for e in failures)
-            else 1
-        )
-
-
-def _address(household: Household, found: Plan) -> str:
-    front = next((s for s in found.services if s.model is None), None)
-    return front.url if front else _remembered_address(household)
+    return secrets
 
 
 def _remembered_address(household: Household) -> str:
-    from homelab import state
+    from homelab import endpoints, state
     from homelab.facts import Survey
-    from homelab.render import gateway_address
-    from homelab.service import host_in_url
 
     survey = state.load_survey(household.inventory.cluster) or Survey()
-    return f"http://{host_in_url(gateway_address(household.inventory, survey))}:{household.inventory.gateway.port}"
+    return endpoints.gateway_url(household.inventory, survey)
 
 
 def _refuse_unplaced(found: Plan, household: Household, errors: dict[str, NodeError]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from homelab.engines import engines
 from homelab.errors import HomelabError, NodeError
 from homelab.inventory import Inventory
 from homelab.nodes import bundle, connect
@@ -37,7 +38,9 @@ async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bo
     sources = sorted(
         {v.source for m in inventory.models.values() for v in m.variants if v.parsed.where != "controller"}
     )
-    request = {"cluster": inventory.cluster, "sources": sources, "headers": False}
+    engines_used = {v.engine for m in inventory.models.values() for v in m.variants}
+    programs = sorted({p for name in engines_used if (p := engines()[name].OFFER.executable)})
+    request = {"cluster": inventory.cluster, "sources": sources, "programs": programs, "headers": False}
     answers: dict[str, bytes] = {}
     errors: dict[str, NodeError] = {}
     # Nothing is imported as long as logins go on: they wait for the same processor.

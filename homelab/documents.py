@@ -9,6 +9,7 @@ from homelab.facts import SCHEMA_VERSION, Measurement, Survey
 from homelab.inventory import Inventory
 from homelab.measured import error
 from homelab.plan import Plan
+from homelab.program import image_of
 
 if TYPE_CHECKING:  # its HTTP client would cost every verb 0.2 s
     from homelab.status import Status
@@ -39,7 +40,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "service": p.service,
                 "engine": p.engine,
                 "runtime": p.runtime,
-                "image": p.image,
+                "image": image_of(p.program),
                 "source": p.source,
                 "gpus": list(p.gpus),
                 "address": p.address,
@@ -70,6 +71,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "service": c.service,
                 "reason": c.reason,
                 **({"blocked": c.blocked} if c.blocked else {}),
+                **({"newer": c.newer} if c.newer else {}),
             }
             for c in plan.changes
         ],

@@ -48,7 +48,8 @@ class MigDevice(Loose):
 
 
 class GPU(Loose):
-    """`memory_total_bytes` is what CUDA sees: NVML's v2 total less what the driver reserves. Null means: not readable."""
+    """`memory_total_bytes` is what CUDA sees: NVML's v2 total less what the driver reserves. Null means: not
+    readable. `container_obstacle` is why Docker cannot give it to a container."""
 
     vendor: str
     index: int
@@ -68,6 +69,7 @@ class GPU(Loose):
     temperature_celsius: int | None = None
     utilization_percent: int | None = None
     display: bool = False
+    container_obstacle: str | None = None
     mig: bool = False
     mig_devices: tuple[MigDevice, ...] = ()
     processes: tuple[Process, ...] = ()
@@ -80,7 +82,7 @@ class Docker(Loose):
     api_version: str | None = None
     compose_version: str | None = None
     reachable: bool = False
-    nvidia_runtime: bool = False
+    runtimes: tuple[str, ...] = ()
     data_root: str | None = None
     error: str | None = None
 
@@ -112,12 +114,13 @@ class ListeningPort(Loose):
     process: str | None = None
 
 
-class Service(Loose):
+class DeployedService(Loose):
     """Something running (or stopped) on the node that carries our cluster's labels."""
 
     cluster: str
     name: str
-    model: str | None = None
+    role: str = ""
+    serves: tuple[str, ...] = ()
     spec: str
     runtime: Literal["docker", "native"]
     state: State
@@ -167,8 +170,8 @@ class Facts(Loose):
     disks: tuple[Disk, ...] = ()
     gpus: tuple[GPU, ...] = ()
     docker: Docker | None = None
-    llama_server: str | None = None
-    services: tuple[Service, ...] = ()
+    programs: Mapping[str, str | None] = Field(default_factory=dict)
+    services: tuple[DeployedService, ...] = ()
     ports: tuple[ListeningPort, ...] = ()
     weights: tuple[Weights, ...] = ()
     problems: tuple[Problem, ...] = ()

@@ -3,19 +3,19 @@ numbers out."""
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from homelab.engines import ArgValue, Device, Footprint, Request, Unsupported, engines, flags, llamacpp
+from homelab.engines import Device, Footprint, Request, Unsupported, engines, flags
 from homelab.errors import InventoryError
 from homelab.facts import SCHEMA_VERSION
 from homelab.models.shape import ModelShape
 
 Verdict = Literal["fits", "does-not-fit", "no-device"]
-Outputs = Literal["all", "slots"]
 GiB = 2**30
 STEP = 1024  # contexts are offered in thousands
 ANY = Device(vendor="nvidia", name="a GPU", total_bytes=1 << 50)
@@ -69,7 +69,6 @@ class Fit:
     alternatives: tuple[Alternative, ...] = ()
     notes: tuple[str, ...] = ()
     reason: str = ""
-    outputs: Outputs = field(default="slots")
 
 
 def fit(
@@ -77,17 +76,15 @@ def fit(
     request: Request,
     place: Place | None,
     others: Sequence[Candidate] = (),
-    outputs: Outputs = "slots",
 ) -> Fit:
-    """Whether the model fits on the device, and otherwise what does: shorter, smaller, fewer, another variant, a part in RAM.
-
-    `outputs` is llama.cpp's: see `llamacpp.footprint`."""
+    """Whether the model fits on the device, and otherwise what does: shorter, smaller, fewer, another variant, a
+    part in RAM."""
     device = place.device if place else ANY
     try:
-        footprint = take(candidate, request, device, outputs)
+        footprint = take(candidate, request, device)
     except Unsupported as e:
         empty = Footprint(terms=(), kv_cache_bytes=0, kv_cache_tokens=0)
-        found = tuple(_alternatives(candidate, request, place, others, outputs)) if place else ()
+        found = tuple(_alternatives(candidate, request, place, others)) if place else ()
         return Fit(
             candidate=candidate,
             request=request,
@@ -108,22 +105,18 @@ def fit(
         footprint=footprint,
         place=place,
         flags=tuple(said(candidate, request, footprint, place)),
-        alternatives=tuple(_alternatives(candidate, request, place, others, outputs))
+        alternatives=tuple(_alternatives(candidate, request, place, others))
         if place and verdict == "does-not-fit"
         else (),
-        notes=tuple(_notes(candidate, request, device, footprint, outputs)),
-        outputs=outputs,
+        notes=tuple(_notes(candidate, request, device)),
     )
 
 
-def take(candidate: Candidate, request: Request, device: Device, outputs: Outputs = "slots") -> Footprint:
+def take(candidate: Candidate, request: Request, device: Device) -> Footprint:
     """The footprint of a candidate.
 
     Raises Unsupported when its engine would refuse it whatever the memory."""
-    if candidate.engine == llamacpp.NAME:
-        found = llamacpp.footprint(candidate.shape, request, device, outputs=outputs)
-    else:
-        found = engines()[candidate.engine].footprint(candidate.shape, request, device)
+    found = engines()[candidate.engine].footprint(candidate.shape, request, device)
     if not candidate.catalogued:
         return found
     sizes = {"weights", "model", "model_host"}
@@ -153,15 +146,13 @@ def said(candidate: Candidate, request: Request, footprint: Footprint, place: Pl
     return flags({k: v for k, v in ours.items() if k not in request.args}) + flags(request.args)
 
 
-def largest_context(candidate: Candidate, request: Request, place: Place, outputs: Outputs = "slots") -> int:
+def largest_context(candidate: Candidate, request: Request, place: Place) -> int:
     """The longest context, in whole thousands, that fits: 0 when none does. What a model takes never falls as its context grows."""
     limit = min(candidate.shape.max_context or request.context, 1 << 21)
 
     def fits(tokens: int) -> bool:
         try:
-            return holds(
-                candidate, take(candidate, replace(request, context=tokens), place.device, outputs), place
-            )
+            return holds(candidate, take(candidate, replace(request, context=tokens), place.device), place)
         except Unsupported:
             return False
 
@@ -217,14 +208,14 @@ def document(found: Fit) -> dict[str, Any]:
 
 
 def _alternatives(
-    candidate: Candidate, request: Request, place: Place | None, others: Sequence[Candidate], outputs: Outputs
+    candidate: Candidate, request: Request, place: Place | None, others: Sequence[Candidate]
 ) -> Iterator[Alternative]:
     assert place is not None
     seen: set[tuple[str, int, int, tuple[tuple[str, str], ...]]] = set()
 
     def offer(what: str, other: Candidate, changed: Request) -> Iterator[Alternative]:
         try:
-            footprint = take(other, changed, place.device, outputs)
+            footprint = take(other, changed, place.device)
         except Unsupported:
             return
         key = (
@@ -237,16 +228,20 @@ def _alternatives(
             seen.add(key)
             yield Alternative(what=what, candidate=other, request=changed, footprint=footprint)
 
-    shorter = min(request.context - 1, largest_context(candidate, request, place, outputs))
+    def fits(changed: Request) -> bool:
+        try:
+            return holds(candidate, take(candidate, changed, place.device), place)
+        except Unsupported:
+            return False
+
+    shorter = min(request.context - 1, largest_context(candidate, request, place))
     if shorter >= STEP:
         yield from offer(f"a context of {shorter}", candidate, replace(request, context=shorter))
-    small = replace(request, args={**request.args, **_small_cache(candidate, place.device)})
+    engine = engines()[candidate.engine]
+    small = replace(request, args={**request.args, **engine.smaller_cache(place.device)})
     if small.args != request.args:
         yield from offer("an 8-bit KV cache", candidate, small)
-        if (
-            STEP <= (less := largest_context(candidate, small, place, outputs)) < request.context
-            and less > shorter
-        ):
+        if STEP <= (less := largest_context(candidate, small, place)) < request.context and less > shorter:
             yield from offer(
                 f"an 8-bit KV cache and a context of {less}", candidate, replace(small, context=less)
             )
@@ -260,43 +255,11 @@ def _alternatives(
         ):
             yield from found
             break
-    if candidate.engine == llamacpp.NAME and place.device.vendor != "cpu" and place.device.count == 1:
-        yield from _in_ram(candidate, request, offer, place, outputs)
-
-
-def _in_ram(
-    candidate: Candidate,
-    request: Request,
-    offer: Callable[[str, Candidate, Request], Iterator[Alternative]],
-    place: Place,
-    outputs: Outputs,
-) -> Iterator[Alternative]:
-    """Experts of as few layers as possible, or whole layers, in the RAM beside the GPU."""
-    layers = len(candidate.shape.layers)
-
-    def with_(name: str, number: int) -> Request:
-        return replace(request, args={**request.args, name: number})
-
-    def fits(changed: Request) -> bool:
-        try:
-            return holds(candidate, take(candidate, changed, place.device, outputs), place)
-        except Unsupported:
-            return False
-
-    if candidate.shape.expert_bytes and (
-        kept := _last(lambda n: fits(with_("n-cpu-moe", layers - n)), layers - 1)
-    ):
-        yield from offer(
-            f"the experts of {layers - kept} of {layers} layers in RAM",
-            candidate,
-            with_("n-cpu-moe", layers - kept),
-        )
-    elif candidate.shape.expert_bytes:
-        yield from offer("all experts in RAM", candidate, with_("n-cpu-moe", layers))
-    if offloaded := _last(lambda n: fits(with_("n-gpu-layers", n)), layers):
-        yield from offer(
-            f"{offloaded} of {layers + 1} layers on the GPU", candidate, with_("n-gpu-layers", offloaded)
-        )
+    for way in engine.offloads(candidate.shape, place.device):
+        tries = [replace(request, args={**request.args, way.argument: number}) for number, _ in way.steps]
+        first = bisect.bisect_left(tries, True, key=fits)
+        if first < len(tries):
+            yield from offer(way.steps[first][1], candidate, tries[first])
 
 
 def _last(fits: Callable[[int], bool], limit: int) -> int:
@@ -308,29 +271,13 @@ def _last(fits: Callable[[int], bool], limit: int) -> int:
     return low
 
 
-def _small_cache(candidate: Candidate, device: Device) -> dict[str, ArgValue]:
-    if candidate.engine == llamacpp.NAME:
-        return {"cache-type-k": "q8_0", "cache-type-v": "q8_0"}
-    modern = device.compute_capability is None or float(device.compute_capability) >= 8.9
-    return {"kv-cache-dtype": "fp8" if modern else "fp8_e5m2"}
-
-
 def _translated(request: Request, candidate: Candidate, other: Candidate) -> Request:
     """Another engine does not read this one's arguments."""
     return request if other.engine == candidate.engine else replace(request, args={})
 
 
-def _notes(
-    candidate: Candidate, request: Request, device: Device, footprint: Footprint, outputs: Outputs
-) -> Iterator[str]:
-    yield from candidate.shape.notes
+def _notes(candidate: Candidate, request: Request, device: Device) -> Iterator[str]:
+    yield from engines()[candidate.engine].notes(candidate.shape, request, device)
     if candidate.catalogued:
-        yield "from the catalog, not from the file's own header: weights may differ by some percent" + (
-            f" ({candidate.why})" if candidate.why else ""
-        )
-    if any(t.name == "projector" and t.grade == "empirical" for t in footprint.terms):
-        yield "the vision projector (mmproj) is a guess: its file was not found beside the model"
-    if candidate.engine == llamacpp.NAME and outputs == "slots":
-        most = take(candidate, request, device, "all").device_bytes - footprint.device_bytes
-        if most > 0:
-            yield f"older servers (before 0.6.0) reserve up to {most / GiB:.2f} GiB more, and `homelab plan` counts that: --outputs all"
+        why = f" ({candidate.why})" if candidate.why else ""
+        yield f"from the catalog, not from the file's own header: weights may differ by some percent{why}"

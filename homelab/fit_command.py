@@ -9,16 +9,16 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from homelab import cards, fit, resources
-from homelab.engines import ArgValue, Request, engines, llamacpp, vllm
-from homelab.errors import HomelabError, InventoryError, NodeError
-from homelab.facts import SCHEMA_VERSION
-from homelab.fit import Candidate, Fit, Outputs, Place
+from homelab import cards, documents, fit, pipeline, resources, state
+from homelab.engines import ArgValue, Engine, Request, engines, readers
+from homelab.errors import DoesNotFit, HomelabError, InventoryError, NodeError
+from homelab.facts import SCHEMA_VERSION, Measurement
+from homelab.fit import Candidate, Fit, Place
 from homelab.models import catalog, hub
 from homelab.models.header import from_header
 from homelab.models.projector import projectors
@@ -27,24 +27,6 @@ from homelab.models.source import parse_source
 DEFAULT_CONTEXT = 8192
 READER_S = 60.0
 RAM_RESERVE_BYTES = 2**30
-LLAMA_ARGS = frozenset(
-    {
-        "parallel",
-        "ubatch-size",
-        "cache-type-k",
-        "cache-type-v",
-        "flash-attn",
-        "n-gpu-layers",
-        "n-cpu-moe",
-        "mmproj",
-    }
-)
-VALUES: Mapping[str, frozenset[str]] = {
-    "kv-cache-dtype": frozenset(vllm.DTYPES),
-    "cache-type-k": frozenset(llamacpp.CACHE_TYPES),
-    "cache-type-v": frozenset(llamacpp.CACHE_TYPES),
-    "flash-attn": frozenset({"on", "off", "auto"}),
-}
 # `homelab fit --what` asks this of every model: a conversation with an assistant that reads files.
 WHAT_CONTEXT = 32768
 
@@ -60,8 +42,79 @@ class Row:
     shortest: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """The answer to `--what`."""
+
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """The answer to `--history`."""
+
+    measured: tuple[Measurement, ...]
+
+
+Answer = Fit | Rows | History
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What `homelab fit` was asked, as it was typed. `args` are options of one engine; null where not given."""
+
+    inventory: Path
+    source: str | None = None
+    what: bool = False
+    history: bool = False
+    engine: str | None = None
+    gpu: str | None = None
+    node: str | None = None
+    context: str | None = None
+    concurrency: int = 2
+    outputs: str | None = None
+    args: Mapping[str, ArgValue] = field(default_factory=dict)
+
+
+def answer(question: Question) -> Answer:
+    """Whatever was asked.
+
+    Raises InventoryError for options that do not go together, and what the question itself raises."""
+    q = question
+    if q.history:
+        cluster = pipeline.read_inventory(q.inventory).inventory.cluster
+        return History(measured=state.load_measurements(cluster))
+    check(q.source, what=q.what, engine=q.engine, gpu=q.gpu, node=q.node, outputs=q.outputs)
+    everywhere = q.what and not q.gpu
+    places = places_of(q.inventory, q.node) if q.node or everywhere else places_named(q.gpu)
+    if q.what:
+        return Rows(rows=tuple(what(places, context=q.context, concurrency=q.concurrency)))
+    args = arguments(q.args)
+    slots = args.get("parallel")
+    return run(
+        q.source or "",
+        engine=q.engine,
+        places=places,
+        context=q.context,
+        concurrency=slots if isinstance(slots, int) else q.concurrency,
+        args=args,
+        outputs=q.outputs,
+    )
+
+
+def exit_code(found: Answer) -> int:
+    """Whether the answer is a refusal."""
+    return DoesNotFit.exit_code if isinstance(found, Fit) and found.verdict == "does-not-fit" else 0
+
+
 def check(
-    source: str | None, *, what: bool, engine: str | None, gpu: str | None, node: str | None, outputs: str
+    source: str | None,
+    *,
+    what: bool,
+    engine: str | None,
+    gpu: str | None,
+    node: str | None,
+    outputs: str | None,
 ) -> None:
     """Raises InventoryError for options that do not go together."""
     if (source is None) == (not what):
@@ -72,8 +125,9 @@ def check(
         raise InventoryError(f"No engine `{engine}`", hint=f"There are: {', '.join(sorted(engines()))}")
     if gpu and node:
         raise InventoryError("--gpu and --node both name a device: give one of them")
-    if outputs not in ("all", "slots"):
-        raise InventoryError(f"`--outputs {outputs}`: there are all and slots")
+    known = sorted({way for e in engines().values() for way in e.OUTPUTS})
+    if outputs not in (None, *known):
+        raise InventoryError(f"`--outputs {outputs}`: there are {' and '.join(known)}")
 
 
 def arguments(given: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
@@ -81,13 +135,11 @@ def arguments(given: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
 
     Raises InventoryError for a value that no engine has."""
     out: dict[str, ArgValue] = {name: value for name, value in given.items() if value is not None}
-    for name, known in VALUES.items():
-        if name in out and out[name] not in known:
-            raise InventoryError(
-                f"`--{name} {out[name]}` is not known", hint=f"There are: {', '.join(sorted(known))}"
-            )
-    if out.get("flash-attn") == "auto":
-        del out["flash-attn"]
+    for name, value in out.items():
+        values = [known for e in engines().values() if (known := e.FIT_ARGS.get(name)) is not None]
+        if values and not any(value in known for known in values):
+            there = ", ".join(sorted(frozenset[str]().union(*values)))
+            raise InventoryError(f"`--{name} {value}` is not known", hint=f"There are: {there}")
     return out
 
 
@@ -95,18 +147,25 @@ def engine_of(engine: str | None, args: Mapping[str, ArgValue]) -> str | None:
     """The engine that was named, or the only one that takes these arguments.
 
     Raises InventoryError when there is none."""
-    takers = {llamacpp.NAME if name in LLAMA_ARGS else vllm.NAME for name in args}
-    if len(takers) > 1 or (engine and takers and takers != {engine}):
+    takers = [n for n, e in engines().items() if set(args) <= set(e.FIT_ARGS) and engine in (None, n)]
+    if not takers:
         said = ", ".join(f"--{name}" for name in args)
         raise InventoryError(
             f"{engine or 'No engine'} {'does not take' if engine else 'takes all of'} {said}",
             hint="Leave one out, or name the other --engine",
         )
-    return engine or next(iter(takers), None)
+    return takers[0] if len(takers) == 1 else engine
 
 
-def document(found: Fit) -> dict[str, Any]:
-    return fit.document(found)
+def document(found: Answer) -> dict[str, Any]:
+    """What `homelab fit --json` prints."""
+    match found:
+        case Rows(rows=rows):
+            return what_document(rows)
+        case History(measured=measured):
+            return documents.history_document(measured)
+        case _:
+            return fit.document(found)
 
 
 def what_document(rows: Sequence[Row]) -> dict[str, Any]:
@@ -140,7 +199,7 @@ def run(
     context: str | None = None,
     concurrency: int = 2,
     args: Mapping[str, ArgValue] | None = None,
-    outputs: Outputs = "slots",
+    outputs: str | None = None,
     endpoint: str | None = None,
     token: str | None = None,
 ) -> Fit:
@@ -150,7 +209,8 @@ def run(
     engine = engine_of(engine, args or {})
     given: list[Place | None] = [*(places_named(gpu) or places)]
     named, others = candidates(source, engine, endpoint, token)
-    if (projector := llamacpp.projector(args or {})) and (path := Path(projector).expanduser()).is_file():
+    projector = (args or {}).get("mmproj")
+    if isinstance(projector, str) and (path := Path(projector).expanduser()).is_file():
         beside = projectors({"projectors": {path.name: hub.read_file(path)}})
         named, others = (
             [replace(c, shape=replace(c.shape, projectors=beside)) for c in cs] for cs in (named, others)
@@ -162,10 +222,16 @@ def run(
             if context
             else min(DEFAULT_CONTEXT, candidate.shape.max_context or DEFAULT_CONTEXT)
         )
-        kind = candidate.shape.kind
-        request = Request(kind=kind, context=tokens, concurrency=concurrency, args=args or {})
+        known = engines()[candidate.engine]
+        request = Request(
+            kind=candidate.shape.kind,
+            context=tokens,
+            concurrency=concurrency,
+            args=known.canonical(args or {}),
+            outputs=_outputs(known, outputs),
+        )
         for place in given or [None]:
-            answer = fit.fit(candidate, request, place, others, outputs)
+            answer = fit.fit(candidate, request, place, others)
             if answer.verdict != "does-not-fit":
                 return answer
             found.append(answer)
@@ -173,6 +239,11 @@ def run(
         found,
         key=lambda f: (not f.alternatives, f.footprint.device_bytes - (f.place.free_bytes if f.place else 0)),
     )
+
+
+def _outputs(engine: Engine, wanted: str | None) -> str:
+    """How it counts logits: as wanted, else the way that fits its newest server."""
+    return wanted if wanted in engine.OUTPUTS else engine.OUTPUTS[-1] if engine.OUTPUTS else ""
 
 
 def what(places: Sequence[Place], *, context: str | None = None, concurrency: int = 1) -> list[Row]:
@@ -186,7 +257,10 @@ def what(places: Sequence[Place], *, context: str | None = None, concurrency: in
         for place in places:
             length = min(tokens, choices[0].shape.max_context or tokens)
             request = Request(kind="chat", context=length, concurrency=concurrency)
-            answers = [fit.fit(c, request, place) for c in choices]
+            answers = [
+                fit.fit(c, replace(request, outputs=_outputs(engines()[c.engine], None)), place)
+                for c in choices
+            ]
             best = next((a for a in answers if a.verdict == "fits"), None)
             short = min((a.footprint.device_bytes for a in answers if a.footprint.terms), default=0)
             need = f"needs {short / fit.GiB:.1f} GiB at least" if short else answers[-1].reason
@@ -219,14 +293,7 @@ def candidates(
         return [_candidate(source, _document(path), engine)], []
     if known is not None and "/" not in source:
         entry = known[0]
-        every = [_catalogued(entry, v) for v in entry.variants]
-        chosen = [c for c in every if engine in (None, c.engine)]
-        if not chosen:
-            raise InventoryError(
-                f"The catalog has no variant of {entry.name} for {engine}",
-                hint=f"It has {', '.join(c.source for c in every)}",
-            )
-        return chosen, every
+        return _of_engine(entry, engine), [_catalogued(entry, v) for v in entry.variants]
     try:
         parsed = parse_source(source)
     except ValueError as e:
@@ -242,7 +309,7 @@ def candidates(
         )
     others = [_catalogued(known[0], v) for v in known[0].variants] if known else []
     try:
-        if known is not None and engine not in (None, known[1].engine):
+        if known is not None and engine not in (None, *readers(known[1].format)):
             return _of_engine(known[0], engine), others
         return [_candidate(source, hub.read_header(source, endpoint=endpoint, token=token), engine)], others
     except HomelabError as e:
@@ -253,10 +320,14 @@ def candidates(
 
 
 def _of_engine(entry: catalog.Entry, engine: str | None) -> list[Candidate]:
-    found = [_catalogued(entry, v) for v in entry.variants if v.engine == engine]
-    if not found:
-        raise InventoryError(f"The catalog has no variant of {entry.name} for {engine}")
-    return found
+    """The catalog's variants that an engine reads, or all of them."""
+    variants = [v for v in entry.variants if engine in (None, *readers(v.format))]
+    if not variants:
+        raise InventoryError(
+            f"The catalog has no variant of {entry.name} for {engine}",
+            hint=f"It has {', '.join(v.source for v in entry.variants)}",
+        )
+    return [_catalogued(entry, v, engine) for v in variants]
 
 
 def _bad_input(error: HomelabError) -> InventoryError:
@@ -271,10 +342,10 @@ def _bad_input(error: HomelabError) -> InventoryError:
     )
 
 
-def _catalogued(entry: catalog.Entry, variant: catalog.Variant) -> Candidate:
+def _catalogued(entry: catalog.Entry, variant: catalog.Variant, engine: str | None = None) -> Candidate:
     return Candidate(
         source=variant.source,
-        engine=variant.engine,
+        engine=engine or variant.engine,
         shape=from_header(entry.document(variant)),
         catalogued=True,
     )
@@ -282,8 +353,7 @@ def _catalogued(entry: catalog.Entry, variant: catalog.Variant) -> Candidate:
 
 def _candidate(source: str, document: Mapping[str, Any], engine: str | None) -> Candidate:
     shape = from_header(document)
-    own = "llamacpp" if shape.format == "gguf" else "vllm"
-    return Candidate(source=source, engine=engine or own, shape=shape)
+    return Candidate(source=source, engine=engine or readers(shape.format)[0], shape=shape)
 
 
 def _document(path: Path) -> Mapping[str, Any]:
@@ -309,7 +379,6 @@ def places_of(inventory: Path, node: str | None = None) -> list[Place]:
     """The devices of one node of an inventory, or of all; as they were last seen where a node does not answer.
 
     Raises InventoryError for an unknown node, NodeError for one that never answered."""
-    from homelab import pipeline
     from homelab.inventory import did_you_mean
     from homelab.placement.devices import slots_of
 

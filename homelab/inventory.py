@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -117,11 +118,13 @@ class Variant(Strict):
 
     @field_validator("args")
     @classmethod
-    def _args(cls, value: Mapping[str, ArgValue]) -> Mapping[str, ArgValue]:
+    def _args(cls, value: Mapping[str, ArgValue], info: ValidationInfo) -> Mapping[str, ArgValue]:
+        """The arguments as their engine calls them, whichever way they are written."""
         for name in value:
             if not re.fullmatch(r"-{0,2}[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 raise ValueError(f"`{name}` is not the name of an engine argument")
-        return value
+        known = info.data.get("engine")
+        return engines()[known].canonical(value) if known is not None else value
 
 
 class Model(Strict):

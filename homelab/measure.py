@@ -7,11 +7,10 @@ import json
 import shlex
 from collections.abc import Collection
 
-from homelab import facts as f
 from homelab import state
 from homelab.engines import engines
 from homelab.errors import NodeError
-from homelab.facts import Measurement, Survey
+from homelab.facts import DeployedService, Measurement, Survey
 from homelab.inventory import Inventory
 from homelab.measured import merged
 from homelab.nodes import connect
@@ -52,7 +51,7 @@ async def _one(inventory: Inventory, p: Placement, survey: Survey) -> Measuremen
     return Measurement(
         device=p.device.name,
         engine=p.engine,
-        version=p.image or "native",
+        version=p.version,
         source=p.source,
         model=p.model,
         node=p.node,
@@ -67,7 +66,7 @@ async def _one(inventory: Inventory, p: Placement, survey: Survey) -> Measuremen
     )
 
 
-def _beginning(service: f.Service) -> str:
+def _beginning(service: DeployedService) -> str:
     if service.runtime == "docker":
         return f"docker logs {shlex.quote(service.container or '')} 2>&1 | head -n {START_LINES}"
     return shlex.join(["head", "-n", str(START_LINES), f"{service.directory}/log"])

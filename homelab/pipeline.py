@@ -19,8 +19,10 @@ from homelab.secrets import Secrets
 
 # What is not needed before the nodes are asked is imported where it is: most of it while they answer, and what only planning needs there.
 if TYPE_CHECKING:
+    from homelab.ask import Answer
+    from homelab.deploy.events import Tell
     from homelab.facts import Survey
-    from homelab.plan import Plan
+    from homelab.plan import Options, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,15 +116,69 @@ def check_variables(household: Household) -> None:
         )
 
 
-def make_plan(household: Household, survey: Survey, secrets: Secrets) -> Plan:
+def make_plan(household: Household, survey: Survey, secrets: Secrets, options: Options | None = None) -> Plan:
     """Where everything goes, what would be written, and what that changes."""
     from homelab.placement import place
-    from homelab.plan import diff
+    from homelab.plan import Options, diff
     from homelab.render import render
 
     layout = place(household.inventory, survey)
     services = render(household.inventory, layout, survey, secrets, household.environ)
-    return diff(household.inventory, layout, services, survey)
+    return diff(household.inventory, layout, services, survey, options or Options())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """How a plan was carried out."""
+
+    done: int
+    of: int
+    failures: tuple[HomelabError, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """A node that is gone counts only where nothing else failed."""
+        return 4 if all(isinstance(e, NodeError) for e in self.failures) else 1
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"{self.done} of {self.of} changes are done, {len(self.failures)} failed. "
+            "Mend what is said above, then run it again"
+        )
+
+
+async def roll_out(
+    household: Household,
+    plan: Plan,
+    secrets: Secrets,
+    tell: Tell,
+    answered: Callable[[Answer | HomelabError], None],
+) -> Rollout:
+    """Deploy, ask every model that should answer one question of its kind, and look again: what is remembered of a
+    node that sleeps later, and what was predicted beside what is used."""
+    from homelab.ask import ask
+    from homelab.deploy.apply import deploy
+    from homelab.measure import measure
+
+    inventory = household.inventory
+    outcome = await deploy(inventory, plan, secrets, tell)
+    failures = list(outcome.failed)
+    left = {(c.node, c.service) for c in plan.todo} - set(outcome.done)
+    front = next((s for s in plan.services if s.role == "gateway"), None)
+    if front is not None and not any(isinstance(e, NodeError) for e in failures):
+        for name, model in sorted(inventory.models.items()):
+            if any(p.model == name and (p.node, p.service) not in left for p in plan.layout):
+                try:
+                    answered(
+                        await ask(front.unit.url, secrets.gateway_key.get_secret_value(), name, model.kind)
+                    )
+                except HomelabError as e:
+                    failures.append(e)
+                    answered(e)
+    after = (await survey_nodes(household)).survey
+    await measure(inventory, plan.layout, after, outcome.done)
+    return Rollout(done=len(outcome.done), of=len(plan.todo), failures=tuple(failures))
 
 
 def placeholder_secrets() -> Secrets:

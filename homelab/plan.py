@@ -6,27 +6,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from homelab import facts as f
-from homelab.facts import Survey
+from homelab import asked
+from homelab.facts import DeployedService, Survey
 from homelab.inventory import Inventory
 from homelab.placement import Layout, Unplaced
-from homelab.placement.devices import runtime_for
-from homelab.service import Service, numbers_of
+from homelab.program import image_of
+from homelab.render import gateway_choice
+from homelab.service import Service, as_it_lies, key_ids, numbers_of, read_label
 
 Action = Literal["create", "replace", "restart", "move", "remove", "keep"]
+ALIVE = frozenset({"running", "starting", "unhealthy"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What happens to one service on one node. `wanted` is null for a removal, `actual` for a creation; `blocked` says why it cannot be done."""
+    """What happens to one service on one node. `wanted` is null for a removal, `actual` for a creation; `blocked`
+    says why it cannot be done, `newer` what this homelab would write otherwise."""
 
     action: Action
     node: str
     service: str
     reason: str
     wanted: Service | None = None
-    actual: tuple[f.Service, ...] = ()
+    actual: tuple[DeployedService, ...] = ()
     blocked: str = ""
+    newer: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,43 +46,61 @@ class Plan:
         return tuple(c for c in self.changes if c.action != "keep")
 
 
-def diff(inventory: Inventory, layout: Layout, services: Sequence[Service], survey: Survey) -> Plan:
-    """The changes from what runs (services that carry this cluster's label) to what should run; equal spec means no change."""
-    actual: dict[tuple[str, str], list[f.Service]] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """`upgrade`: what runs takes this homelab's images and files too. `keys` is false where real keys are not
+    known: then they are not compared."""
+
+    upgrade: bool = False
+    keys: bool = True
+
+
+def diff(
+    inventory: Inventory,
+    layout: Layout,
+    services: Sequence[Service],
+    survey: Survey,
+    options: Options = Options(),
+) -> Plan:
+    """The changes from what runs (services that carry this cluster's label) to what should run. What was asked for
+    as it is now, and runs where it should, stays: whatever this homelab would write for it."""
+    actual: dict[tuple[str, str], list[DeployedService]] = {}
     for node, report in survey.nodes.items():
         for service in report.facts.services if report.facts else ():
             if service.cluster == inventory.cluster:
                 actual.setdefault((node, service.name), []).append(service)
     wanted = {(s.node, s.name): s for s in services}
-    moved: dict[str | None, str] = {
-        s.model: node
-        for (node, name), found in actual.items()
-        if (node, name) not in wanted
-        for s in found
-        if s.model
-    }
-    changes = [_change(inventory, survey, wanted[k], tuple(actual.get(k, ())), moved) for k in wanted]
-    stays = {s.model for s in services}
-    for (node, name), found in actual.items():
-        if (node, name) not in wanted:
-            model = found[0].model
-            reason = (
-                f"`{model}` goes elsewhere"
-                if model in stays
-                else "it has no place any more"
-                if model in inventory.models
-                else "not in the inventory any more"
-                if model or name != "gateway"
-                else "the gateway goes elsewhere"
-            )
-            changes.append(
-                Change(action="remove", node=node, service=name, reason=reason, actual=tuple(found))
-            )
+    left = {place: there for place, there in actual.items() if place not in wanted}
+    moved = {name: node for (node, _), there in left.items() for s in there for name in _identity(s)}
+    changes = [
+        _change(inventory, survey, service, tuple(actual.get(place, ())), moved, options)
+        for place, service in wanted.items()
+    ]
+    goes_on = {name for s in services for name in _identity(s)}
+    for (node, name), there in left.items():
+        reason = _why_removed(inventory, there[0], goes_on)
+        changes.append(Change(action="remove", node=node, service=name, reason=reason, actual=tuple(there)))
     return Plan(
         layout=_with_gateway(inventory, layout, services, survey),
         services=tuple(services),
         changes=tuple(sorted(changes, key=lambda c: (c.node, c.action == "remove", c.service))),
     )
+
+
+def _identity(service: Service | DeployedService) -> tuple[str, ...]:
+    """What a service is the same as on another node: an engine by its models, others by their role."""
+    if service.role != "engine":
+        return (f"the {service.role}",)
+    return tuple(f"`{name}`" for name in (service.unit if isinstance(service, Service) else service).serves)
+
+
+def _why_removed(inventory: Inventory, service: DeployedService, goes_on: set[str]) -> str:
+    names = _identity(service)
+    if elsewhere := [n for n in names if n in goes_on]:
+        return f"{elsewhere[0]} goes elsewhere"
+    if service.role == "engine" and not any(name in inventory.models for name in service.serves):
+        return "not in the inventory any more"
+    return "it has no place any more"
 
 
 def _with_gateway(
@@ -87,99 +109,84 @@ def _with_gateway(
     """The layout, with the gateway among what found no place where its node can run nothing."""
     node = inventory.gateway.node
     facts = survey.nodes[node].facts if node in survey.nodes else None
-    if facts is None or any(s.model is None for s in services):
+    if facts is None or any(s.role == "gateway" for s in services):
         return layout
-    _, why = runtime_for(inventory.nodes[node], facts, gpu=False)
-    return replace(layout, unplaced=(*layout.unplaced, Unplaced(model="gateway", reason=f"{node}: {why}")))
+    reason = f"{node}: {gateway_choice(inventory, facts)}"
+    return replace(layout, unplaced=(*layout.unplaced, Unplaced(model="gateway", reason=reason)))
 
 
 def _change(
     inventory: Inventory,
     survey: Survey,
     service: Service,
-    found: tuple[f.Service, ...],
-    moved: Mapping[str | None, str],
+    there: tuple[DeployedService, ...],
+    moved: Mapping[str, str],
+    options: Options,
 ) -> Change:
-    same = next((s for s in found if s.spec == service.spec), None)
-    current = next(
-        (s for s in found if s.state in ("running", "starting", "unhealthy")), found[0] if found else None
-    )
-    if same is not None and (same.state in ("running", "starting")):
-        if left := tuple(s for s in found if s.spec != service.spec):
+    def change(action: Action, reason: str, **more: Any) -> Change:
+        return Change(
+            action=action, node=service.node, service=service.name, reason=reason, wanted=service, **more
+        )
+
+    same = next((s for s in there if _is_written(service, s, keys=options.keys)), None)
+    newer = ""
+    if same is None and not options.upgrade:
+        same = next((s for s in there if _is_asked(inventory, service, s, keys=options.keys)), None)
+        if same is not None:
+            newer = "; ".join(_differences(same, service)) or "other files"
+    if same is not None and same.spec != service.spec:
+        service = as_it_lies(service, same)
+    if same is not None and same.state in ("running", "starting"):
+        if left := tuple(s for s in there if s.spec != service.spec):
             # It was started, and nobody waited for it and cleaned up after it.
-            why = "an earlier deploy was interrupted"
-            return Change(
-                action="replace",
-                node=service.node,
-                service=service.name,
-                reason=why,
-                wanted=service,
-                actual=left,
-            )
+            return change("replace", "an earlier deploy was interrupted", actual=left)
         if same.state == "starting":
-            why = "still loading: deploy waits until it is healthy"
-            return Change(
-                action="restart",
-                node=service.node,
-                service=service.name,
-                reason=why,
-                wanted=service,
-                actual=found,
-            )
-        return Change(
-            action="keep",
-            node=service.node,
-            service=service.name,
-            reason="up to date",
-            wanted=service,
-            actual=found,
-        )
+            return change("restart", "still loading: deploy waits until it is healthy", actual=there)
+        return change("keep", "up to date", actual=there, newer=newer)
     if same is not None:
-        why = same.state + (f": {same.detail}" if same.detail else "")
-        return Change(
-            action="restart",
-            node=service.node,
-            service=service.name,
-            reason=why,
-            wanted=service,
-            actual=found,
-        )
-    blocked = _blocked(inventory, survey, service, found)
+        return change("restart", same.state + (f": {same.detail}" if same.detail else ""), actual=there)
+    blocked = _blocked(inventory, survey, service)
+    current = next((s for s in there if s.state in ALIVE), there[0] if there else None)
     if current is not None:
-        reason = "; ".join(_differences(current, service)) or (
-            "its configuration changed"
-            if service.model is None
-            else "its command line or environment changed"
+        reason = "; ".join(_differences(current, service)) or "its files changed"
+        return change("replace", reason, actual=there, blocked=blocked)
+    if origin := next((moved[name] for name in _identity(service) if name in moved), None):
+        return change("move", f"from {origin}", blocked=blocked)
+    return change("create", "not there yet", blocked=blocked)
+
+
+def _is_written(service: Service, there: DeployedService, *, keys: bool) -> bool:
+    """Whether what is there is what would be written."""
+    if keys:
+        return there.spec == service.spec
+    return there.labels.get("homelab.files") == service.labels["homelab.files"]
+
+
+def _is_asked(inventory: Inventory, service: Service, there: DeployedService, *, keys: bool) -> bool:
+    """Whether what is there is what is asked for, where it is asked for."""
+    model = next((inventory.models[n] for n in service.unit.serves if n in inventory.models), None)
+    recorded = read_label(there.labels, "homelab.asked")
+    return (
+        recorded != {}
+        and asked.same(recorded, service.unit.asked, model if service.role == "engine" else None)
+        and all(
+            there.labels.get(n) == service.labels[n]
+            for n in ("homelab.address", "homelab.port", "homelab.gpus")
         )
-        return Change(
-            action="replace",
-            node=service.node,
-            service=service.name,
-            reason=reason,
-            wanted=service,
-            actual=found,
-            blocked=blocked,
-        )
-    if service.model is not None and service.model in moved:
-        return Change(
-            action="move",
-            node=service.node,
-            service=service.name,
-            reason=f"from {moved[service.model]}",
-            wanted=service,
-            blocked=blocked,
-        )
-    return Change(
-        action="create",
-        node=service.node,
-        service=service.name,
-        reason="not there yet",
-        wanted=service,
-        blocked=blocked,
+        and _same_numbers(numbers_of(there.labels), service.unit.numbers)
+        and (not keys or read_label(there.labels, "homelab.keys") == key_ids(service.unit))
+        and there.runtime == service.runtime
     )
 
 
-def _blocked(inventory: Inventory, survey: Survey, service: Service, found: tuple[f.Service, ...]) -> str:
+def _same_numbers(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether one placement is the other. What follows from its device's total is no part of that, nor what only one
+    of two releases writes down."""
+    both = (recorded.keys() & wanted.keys()) - {"bytes"}
+    return all(recorded[key] == wanted[key] for key in both)
+
+
+def _blocked(inventory: Inventory, survey: Survey, service: Service) -> str:
     """A port that somebody else listens on."""
     facts = survey.nodes[service.node].facts
     ours = {
@@ -190,40 +197,48 @@ def _blocked(inventory: Inventory, survey: Survey, service: Service, found: tupl
     port = service.unit.port
     if str(port) in ours or facts is None:
         return ""
-    owner = next(
-        (
-            p
-            for p in facts.ports
-            if p.port == port and p.address in (service.unit.address, "0.0.0.0", "::", "*")
-        ),
-        None,
-    )
+    everywhere = (service.unit.address, "0.0.0.0", "::", "*")
+    owner = next((p for p in facts.ports if p.port == port and p.address in everywhere), None)
     if owner is None:
         return ""
-    return f"port {port} on {service.node} is in use by {owner.process or 'another process'}: stop it, or give another `port`"
+    by = owner.process or "another process"
+    return f"port {port} on {service.node} is in use by {by}: stop it, or give another `port`"
 
 
-def _differences(current: f.Service, service: Service) -> Iterator[str]:
+def _differences(current: DeployedService, service: Service) -> Iterator[str]:
     """What differs, as far as the labels tell, in words."""
-    old, new = numbers_of(current.labels), numbers_of(service.labels)
+    old, new = numbers_of(current.labels), service.unit.numbers
     for key in ("engine", "source", "runtime", "context", "gpu_memory_utilization", "port", "gpus"):
         if old.get(key) != new.get(key):
             yield f"{key.replace('_', '-')} {_short(old.get(key))} → {_short(new.get(key))}"
-    image = current.labels.get("homelab.image")
-    if image and service.unit.image and image != service.unit.image:
-        yield f"image {image.rpartition(':')[2]} → {service.unit.image.rpartition(':')[2]}"
-    if current.labels.get("homelab.address") != service.labels.get("homelab.address"):
-        yield f"address {current.labels.get('homelab.address')} → {service.labels.get('homelab.address')}"
-    if service.model is None:
-        before, after = current.labels.get("homelab.models", ""), service.labels.get("homelab.models", "")
-        if before != after:
-            added, gone = (
-                set(after.split(",")) - set(before.split(",")),
-                set(before.split(",")) - set(after.split(",")),
-            )
-            yield "models " + " ".join(
-                [f"+{m}" for m in sorted(added - {""})] + [f"-{m}" for m in sorted(gone - {""})]
-            )
+    image, wanted = current.labels.get("homelab.image"), image_of(service.unit.program)
+    if image and wanted and image != wanted:
+        yield f"image {image.rpartition(':')[2]} → {wanted.rpartition(':')[2]}"
+    if current.labels.get("homelab.address") != service.unit.address:
+        yield f"address {current.labels.get('homelab.address')} → {service.unit.address}"
+    before, after = set(current.serves), set(service.unit.serves)
+    if before != after:
+        yield "models " + " ".join(
+            [*(f"+{m}" for m in sorted(after - before)), *(f"-{m}" for m in sorted(before - after))]
+        )
+    elif service.role == "gateway":
+        yield from _told_otherwise(current, service)
+    recorded = read_label(current.labels, "homelab.keys")
+    if recorded and recorded != key_ids(service.unit):
+        yield "another key"
+
+
+def _told_otherwise(current: DeployedService, service: Service) -> Iterator[str]:
+    """What the gateway is told of the same models."""
+    before = {e["id"]: e for e in read_label(current.labels, "homelab.asked").get("endpoints", [])}
+    after = {e["id"]: e for e in service.unit.asked["endpoints"]}
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key, {}), after.get(key, {})
+        for what in ("url", "context", "kind", "upstream"):
+            if old and new and old.get(what) != new.get(what):
+                yield f"{what} of {key} {_short(old.get(what))} → {_short(new.get(what))}"
+        if not old or not new:
+            yield f"{'+' if new else '-'}{key}"
 
 
 def _short(value: Any) -> str:

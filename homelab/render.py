@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Mapping
+from typing import Any
 
-from pydantic import SecretStr
-
-from homelab import gateway
+from homelab import asked, gateway
+from homelab.endpoints import placed
 from homelab.engines import engines
 from homelab.facts import Facts, Survey
+from homelab.hosting import LOOPBACK, Choice, Refused, address_of, choose
 from homelab.inventory import Inventory
 from homelab.placement import Layout, Placement
-from homelab.placement.devices import bind_address, image_for, runtime_for
+from homelab.program import Container
 from homelab.runtimes import RENDER
 from homelab.secrets import Secrets
 from homelab.service import Mount, Service, Unit, Upload, cluster_directory
@@ -34,24 +34,35 @@ def render(
     `environ` resolves the `env:NAME` values of the inventory."""
     facts = {n: r.facts for n, r in survey.nodes.items() if r.facts is not None}
     services = [
-        _engine(inventory, p, facts[p.node], survey, secrets, environ) for p in layout if p.node in facts
+        RENDER[p.runtime](_engine(inventory, p, facts[p.node], survey, secrets, environ))
+        for p in layout
+        if p.node in facts
     ]
     node = inventory.gateway.node
-    if node in facts and (runtime := runtime_for(inventory.nodes[node], facts[node], gpu=False)[0]):
-        services.append(_gateway(inventory, layout, facts[node], runtime, secrets, environ))
+    if node in facts:
+        choice = gateway_choice(inventory, facts[node])
+        if isinstance(choice, Choice):
+            unit = _gateway(inventory, layout, facts[node], choice, secrets, environ)
+            services.append(RENDER[choice.runtime](unit))
     return tuple(services)
 
 
-def resolve(value: str | None, environ: Mapping[str, str]) -> SecretStr | None:
-    """The secret that `env:NAME` names, if it is set."""
-    found = environ.get(value.removeprefix("env:")) if value else None
-    return SecretStr(found) if found else None
-
-
-def gateway_address(inventory: Inventory, survey: Survey) -> str:
-    """Where clients find the gateway."""
-    report = survey.nodes.get(inventory.gateway.node)
-    return bind_address(inventory, inventory.gateway.node, report.facts if report else None)
+def gateway_choice(inventory: Inventory, facts: Facts) -> Choice | str:
+    """How the gateway runs on its node, or why it cannot."""
+    node = inventory.gateway.node
+    running = next(
+        (s.runtime for s in facts.services if s.cluster == inventory.cluster and s.role == "gateway"), None
+    )
+    try:
+        choice = choose(inventory, node, facts, gateway.OFFER, "cpu", running=running)
+    except Refused as e:
+        return str(e)
+    if not isinstance(choice.program, Container):
+        return choice
+    image = inventory.gateway.image or choice.program.image
+    if inventory.gateway.version and not inventory.gateway.image:
+        image = f"{image.rpartition(':')[0]}:{inventory.gateway.version}"
+    return Choice(runtime=choice.runtime, program=Container(image=image), hosting=choice.hosting)
 
 
 def _engine(
@@ -61,30 +72,36 @@ def _engine(
     survey: Survey,
     secrets: Secrets,
     environ: Mapping[str, str],
-) -> Service:
+) -> Unit:
     engine = engines()[p.engine]
-    variant = inventory.models[p.model].variants[p.variant]
+    model = inventory.models[p.model]
+    variant = model.variants[p.variant]
     weights, mounts, uploads = _weights(inventory, p, facts, survey)
     in_container = p.runtime == "docker"
     # Inside its own network namespace an engine listens on all addresses; Compose publishes it on the node's one.
-    host = "0.0.0.0" if in_container and p.address not in ("127.0.0.1", "::1") else p.address
+    host = "0.0.0.0" if in_container and p.address not in LOOPBACK else p.address
     launch = p.launch(weights=weights, host=host)
     environment = {**QUIET, **engine.environment(launch)}
     keys = {engine.KEY_VARIABLE: secrets.engine_key(p.node, p.service)}
+    wanted = {"model": asked.of_model(model), **asked.of_place(inventory, p.node, p.engine)}
     if variant.parsed.where == "hub":
         if inventory.hub.endpoint:
-            environment["HF_ENDPOINT"] = inventory.hub.endpoint
-        if token := resolve(inventory.hub.token, environ):
+            environment["HF_ENDPOINT"] = wanted["hub"] = inventory.hub.endpoint
+        if token := secrets.resolve(inventory.hub.token, environ):
             keys["HF_TOKEN"] = token
         if in_container:
             mounts = (*mounts, Mount(source=f"{facts.home}/{HUB_CACHE}", target=f"/root/{HUB_CACHE}"))
-    unit = Unit(
+    if uploads:
+        wanted["file"] = uploads[0].path
+    return Unit(
         cluster=inventory.cluster,
         node=p.node,
         name=p.service,
-        model=p.model,
+        role="engine",
+        serves=(p.model,),
         engine=p.engine,
-        image=p.image if in_container else facts.llama_server,
+        program=p.program,
+        hosting=p.hosting,
         home=facts.home,
         address=p.address,
         port=p.port,
@@ -92,21 +109,17 @@ def _engine(
         arguments=tuple(engine.command(launch)),
         environment=environment,
         secrets=keys,
+        asked=wanted,
         mounts=mounts if in_container else (),
-        caches=engine.MODEL_CACHES if in_container else (),
+        volumes={f"{p.engine}-cache{i}": path for i, path in enumerate(engine.CACHES)}
+        if in_container
+        else {},
         gpus=p.gpus,
+        ipc_host=engine.IPC_HOST,
         load_bytes=p.footprint.device_bytes - p.footprint.kv_cache_bytes,
-        labels={
-            "homelab.wanted": p.wanted,
-            "homelab.engine": p.engine,
-            "homelab.image": p.image or "",
-            "homelab.placement": json.dumps(
-                p.numbers()
-            ),  # unsorted: the order of its flags is that of the command line
-        },
+        numbers=p.numbers(),
         uploads=uploads,
     )
-    return RENDER[p.runtime](unit)
 
 
 def _weights(
@@ -125,9 +138,8 @@ def _weights(
             Upload(local=known.path or source.text, path=target, bytes=known.bytes),
         )
     else:
-        path = posixpath.normpath(
-            source.text.replace("~", facts.home, 1) if source.text.startswith("~/") else source.text
-        )
+        home = source.text.replace("~", facts.home, 1) if source.text.startswith("~/") else source.text
+        path = posixpath.normpath(home)
         uploads = ()
     folder = posixpath.dirname(path) if path.endswith(".gguf") else path
     return path, (Mount(source=folder, target=folder, read_only=True),), uploads
@@ -137,48 +149,45 @@ def _gateway(
     inventory: Inventory,
     layout: Layout,
     facts: Facts,
-    runtime: str,
+    choice: Choice,
     secrets: Secrets,
     environ: Mapping[str, str],
-) -> Service:
-    node = inventory.gateway.node
-    address = bind_address(inventory, node, facts)
-    image = inventory.gateway.image or image_for(inventory, node, "litellm", "cpu")
-    if inventory.gateway.version and not inventory.gateway.image:
-        image = f"{image.rpartition(':')[0]}:{inventory.gateway.version}"
-    in_container = runtime == "docker"
-    loopback = address in ("127.0.0.1", "::1")
+) -> Unit:
+    node, port = inventory.gateway.node, inventory.gateway.port
+    address = address_of(inventory, node, facts)
+    in_container = choice.runtime == "docker"
+    beside = node if in_container else None
+    endpoints = placed(inventory, layout.placements)
     keys = {gateway.MASTER_KEY_VARIABLE: secrets.gateway_key}
-    keys |= {gateway.key_variable(p): secrets.engine_key(p.node, p.service) for p in layout}
-    for name, cloud in inventory.cloud.items():
-        if key := resolve(cloud.api_key, environ):
-            keys[gateway.cloud_variable(name)] = key
+    keys |= {gateway.key_variable(e): key for e in endpoints if (key := secrets.resolve(e.key, environ))}
     config = "/app/litellm.yml" if in_container else "litellm.yml"
-    host = address if loopback or not in_container else "0.0.0.0"
-    unit = Unit(
+    host = address if address in LOOPBACK or not in_container else "0.0.0.0"
+    wanted: dict[str, Any] = {
+        "gateway": inventory.gateway.model_dump(mode="json", exclude_unset=True, exclude={"node"}),
+        "endpoints": gateway.told(endpoints, beside),
+        **asked.of_place(inventory, node, gateway.OFFER.name),
+    }
+    if inventory.fallbacks:
+        wanted["fallbacks"] = {name: list(targets) for name, targets in inventory.fallbacks.items()}
+    configuration = gateway.configuration(endpoints, inventory.fallbacks, beside)
+    return Unit(
         cluster=inventory.cluster,
         node=node,
         name=gateway.SERVICE,
-        model=None,
-        engine="litellm",
-        image=image if in_container else None,
+        role="gateway",
+        serves=tuple(sorted({e.name for e in endpoints})),
+        after=("engine",),
+        engine=gateway.OFFER.name,
+        program=choice.program,
+        hosting=choice.hosting,
         home=facts.home,
         address=address,
-        port=inventory.gateway.port,
+        port=port,
         health=gateway.HEALTH,
-        arguments=("--config", config, "--host", host, "--port", str(inventory.gateway.port)),
+        arguments=("--config", config, "--host", host, "--port", str(port)),
         environment={**QUIET, **gateway.ENVIRONMENT},
         secrets=keys,
-        files={
-            "litellm.yml": render_template(
-                "litellm.yml.j2", configuration=gateway.configuration(inventory, layout.placements)
-            )
-        },
+        asked=wanted,
+        files={"litellm.yml": render_template("litellm.yml.j2", configuration=configuration)},
         memory_limit=GATEWAY_MEMORY,
-        labels={
-            "homelab.engine": "litellm",
-            "homelab.image": image if in_container else "",
-            "homelab.models": ",".join(sorted({p.model for p in layout} | set(inventory.cloud))),
-        },
     )
-    return RENDER[runtime](unit)

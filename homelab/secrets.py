@@ -1,13 +1,20 @@
-"""The keys of a cluster as values. Making, saving and reading them back is `state.py`'s and `deploy.py`'s business."""
+"""The keys of a cluster as values. Making, saving and reading them back is the business of `state.py` and
+`pipeline.py`."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import SecretStr
+
+
+def engine_key_reference(node: str, service: str) -> str:
+    """Names one engine's key without being it."""
+    return f"engine:{node}/{service}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +28,18 @@ class Secrets:
         """The key that one engine demands: HMAC-SHA256 of its place, so that it reveals nothing about the others."""
         secret = self.engine_secret.get_secret_value().encode()
         return SecretStr("sk-" + hmac.new(secret, f"{node}/{service}".encode(), hashlib.sha256).hexdigest())
+
+    def resolve(self, reference: str | None, environ: Mapping[str, str]) -> SecretStr | None:
+        """The secret that a reference names: `env:NAME` of the environment, or an engine's own; None where there is
+        none."""
+        if not reference:
+            return None
+        kind, _, name = reference.partition(":")
+        if kind == "env":
+            value = environ.get(name)
+            return SecretStr(value) if value else None
+        node, _, service = name.partition("/")
+        return self.engine_key(node, service)
 
     def to_json(self) -> str:
         return json.dumps(

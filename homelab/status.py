@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from homelab import facts as f
 from homelab import gateway
 from homelab.ask import get
+from homelab.endpoints import Endpoint, deployed, running, url_of
 from homelab.engines import engines
-from homelab.facts import NodeReport, Survey
+from homelab.facts import DeployedService, NodeReport, Survey
 from homelab.inventory import Inventory
 from homelab.secrets import Secrets
-from homelab.service import host_in_url, numbers_of
+from homelab.service import numbers_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,45 +66,31 @@ class Status:
 
 async def status(inventory: Inventory, survey: Survey, secrets: Secrets | None) -> Status:
     """What the survey shows of our services, completed by what gateway and engines answer."""
-    running = [
-        (node, s, "")
-        for node, report in survey.nodes.items()
-        if report.facts
-        for s in report.facts.services
-        if s.cluster == inventory.cluster
-    ]
-    away = [
-        (node, s, "away")
-        for node, facts in survey.remembered.items()
-        for s in facts.services
-        if s.cluster == inventory.cluster
-    ]
+    here = list(deployed(inventory, survey))
+    away = {
+        node for node in survey.remembered if node not in survey.nodes or survey.nodes[node].facts is None
+    }
     models = []
     for name, model in sorted(inventory.models.items()):
-        mine = [_instance(node, s, state) for node, s, state in (*running, *away) if s.model == name]
-        models.append(
-            ModelStatus(
-                name=name, kind=model.kind, instances=tuple(sorted(mine, key=lambda i: (i.node, i.service)))
-            )
-        )
-    front = next(
-        ((n, s, state) for n, s, state in (*running, *away) if s.name == gateway.SERVICE and s.model is None),
-        None,
+        mine = [_instance(n, s, away=n in away) for n, s in here if s.role == "engine" and name in s.serves]
+        instances = tuple(sorted(mine, key=lambda i: (i.node, i.service)))
+        models.append(ModelStatus(name=name, kind=model.kind, instances=instances))
+    front = next(((n, s) for n, s in here if s.role == "gateway"), None)
+    served, healthy = await asyncio.gather(
+        _served(models, running(inventory, survey), secrets), _gateway(inventory, front, away)
     )
-    served, healthy = await asyncio.gather(_served(models, secrets), _gateway(inventory, front))
     return Status(gateway=healthy, models=tuple(served), nodes=survey.nodes)
 
 
-def _instance(node: str, s: f.Service, state: str) -> Instance:
+def _instance(node: str, s: DeployedService, *, away: bool) -> Instance:
     numbers = numbers_of(s.labels)
-    address, port = s.labels.get("homelab.address"), s.labels.get("homelab.port")
     return Instance(
         node=node,
         service=s.name,
         engine=s.labels.get("homelab.engine", "unknown"),
-        state=state or s.state,
+        state="away" if away else s.state,
         detail=s.detail,
-        url=f"http://{host_in_url(address)}:{port}" if address and port else None,
+        url=url_of(s),
         context=None,
         planned_context=numbers.get("context"),
         planned_bytes=numbers.get("bytes"),
@@ -112,25 +98,32 @@ def _instance(node: str, s: f.Service, state: str) -> Instance:
     )
 
 
-async def _served(models: list[ModelStatus], secrets: Secrets | None) -> list[ModelStatus]:
+async def _served(
+    models: list[ModelStatus], endpoints: Sequence[Endpoint], secrets: Secrets | None
+) -> list[ModelStatus]:
+    """The contexts that running instances say they serve."""
+    by_id = {e.id: e for e in endpoints}
+
     async def one(i: Instance) -> Instance:
-        if i.state != "running" or i.url is None or secrets is None or i.engine not in engines():
+        endpoint = by_id.get(f"{i.node}/{i.service}")
+        if i.state != "running" or endpoint is None or secrets is None or endpoint.engine not in engines():
             return i
-        engine = engines()[i.engine]
+        engine, key = engines()[endpoint.engine], secrets.resolve(endpoint.key, {})
         code, document = await get(
-            i.url + engine.CONTEXT_PATH, secrets.engine_key(i.node, i.service).get_secret_value()
+            endpoint.url + engine.CONTEXT_PATH, key.get_secret_value() if key else None
         )
         return replace(i, context=engine.served_context(document) if code == 200 else None)
 
     return [replace(m, instances=tuple(await asyncio.gather(*(one(i) for i in m.instances)))) for m in models]
 
 
-async def _gateway(inventory: Inventory, front: tuple[str, f.Service, str] | None) -> GatewayStatus:
-    node = inventory.gateway.node
+async def _gateway(
+    inventory: Inventory, front: tuple[str, DeployedService] | None, away: Collection[str]
+) -> GatewayStatus:
     if front is None:
-        return GatewayStatus(node=node, url=None, state="missing", healthy=False)
-    node, service, state = front
-    address, port = service.labels.get("homelab.address"), service.labels.get("homelab.port")
-    url = f"http://{host_in_url(address)}:{port}" if address and port else None
-    code = (await get(url + gateway.HEALTH))[0] if url and not state else 0
-    return GatewayStatus(node=node, url=url, state=state or service.state, healthy=code == 200)
+        return GatewayStatus(node=inventory.gateway.node, url=None, state="missing", healthy=False)
+    node, service = front
+    url = url_of(service)
+    code = (await get(url + gateway.HEALTH))[0] if url and node not in away else 0
+    state = "away" if node in away else service.state
+    return GatewayStatus(node=node, url=url, state=state, healthy=code == 200)

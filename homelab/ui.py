@@ -15,6 +15,9 @@ from rich.table import Table
 from homelab.errors import HomelabError, InventoryError
 
 if TYPE_CHECKING:
+    from homelab import fit_command
+    from homelab.ask import Answer
+    from homelab.clients import Access
     from homelab.deploy.events import Event
     from homelab.facts import GPU, Measurement, NodeReport, Survey
     from homelab.fit import Fit
@@ -68,7 +71,7 @@ def say(text: str) -> None:
     err.print(text, markup=False)
 
 
-def tell(text: str = "") -> None:
+def write(text: str = "") -> None:
     """A line of data."""
     out.print(text, markup=False)
 
@@ -158,7 +161,7 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
             out.print(f"[yellow]{escape(name)}[/]: {escape(problem.source)}: {escape(problem.message)}")
     unified = any(g.memory_kind == "unified" for r in survey.nodes.values() if r.facts for g in r.facts.gpus)
     count = len(survey.nodes)
-    tell(
+    write(
         f"{count} node{'s' if count != 1 else ''}, {reachable} reachable, {gib(free)} GiB free, {seconds:.1f} s"
         + ("  * unified memory, shared with the system" if unified else "")
     )
@@ -188,7 +191,7 @@ def _runs_with(report: NodeReport) -> str:
     assert facts is not None
     docker = facts.docker
     if docker is None:
-        return "native" + (" (llama-server)" if facts.llama_server else "")
+        return "native" + ("".join(f" ({name})" for name, path in sorted(facts.programs.items()) if path))
     if not docker.reachable:
         return escape(f"docker: {docker.error or 'no answer'}"[:70])
     compose = f"compose {docker.compose_version}" if docker.compose_version else "no compose plugin"
@@ -225,13 +228,17 @@ def planned(plan: Plan) -> None:
     rest: list[Change] = [c for c in plan.changes if (c.node, c.service) not in shown]
     for change in rest:
         _change(change, by_service.get((change.node, change.service)))
+    if older := [c for c in plan.changes if c.newer]:
+        write("This homelab would start some of what is kept in another way (homelab deploy --upgrade):")
+        for change in older:
+            write(f"      {change.service} on {change.node}: {change.newer}")
     for u in plan.layout.unplaced:
         out.print(f"[bold red]! {escape(u.model)}[/]  {escape(u.reason)}")
         if u.unreachable:  # it waits; what does not fit is an error of its own, with all that was tried
             for line in u.details if len(u.details) > 1 else ():
-                tell(f"      {line}")
+                write(f"      {line}")
     if plan.layout.gap is not None:
-        tell(plan.layout.proof)
+        write(plan.layout.proof)
 
 
 def summary(plan: Plan, inventory: Inventory) -> str:
@@ -270,8 +277,8 @@ def _change(change: Any, p: Placement | None) -> None:
         why = {"replace": f"{change.reason}; {p.reason}", "restart": change.reason}.get(
             change.action, p.reason
         )
-        tell(f"      {why}")
-        tell("      " + _terms(p, host=False) + (f"  · RAM: {ram}" if (ram := _terms(p, host=True)) else ""))
+        write(f"      {why}")
+        write("      " + _terms(p, host=False) + (f"  · RAM: {ram}" if (ram := _terms(p, host=True)) else ""))
     if p is not None and change.action != "keep":
         for line in _elsewhere(p):
             out.print(f"      [dim]not {escape(line)}[/]")
@@ -315,10 +322,23 @@ def _bar(parts: Sequence[tuple[str, int]], free_bytes: int, total_bytes: int) ->
 # fit
 
 
+def shown_answer(answer: fit_command.Answer) -> None:
+    """Whatever `homelab fit` was asked."""
+    from homelab.fit_command import History, Rows
+
+    match answer:
+        case Rows(rows=rows):
+            shown_what(rows)
+        case History(measured=measured):
+            shown_history(measured)
+        case _:
+            shown_fit(answer)
+
+
 def shown_fit(found: Fit) -> None:
     """Terms, the split of the device, verdict, flags; what would fit instead."""
     where = f" on {found.place.label or found.place.device.name}" if found.place else ""
-    tell(
+    write(
         f"{found.candidate.source}  {found.candidate.engine}  {found.request.context} ctx × {found.request.concurrency}{where}"
     )
     terms = table("TERM", "GiB", "GRADE", "WHERE", right=("GiB",))
@@ -332,7 +352,7 @@ def shown_fit(found: Fit) -> None:
             on_device = [(t.name, t.bytes) for t in found.footprint.terms if t.where != "host"]
             left = found.place.free_bytes - found.footprint.device_bytes
             total = found.place.device.total_bytes
-            tell(f"{_bar(on_device, left, total)}  {gib(total)} GiB")
+            write(f"{_bar(on_device, left, total)}  {gib(total)} GiB")
     need, colour = (
         found.footprint.device_bytes / GIB,
         {"fits": "green", "does-not-fit": "red", "no-device": "cyan"}[found.verdict],
@@ -346,10 +366,10 @@ def shown_fit(found: Fit) -> None:
     for note in found.notes:
         out.print(f"[yellow]note[/]  {escape(note)}")
     if found.flags and found.verdict != "does-not-fit":
-        tell(f"flags {' '.join(found.flags)}")
+        write(f"flags {' '.join(found.flags)}")
     for a in found.alternatives:
         ram = f" and {a.footprint.host_bytes / GIB:.2f} GiB of RAM" if a.footprint.host_bytes else ""
-        tell(f"instead: {a.what}: {a.bytes / GIB:.2f} GiB{ram}")
+        write(f"instead: {a.what}: {a.bytes / GIB:.2f} GiB{ram}")
 
 
 def shown_what(rows: Sequence[Row]) -> None:
@@ -372,7 +392,7 @@ def shown_what(rows: Sequence[Row]) -> None:
                 row.licence,
             )
     print_table(found)
-    tell("Next: homelab fit MODEL --gpu … --context …")
+    write("Next: homelab fit MODEL --gpu … --context …")
 
 
 # deploy
@@ -402,6 +422,15 @@ class Progress:
         )
         if event.error is not None:
             error(event.error)
+
+
+def answered(answer: Answer | HomelabError) -> None:
+    """What a model said to the question at the end of a deploy, or why it said nothing."""
+    if isinstance(answer, HomelabError):
+        error(answer)
+    else:
+        by = answer.served_by or "unknown"
+        write(f"{answer.model} on {by} answers in {answer.seconds:.1f} s: {answer.text[:200]}")
 
 
 # status
@@ -445,7 +474,7 @@ def shown_status(status: Status) -> None:
                 gib(x.used_bytes),
             )
     print_table(found)
-    tell()
+    write()
     nodes = table("NODE", "STATE", "MEMORY", "PROBLEMS")
     for name, report in sorted(status.nodes.items()):
         if report.facts is None:
@@ -465,7 +494,7 @@ def shown_status(status: Status) -> None:
                 escape("; ".join(p.message for p in report.facts.problems)) or "-",
             )
     print_table(nodes)
-    tell()
+    write()
     g = status.gateway
     out.print(
         f"gateway  {escape(g.url or '-')}  on {escape(g.node)}  {'[green]healthy[/]' if g.healthy else f'[red]{escape(g.state)}[/]'}"
@@ -474,27 +503,23 @@ def shown_status(status: Status) -> None:
 
 def next_steps(url: str, key_file: str, again: str) -> None:
     """What is now true, and the next commands. `again` is the option that names the inventory."""
-    tell(f"Gateway  {url}   key in {key_file}")
-    tell(f"Next: homelab connect{again}    take it down: homelab remove{again}")
+    write(f"Gateway  {url}   key in {key_file}")
+    write(f"Next: homelab connect{again}    take it down: homelab remove{again}")
 
 
-def connections(url: str, key_file: str, model: str, again: str) -> None:
+def connections(access: Access, again: str) -> None:
     """How clients reach the gateway: address, key and model, ready to paste."""
-    tell(f"Gateway  {url}   key in {key_file}")
-    tell()
-    tell("OpenAI clients (opencode, JetBrains, Continue, the SDKs):")
-    tell(f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=$(cat {key_file})")
-    tell("Claude Code:")
-    tell(f"  export ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN=$(cat {key_file}) ANTHROPIC_MODEL={model}")
-    tell("curl:")
-    tell(
-        f"  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -H \"Authorization: Bearer $(cat {key_file})\" \\"
-    )
-    tell(f'    -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'')
-    tell()
-    tell(
-        f"Next: homelab ask{again} {model} 'your question'    health: homelab status{again}    take it down: homelab remove{again}"
-    )
+    from homelab.clients import clients
+
+    write(f"Gateway  {access.url}   key in {access.key_file}")
+    write()
+    for client in clients().values():
+        write(f"{client.TITLE}:")
+        for line in client.setup(access):
+            write(f"  {line}")
+    write()
+    question = f"homelab ask{again} {access.model} 'your question'"
+    write(f"Next: {question}    health: homelab status{again}    take it down: homelab remove{again}")
 
 
 def shown_history(measured: Sequence[Measurement]) -> None:
@@ -502,7 +527,7 @@ def shown_history(measured: Sequence[Measurement]) -> None:
     from homelab.measured import error
 
     if not measured:
-        tell("Nothing was measured yet: every deploy adds to it")
+        write("Nothing was measured yet: every deploy adds to it")
         return
     found = table(
         "MODEL",
@@ -529,6 +554,6 @@ def shown_history(measured: Sequence[Measurement]) -> None:
     print_table(found)
     errors = sorted(abs(e) for m in measured if (e := error(m)) is not None)
     if errors:
-        tell(
+        write(
             f"Median error {errors[len(errors) // 2]:.1%} over {len(errors)} placements; reserves for later growth are left out of it"
         )

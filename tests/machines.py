@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from homelab.facts import (
     CPU,
     GPU,
+    DeployedService,
     Disk,
     Docker,
     Facts,
@@ -17,7 +18,6 @@ from homelab.facts import (
     ListeningPort,
     NodeReport,
     Process,
-    Service,
     Survey,
     Weights,
 )
@@ -32,7 +32,7 @@ DOCKER = Docker(
     api_version="1.47",
     compose_version="2.39.1",
     reachable=True,
-    nvidia_runtime=True,
+    runtimes=("nvidia", "runc"),
     data_root="/var/lib/docker",
 )
 
@@ -210,13 +210,14 @@ def household(**more: Facts | str) -> Survey:
     return survey(HUB, **(nodes | more))
 
 
-def deployed(services: tuple[Rendered, ...], node: str, **more: Any) -> tuple[Service, ...]:
+def deployed(services: tuple[Rendered, ...], node: str, **more: Any) -> tuple[DeployedService, ...]:
     """What an agent would report once these were deployed and healthy."""
     return tuple(
-        Service(
+        DeployedService(
             cluster=s.unit.cluster,
             name=s.name,
-            model=s.model,
+            role=s.role,
+            serves=s.unit.serves,
             spec=s.spec,
             runtime="docker" if s.runtime == "docker" else "native",
             state=more.get("state", "running"),

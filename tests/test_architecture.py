@@ -14,7 +14,7 @@ from homelab.runtimes import RENDER
 
 ROOT = Path(__file__).parent.parent
 PURE = {
-    "errors", "facts", "inventory", "images", "secrets", "service", "templating", "resources", "placement", "gateway", "render", "plan", "documents",
+    "errors", "facts", "inventory", "program", "hosting", "endpoints", "asked", "plugins", "clients", "secrets", "service", "templating", "resources", "placement", "gateway", "render", "plan", "documents",
     "engines", "measured", "runtimes", "models.header", "models.shape", "models.gguf", "models.huggingface", "models.paged_kv", "models.source",
     "models.catalog", "models.tensors", "models.ggml_graph", "models.projector", "fit", "cards",
 }  # fmt: skip
@@ -37,7 +37,7 @@ EFFECTS = {
 }
 TERMINAL = {"rich", "typer", "homelab.ui", "homelab.cli"}
 # What reads a file in the core: our own templates and tools, nothing else.
-MAY_READ = {"resources", "templating", "runtimes"}
+MAY_READ = {"resources", "templating", "runtimes", "hosting"}
 
 
 def modules(folder: str = "homelab") -> dict[str, ast.Module]:

@@ -16,7 +16,7 @@ import typer.main
 from homelab import pipeline
 from homelab.cli import app
 from homelab.documents import discover_document, plan_document, status_document
-from homelab.facts import Disk, Failure, NodeReport, Problem, Service
+from homelab.facts import DeployedService, Disk, Failure, NodeReport, Problem
 from homelab.status import GatewayStatus, Instance, ModelStatus, Status
 from tests.machines import household, listening, workstation
 
@@ -176,7 +176,7 @@ def test_a_wrong_command_is_caught() -> None:
 def test_every_json_key_is_described() -> None:
     household_ = pipeline.read_inventory(ROOT / "inventory.example.yml")
     inventory = household_.inventory
-    service = Service(cluster="home", name="tiny", spec="1", runtime="docker", state="running")
+    service = DeployedService(cluster="home", name="tiny", spec="1", runtime="docker", state="running")
     busy = workstation(
         services=(service,), ports=(listening(22),), problems=(Problem(source="x", message="y"),)
     )

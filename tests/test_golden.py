@@ -85,7 +85,7 @@ def shown(inventory: Inventory, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> 
     text = io.StringIO()
     monkeypatch.setattr(ui, "out", Console(file=text, highlight=False, soft_wrap=True, width=200))
     ui.planned(plan)
-    ui.tell(ui.summary(plan, inventory))
+    ui.write(ui.summary(plan, inventory))
     return text.getvalue()
 
 

@@ -15,7 +15,8 @@ import pytest
 from huggingface_hub import HfApi, HfFileSystem, hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from homelab.images import IMAGES
+from homelab import gateway
+from homelab.engines import llamacpp, vllm
 from tests.lab.fixtures import HouseholdFactory, Lab
 from tests.lab.household import Household, start
 from tests.lab.hub import Hub, Repo
@@ -23,8 +24,8 @@ from tests.lab.models import tiny_qwen3
 from tests.lab.node import HERE, Node, NodeSpec
 
 pytestmark = pytest.mark.lab
-CUDA = IMAGES["llamacpp"]["nvidia"]
-CPU = IMAGES["llamacpp"]["cpu"]
+CUDA = llamacpp.OFFER.images["cuda"]
+CPU = llamacpp.OFFER.images["cpu"]
 RTX4090 = "GPU-4090aaaa-0000-4000-8000-000000000001"
 
 
@@ -85,7 +86,7 @@ def home(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Househo
     front.put(
         "/root/c/compose.yml",
         compose(
-            "gateway", IMAGES["litellm"]["cpu"], ["--config", "/conf/config.yaml", "--port", "4000"], 4000
+            "gateway", gateway.OFFER.images["cpu"], ["--config", "/conf/config.yaml", "--port", "4000"], 4000
         ),
     )
     front.run("cd c && docker compose up -d")
@@ -332,11 +333,11 @@ def test_vllm_from_the_hub(lab: Lab, household: HouseholdFactory, tmp_path: Path
         more = {"ipc": "host", "environment": {"HF_ENDPOINT": hub.url}}
         node.put(
             "/root/a/compose.yml",
-            compose("a", IMAGES["vllm"]["nvidia"], [*command, "0.5"], 8000, uuid, **more),
+            compose("a", vllm.OFFER.images["cuda"], [*command, "0.5"], 8000, uuid, **more),
         )
         node.put(
             "/root/b/compose.yml",
-            compose("b", IMAGES["vllm"]["nvidia"], [*command, "0.9"], 8001, uuid, **more),
+            compose("b", vllm.OFFER.images["cuda"], [*command, "0.9"], 8001, uuid, **more),
         )
         node.run("cd a && docker compose up -d")
         wait_for(f"http://{node.address}:8000/health", 240)

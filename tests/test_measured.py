@@ -112,8 +112,7 @@ def test_a_plan_for_something_new_counts_what_was_measured_on_that_card() -> Non
     )
     found = survey(n=workstation(weights=(tiny_gguf(),)))
     [before] = place(wanted, found).placements
-    assert before.image is not None
-    seen = measurement(version=before.image)
+    seen = measurement(version=before.version)
     [after] = place(wanted, found.model_copy(update={"measured": (seen,)})).placements
     assert (
         before.bytes - after.bytes

@@ -10,6 +10,7 @@ import pytest
 from homelab.facts import Facts, Process, Survey
 from homelab.inventory import Inventory, load
 from homelab.placement import Layout, Placement, place, unsettled
+from homelab.program import PythonEnvironment
 from homelab.render import render
 from tests.machines import (
     DOCKER,
@@ -224,7 +225,10 @@ def test_weights_that_the_disk_cannot_hold_are_refused_unless_they_are_there() -
             "sudo usermod -aG docker me",
         ),
         (workstation(docker=DOCKER.model_copy(update={"compose_version": None})), "no Compose plugin"),
-        (workstation(docker=DOCKER.model_copy(update={"nvidia_runtime": False})), "NVIDIA Container Toolkit"),
+        (
+            machine("workstation", gpu(container_obstacle="install the NVIDIA Container Toolkit")),
+            "NVIDIA Container Toolkit",
+        ),
     ],
 )
 def test_a_node_that_cannot_run_it_says_why_and_what_to_do(facts: Facts, reason: str) -> None:
@@ -235,12 +239,8 @@ def test_a_node_that_cannot_run_it_says_why_and_what_to_do(facts: Facts, reason:
 def test_a_machine_without_gpu_or_docker_runs_llamacpp_natively_in_its_ram() -> None:
     bare = pi(docker=None, weights=(tiny_gguf(),))
     found = only(place(inventory(TINY, "pi: {host: 192.168.1.2}", "pi"), survey(pi=bare)))
-    assert (found.runtime, found.gpus, found.gpu_memory_utilization, found.image) == (
-        "native",
-        (),
-        None,
-        None,
-    )
+    assert (found.runtime, found.gpus, found.gpu_memory_utilization) == ("native", (), None)
+    assert found.program == PythonEnvironment(name="llamacpp", program="llama-server")
 
 
 def test_a_model_that_no_single_card_holds_is_split_over_two_alike() -> None:

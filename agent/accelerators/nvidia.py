@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 
-from .. import host, processes
+from .. import docker, host, processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing costs 3 ms
@@ -13,6 +13,19 @@ if TYPE_CHECKING:  # importing typing costs 3 ms
 
     Problems = List[Dict[str, str]]
 
+# How its GPUs are given to what runs on them; the controller reads this literal, see homelab/hosting.py.
+HOSTING = {
+    "flavours": ("cuda",),
+    "reservation": {"driver": "nvidia", "capabilities": ["gpu"]},
+    "visible": "CUDA_VISIBLE_DEVICES",
+}
+# Docker offers GPUs through a listed runtime, or (`--gpus`, Compose reservations) through this hook, listed or not.
+PROGRAMS = (
+    "nvidia-container-runtime-hook",
+    "nvidia-container-toolkit",
+    "nvidia-ctk",
+    "nvidia-container-runtime",
+)
 # Chips without memory of their own: NVML has no figure for them (DGX Spark: NOT_SUPPORTED) or a wrong one (N1X: 8128 MiB).
 UNIFIED = ("GB10", "N1", "N1X", "RTX SPARK", "THOR", "ORIN", "XAVIER", "TEGRA")
 ATS_WITHOUT_OWN_MEMORY = (
@@ -73,6 +86,14 @@ def collect(problems: Problems) -> list[dict[str, Any]]:
         )
         found.append(gpu)
     return found
+
+
+def container_obstacle(engine: dict[str, Any]) -> str | None:
+    """Why Docker cannot give these GPUs to a container, as far as this node shows."""
+    listed = "nvidia" in engine["runtimes"] or any(name.startswith("nvidia") for name in engine["cdi"])
+    if listed or any(docker.find_program(p) for p in PROGRAMS):
+        return None
+    return "Docker cannot reach the GPU: install the NVIDIA Container Toolkit and restart Docker"
 
 
 def problem(problems: Problems, message: str) -> None:

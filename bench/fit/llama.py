@@ -44,8 +44,8 @@ SETTINGS = [
 def ours(
     shape: ModelShape, context: int, slots: int, args: dict[str, ArgValue], outputs: str
 ) -> dict[str, float]:
-    request = Request(kind="chat", context=context // slots, concurrency=slots, args=args)
-    found = llamacpp.footprint(shape, request, CPU, outputs="all" if outputs == "all" else "slots")
+    request = Request(kind="chat", context=context // slots, concurrency=slots, args=args, outputs=outputs)
+    found = llamacpp.footprint(shape, request, CPU)
     return {t.name: t.bytes / MIB for t in found.terms}
 
 
@@ -168,8 +168,8 @@ def running() -> None:
             "ubatch-size": ubatch,
             **dict(zip([e.lstrip("-") for e in extra[::2]], extra[1::2], strict=True)),
         }
-        request = Request(kind="chat", context=tokens // slots, concurrency=slots, args=args)
-        planned = llamacpp.footprint(shape, request, CPU, outputs="slots")
+        request = Request(kind="chat", context=tokens // slots, concurrency=slots, args=args, outputs="slots")
+        planned = llamacpp.footprint(shape, request, CPU)
         flags = [str(w) for name, value in planned.flags.items() for w in (f"--{name}", value)]
         log = served(["-m", str(SMALL), *flags, "--ubatch-size", str(ubatch), *extra])
         found = {t.name: t.bytes / MIB for t in planned.terms}

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from homelab import facts as f
 from homelab.deploy import compose, native
 from homelab.deploy.events import Event, Outcome, Tell
 from homelab.errors import DeployError, HomelabError, NodeError
+from homelab.facts import DeployedService
 from homelab.inventory import Inventory
 from homelab.nodes import connect
 from homelab.nodes.session import Session
 from homelab.plan import Change, Plan
+from homelab.program import PythonEnvironment, image_of
+from homelab.runtimes.native import tool_files
 from homelab.secrets import Secrets
-from homelab.service import File, Service, cluster_directory
+from homelab.service import File, Role, Service, cluster_directory
 
 RUNTIMES = {"docker": compose, "native": native}
 SECRETS_FILE = "secrets.json"
@@ -36,12 +38,24 @@ async def deploy(inventory: Inventory, plan: Plan, secrets: Secrets, tell: Tell)
             failed.append(e)
             tell(Event(node=node, service="", step="failed", error=e))
 
-    gateway = [c for c in plan.todo if c.wanted is not None and c.wanted.model is None]
-    others = [c for c in plan.todo if c not in gateway]
-    for group in (others, gateway):
-        nodes = sorted({c.node for c in group})
-        await asyncio.gather(*(on(n, [c for c in group if c.node == n]) for n in nodes))
+    for wave in waves(plan.todo):
+        nodes = sorted({c.node for c in wave})
+        await asyncio.gather(*(on(n, [c for c in wave if c.node == n]) for n in nodes))
     return Outcome(done=tuple(sorted(done)), failed=tuple(failed))
+
+
+def waves(changes: Sequence[Change]) -> list[list[Change]]:
+    """Changes in the order of their roles: each when all that it comes `after` is done, removals first."""
+    roles = {c.wanted.role for c in changes if c.wanted is not None}
+
+    def depth(role: Role, after: Mapping[Role, tuple[Role, ...]]) -> int:
+        return 1 + max((depth(r, after) for r in after.get(role, ()) if r in roles), default=-1)
+
+    after = {c.wanted.role: c.wanted.unit.after for c in changes if c.wanted is not None}
+    groups: dict[int, list[Change]] = {}
+    for change in changes:
+        groups.setdefault(depth(change.wanted.role, after) if change.wanted else 0, []).append(change)
+    return [groups[number] for number in sorted(groups)]
 
 
 def lanes(changes: Sequence[Change]) -> list[list[Change]]:
@@ -84,6 +98,12 @@ class _Node:
         self.missing: set[str] = set()
 
     async def carry_out(self, changes: Sequence[Change]) -> None:
+        runtimes = {s.runtime for c in changes for s in c.actual} | {
+            c.wanted.runtime for c in changes if c.wanted
+        }
+        if "native" in runtimes:
+            # What runs may have been started by the supervisor of another release; this one's works on it.
+            await self.session.put(tool_files())
         for change in changes:
             if change.action == "remove":
                 await self._guarded(change, self._remove(change))
@@ -126,7 +146,7 @@ class _Node:
                 hint="homelab plan",
             )
         files = list(service.files)
-        if service.model is None:
+        if service.role == "gateway":
             # A second controller reads the keys back from here.
             files.append(
                 File(
@@ -155,7 +175,10 @@ class _Node:
 
     async def _fetch(self, service: Service) -> None:
         """Bring the image or environment that several services may share: what cannot be had is asked for once."""
-        what = service.unit.image or (service.provision.name if service.provision else "")
+        if service.already:
+            return
+        program = service.unit.program
+        what = program.name if isinstance(program, PythonEnvironment) else image_of(program) or ""
         if what in self.missing:
             raise DeployError(
                 f"`{service.name}` cannot be deployed on node `{service.node}`",
@@ -186,9 +209,10 @@ class _Node:
 
     async def _take_back(self, change: Change, service: Service) -> None:
         """Undo a failed replacement; leave a failed newcomer stopped, so that it can be looked at and holds no memory."""
-        mine = f.Service(
+        mine = DeployedService(
             cluster=self.inventory.cluster,
             name=service.name,
+            role=service.role,
             spec=service.spec,
             runtime="docker" if service.runtime == "docker" else "native",
             state="stopped",
@@ -216,11 +240,11 @@ class _Node:
         self._say(change, "removed", change.reason)
         self.done.append((change.node, change.service))
 
-    async def _drop(self, old: f.Service) -> None:
+    async def _drop(self, old: DeployedService) -> None:
         await drop(self.session, self.inventory.cluster, old)
 
 
-async def drop(session: Session, cluster: str, old: f.Service) -> None:
+async def drop(session: Session, cluster: str, old: DeployedService) -> None:
     """Stop a service for good and remove its files. Nothing outside the cluster's own folder is ever removed."""
     await RUNTIMES[old.runtime].remove(session, old)
     directory = f"{cluster_directory(cluster)}/{old.name}"

@@ -13,10 +13,11 @@ import docker
 import docker.errors
 import requests
 
-from homelab import facts as f
 from homelab.deploy.events import Event, Tell
 from homelab.errors import DeployError
+from homelab.facts import DeployedService
 from homelab.nodes.session import Session
+from homelab.program import image_of
 from homelab.runtimes.compose import (
     SLOWEST_LOAD_BYTES_PER_SECOND,
     START_SECONDS,
@@ -45,7 +46,7 @@ async def fetch(session: Session, service: Service, tell: Tell) -> None:
     """Bring the image onto the node if it is not there.
 
     Raises DeployError with the registry's words."""
-    image = service.unit.image or ""
+    image = image_of(service.unit.program) or ""
     async with engine(session) as client:
         await asyncio.to_thread(_pull, client, image, service, tell)
 
@@ -190,30 +191,30 @@ def _last_line(container: Any) -> str:
 def _advice(lines: str, service: Service) -> str:
     low = lines.lower()
     if "out of memory" in low or "free memory on device" in low or "no available memory for the cache" in low:
-        return f"Something else took GPU memory meanwhile: homelab discover shows who; or give `{service.model}` less `context`"
+        return f"Something else took GPU memory meanwhile: homelab discover shows who; or give `{service.subject}` less `context`"
     if "gated" in low or "401" in low or "403" in low:
         return "The hub refuses: accept the licence there and give `hub: {token: env:HF_TOKEN}`"
-    return f"homelab logs {service.model or service.name}"
+    return f"homelab logs {service.subject}"
 
 
-async def stop(session: Session, actual: f.Service) -> None:
+async def stop(session: Session, actual: DeployedService) -> None:
     """Stop a service's containers and keep them.
 
     Raises DeployError."""
     await _compose(session, actual, "stop")
 
 
-async def resume(session: Session, actual: f.Service) -> None:
+async def resume(session: Session, actual: DeployedService) -> None:
     """Start the containers that `stop` kept."""
     await _compose(session, actual, "start")
 
 
-async def remove(session: Session, actual: f.Service) -> None:
+async def remove(session: Session, actual: DeployedService) -> None:
     """Remove a service's containers and networks; named caches stay."""
     await _compose(session, actual, "down", "--remove-orphans")
 
 
-async def _compose(session: Session, actual: f.Service, *arguments: str) -> None:
+async def _compose(session: Session, actual: DeployedService, *arguments: str) -> None:
     if not actual.project:
         raise DeployError(
             f"`{actual.name}` on node `{session.node}` belongs to no Compose project",
@@ -228,7 +229,7 @@ async def _compose(session: Session, actual: f.Service, *arguments: str) -> None
         )
 
 
-def logs_command(actual: f.Service, *, follow: bool, tail: int) -> str:
+def logs_command(actual: DeployedService, *, follow: bool, tail: int) -> str:
     return (
         shlex.join(
             ["docker", "logs", "--tail", str(tail), *(["--follow"] if follow else []), actual.container or ""]

@@ -7,13 +7,14 @@ import json
 import shlex
 import time
 
-from homelab import facts as f
 from homelab.deploy.events import Event, Tell
 from homelab.errors import DeployError
+from homelab.facts import DeployedService
 from homelab.nodes.session import Session
+from homelab.program import PythonEnvironment
 from homelab.runtimes.compose import SLOWEST_LOAD_BYTES_PER_SECOND, START_SECONDS
 from homelab.runtimes.native import link_command, provision_command, supervise
-from homelab.service import Service
+from homelab.service import Service, health_line
 
 POLL_SECONDS = 0.3
 LAST_LINES = 20
@@ -23,10 +24,11 @@ async def fetch(session: Session, service: Service, tell: Tell) -> None:
     """Make the Python environment of an engine if it is not there.
 
     Raises DeployError with pip's words."""
-    if service.provision is None:
+    program = service.unit.program
+    if not isinstance(program, PythonEnvironment):
         return
     last = ""
-    async for line in session.lines(f"{provision_command(service.provision)} 2>&1"):
+    async for line in session.lines(f"{provision_command(program)} 2>&1"):
         last = line or last
         if not line.startswith("{"):
             tell(Event(node=service.node, service=service.name, step="fetch", text=line[:120]))
@@ -41,7 +43,7 @@ async def fetch(session: Session, service: Service, tell: Tell) -> None:
             cause=e.get("cause", ""),
             hint=e.get("hint", ""),
         )
-    await session.run(link_command(service.provision, answer["directory"]))
+    await session.run(link_command(program, answer["directory"]))
 
 
 async def start(session: Session, service: Service, *, again: bool = False) -> None:
@@ -59,12 +61,14 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
     Raises DeployError with the last lines of its log."""
     limit = START_SECONDS + service.unit.load_bytes / SLOWEST_LOAD_BYTES_PER_SECOND
     begun, told = time.monotonic(), ""
-    probe = f"{supervise('status', service.directory)}; {_get(service.url + service.unit.health)}; tail -n 1 {shlex.quote(service.directory)}/log 2>/dev/null"
+    health = health_line(service.unit, service.unit.address)
+    log = f"{shlex.quote(service.directory)}/log"
+    probe = f"{supervise('status', service.directory)}; ({health}) >/dev/null 2>&1; echo $?; tail -n 1 {log} 2>/dev/null"
     while True:
         status_text, _, rest = (await session.run(probe)).text.partition("\n")
         code, _, line = rest.partition("\n")
         status = _parse(status_text)
-        if code.strip() == "200" and status.get("status") == "running":
+        if code.strip() == "0" and status.get("status") == "running":
             return
         dead = status.get("status") in ("failed", "stopped") or status.get("restarts", 0) != 0
         if dead or time.monotonic() - begun > limit:
@@ -73,13 +77,11 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
                 if dead
                 else f"is not healthy after {limit:.0f} s"
             )
-            lines = (
-                await session.run(f"tail -n {LAST_LINES} {shlex.quote(service.directory)}/log")
-            ).text.strip()
+            lines = (await session.run(f"tail -n {LAST_LINES} {log}")).text.strip()
             raise DeployError(
                 f"`{service.name}` on node `{service.node}` {what}",
                 cause=lines or "it said nothing",
-                hint=f"homelab logs {service.model or service.name}",
+                hint=f"homelab logs {service.subject}",
             )
         if (text := line.strip()[:120]) != told:
             told = text
@@ -87,31 +89,20 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def stop(session: Session, actual: f.Service) -> None:
+async def stop(session: Session, actual: DeployedService) -> None:
     await _supervise(session, actual.name, "stop", _directory(session, actual))
 
 
-async def resume(session: Session, actual: f.Service) -> None:
+async def resume(session: Session, actual: DeployedService) -> None:
     await _supervise(session, actual.name, "start", _directory(session, actual))
 
 
-async def remove(session: Session, actual: f.Service) -> None:
+async def remove(session: Session, actual: DeployedService) -> None:
     await stop(session, actual)
 
 
-def logs_command(actual: f.Service, *, follow: bool, tail: int) -> str:
+def logs_command(actual: DeployedService, *, follow: bool, tail: int) -> str:
     return shlex.join(["tail", "-n", str(tail), *(["-F"] if follow else []), f"{actual.directory}/log"])
-
-
-def _get(url: str) -> str:
-    """A command that prints the status code of a GET, 0 for no answer: python3 is there, curl may not be."""
-    program = (
-        "import sys,urllib.request as r,urllib.error as e\n"
-        "try: print(r.build_opener(r.ProxyHandler({})).open(sys.argv[1],timeout=3).status)\n"
-        "except e.HTTPError as x: print(x.code)\n"
-        "except Exception: print(0)"
-    )
-    return shlex.join(["python3", "-c", program, url])
 
 
 async def _supervise(session: Session, name: str, verb: str, directory: str) -> None:
@@ -124,7 +115,7 @@ async def _supervise(session: Session, name: str, verb: str, directory: str) -> 
         )
 
 
-def _directory(session: Session, actual: f.Service) -> str:
+def _directory(session: Session, actual: DeployedService) -> str:
     if not actual.directory:
         raise DeployError(
             f"`{actual.name}` on node `{session.node}` has no directory",

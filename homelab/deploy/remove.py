@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from homelab import facts as f
 from homelab.deploy.apply import drop
 from homelab.deploy.events import Event, Outcome, Tell
-from homelab.errors import HomelabError, NodeError
+from homelab.errors import HomelabError, InventoryError, NodeError
+from homelab.facts import DeployedService, Survey
 from homelab.inventory import Inventory
 from homelab.nodes import connect
 from homelab.nodes.session import Session
 from homelab.runtimes import compose, native
-from homelab.service import cluster_directory
+from homelab.service import ROLES, cluster_directory
+
+
+def chosen(
+    inventory: Inventory, survey: Survey, models: Collection[str]
+) -> list[tuple[str, DeployedService]]:
+    """The services to take away, with their nodes: the engines of these models, or all of the cluster.
+
+    Raises InventoryError for a model that is neither asked for nor deployed."""
+    ours = [
+        (node, s)
+        for node, report in survey.nodes.items()
+        if report.facts
+        for s in report.facts.services
+        if s.cluster == inventory.cluster
+    ]
+    served = {name for _, s in ours if s.role == "engine" for name in s.serves}
+    for name in models:
+        if name not in inventory.models and name not in served:
+            raise InventoryError(
+                f"No model `{name}`", hint=f"There are: {', '.join(sorted(inventory.models))}"
+            )
+    return [(n, s) for n, s in ours if not models or (s.role == "engine" and set(s.serves) & set(models))]
 
 
 async def remove(
-    inventory: Inventory, found: Sequence[tuple[str, f.Service]], tell: Tell, *, everything: bool
+    inventory: Inventory, found: Sequence[tuple[str, DeployedService]], tell: Tell, *, everything: bool
 ) -> Outcome:
     """Remove these services, each given with its node; with `everything` also what else lies in the cluster's folder on their nodes."""
     done: list[tuple[str, str]] = []
@@ -31,9 +53,7 @@ async def remove(
                 if any(s.runtime == "native" for s in mine):
                     # Its supervisor stops a service; the cached copy may have been cleaned away.
                     await session.put(native.tool_files())
-                for service in sorted(
-                    mine, key=lambda s: s.model is not None
-                ):  # the gateway first: no request meets a dead engine
+                for service in sorted(mine, key=_order):
                     await _one(session, service)
                 if everything and not any(e for e in failed if isinstance(e, NodeError)):
                     await session.run(compose.remove_network_command(inventory.cluster))
@@ -44,7 +64,7 @@ async def remove(
             failed.append(e)
             tell(Event(node=node, service="", step="failed", error=e))
 
-    async def _one(session: Session, service: f.Service) -> None:
+    async def _one(session: Session, service: DeployedService) -> None:
         try:
             await drop(session, inventory.cluster, service)
         except NodeError:
@@ -59,3 +79,9 @@ async def remove(
     nodes = sorted({n for n, _ in found} | ({inventory.gateway.node} if everything else set()))
     await asyncio.gather(*(on(n) for n in nodes))
     return Outcome(done=tuple(sorted(done)), failed=tuple(failed))
+
+
+def _order(service: DeployedService) -> int:
+    """The gateway before the engines: no request meets a dead one."""
+    roles: tuple[str, ...] = ROLES
+    return -roles.index(service.role) if service.role in roles else 0

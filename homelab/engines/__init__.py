@@ -1,14 +1,16 @@
-"""What an engine is to homelab: one module that says what a model costs on a device, how the engine is started, and how it is asked for
-its health. Modules are found by looking into this folder: a new engine is one new file."""
+"""What an engine is to homelab: one module that says what a model costs on a device, how the engine is started, and
+how it is asked for its health. Modules are found by looking into this folder: a new engine is one new file."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from homelab.plugins import Plugins
+from homelab.program import Offer
 
 # Only for the Protocol's signatures: what reads an inventory need not load what a model is.
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One summand of a footprint. `where` is `device` (inside the engine's own budget), `context` (on the device, outside that budget)
-    or `host` (RAM)."""
+    """One summand of a footprint. `where` is `device` (inside the engine's own budget), `context` (on the device,
+    outside that budget) or `host` (RAM)."""
 
     name: str
     bytes: int
@@ -73,12 +75,14 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked of an engine: `context` tokens for each of `concurrency` requests at once, and the user's own engine arguments."""
+    """What is asked of an engine: `context` tokens for each of `concurrency` requests at once, and the user's own
+    engine arguments, canonical. `outputs`: one of the engine's `OUTPUTS`; empty: its first."""
 
     kind: Kind
     context: int
     concurrency: int
     args: Mapping[str, ArgValue] = field(default_factory=dict)
+    outputs: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,20 +99,47 @@ class Launch:
     gpu_memory_utilization: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offload:
+    """A way to keep a part of a model in RAM: an argument with the numbers that it may have, from nearly all of the
+    model on the device to the least, each with what it means in words."""
+
+    argument: str
+    steps: tuple[tuple[int, str], ...]
+
+
 @runtime_checkable
 class Engine(Protocol):
     """A module under `homelab/engines/` has these names."""
 
     NAME: str
     FORMATS: frozenset[str]  # model file formats it reads: "safetensors", "gguf"
+    RANK: int  # where nobody names an engine, of those that read a file the lowest takes it
     KINDS: frozenset[str]
     VENDORS: frozenset[str]  # accelerators it runs on, "cpu" among them where it does
+    OFFER: Offer  # its images, its Python environment, its executable
     PORT: int  # first port tried on a node
     HEALTH: str  # path that answers 200 once the model is loaded
     CONTEXT_PATH: str  # path that tells the context really served
+    METRICS_PATH: str  # path with metrics for Prometheus
     KEY_VARIABLE: str  # environment variable that holds the API key it demands
     BUDGETED: bool  # has a `--gpu-memory-utilization` of its own
-    MODEL_CACHES: tuple[str, ...]  # directories in its image to keep between restarts, beside the hub cache
+    IPC_HOST: bool  # its processes share memory through /dev/shm
+    CACHES: tuple[str, ...]  # directories in its image to keep between restarts, beside the hub cache
+    OUTPUTS: tuple[str, ...]  # ways to count logits, if there are several; a plan counts the first
+    FIT_ARGS: Mapping[str, frozenset[str] | None]  # options of `homelab fit` for it, with their values if few
+
+    def canonical(self, args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
+        """The arguments under the engine's own long names, without dashes before them, each once.
+
+        Raises ValueError for what is written twice or contradicts itself."""
+        ...
+
+    def device_count(self, args: Mapping[str, ArgValue]) -> int | None:
+        """How many devices canonical arguments ask for; None where they leave it open.
+
+        Raises Unsupported for what is no number."""
+        ...
 
     def footprint(self, shape: ModelShape, request: Request, device: Device) -> Footprint: ...
     def command(self, launch: Launch) -> list[str]: ...
@@ -116,44 +147,52 @@ class Engine(Protocol):
     def served_context(self, document: Any) -> int | None: ...
     def reported(self, log: str) -> dict[str, int]: ...
 
+    def smaller_cache(self, device: Device) -> dict[str, ArgValue]:
+        """Arguments that halve the KV cache on this device."""
+        ...
 
-class _Engines(Mapping[str, Engine]):
-    """Engine modules by name, which is their file's; each is imported when it is first asked for."""
+    def offloads(self, shape: ModelShape, device: Device) -> tuple[Offload, ...]:
+        """Ways to keep a part of the model in RAM beside this device, the better ones first."""
+        ...
 
-    def __init__(self) -> None:
-        self._names = tuple(info.name for info in pkgutil.iter_modules(__path__))
-        self._modules: dict[str, Engine] = {}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __getitem__(self, name: str) -> Engine:
-        if name in self._modules:
-            return self._modules[name]
-        if name not in self:
-            raise KeyError(name)
-        module = importlib.import_module(f"{__name__}.{name}")
-        if not isinstance(module, Engine) or name != module.NAME:
-            raise TypeError(
-                f"homelab/engines/{name}.py is not an engine: see the Protocol in homelab/engines/__init__.py"
-            )
-        return self._modules.setdefault(name, module)
+    def notes(self, shape: ModelShape, request: Request, device: Device) -> Iterator[str]:
+        """What somebody who reads a footprint should know."""
+        ...
 
 
 @cache
 def engines() -> Mapping[str, Engine]:
     """Engine modules by name."""
-    return _Engines()
+    return Plugins(sys.modules[__name__], Engine)  # type: ignore[type-abstract]
+
+
+def readers(format: str) -> list[str]:
+    """The engines that read files of a format, the one first that takes them where nobody names one."""
+    able = [engine for engine in engines().values() if format in engine.FORMATS]
+    return [engine.NAME for engine in sorted(able, key=lambda e: (e.RANK, e.NAME))]
+
+
+def canonical(args: Mapping[str, ArgValue], synonyms: Mapping[str, str]) -> dict[str, ArgValue]:
+    """Arguments without the dashes before them, with dashes for underscores, synonyms by the engine's own name. A
+    short one that is no synonym keeps its dash.
+
+    Raises ValueError for one that is written twice, under whatever names."""
+    out: dict[str, ArgValue] = {}
+    written: dict[str, str] = {}
+    for name, value in args.items():
+        plain = name.lstrip("-").replace("_", "-")
+        short = name.startswith("-") and not name.startswith("--")
+        known = synonyms.get(plain, f"-{plain}" if short else plain)
+        if known in written:
+            raise ValueError(f"`{name}` and `{written[known]}` are the same argument")
+        written[known] = name
+        out[known] = value
+    return out
 
 
 def flags(args: Mapping[str, ArgValue]) -> list[str]:
-    """Engine arguments as the user wrote them: `true` and null are bare flags, `false` leaves a flag out, a list repeats it."""
+    """Canonical arguments as a command line: `true` and null are bare flags, `false` leaves a flag out, a list
+    repeats it."""
     out: list[str] = []
     for name, value in args.items():
         flag = name if name.startswith("-") else f"--{name}"

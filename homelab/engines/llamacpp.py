@@ -1,29 +1,61 @@
 """llama.cpp's `llama-server`: GGUF files on NVIDIA, AMD, Apple and Intel GPUs, and on plain CPUs.
 
-Formulas from llama.cpp 0.6.0 (`src/llama-kv-cache*.cpp`, `src/llama-memory-recurrent.cpp`, `src/llama-model.cpp`), checked against its own
-`llama-fit-params` and against b11549 (`bench/fit`). Flags checked against the parser of the same release."""
+Formulas from llama.cpp 0.6.0 (`src/llama-kv-cache*.cpp`, `src/llama-memory-recurrent.cpp`, `src/llama-model.cpp`),
+checked against its own `llama-fit-params` and against b11549 (`bench/fit`). Flags checked against the parser of the
+same release."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
-from homelab.engines import ArgValue, Device, Footprint, Grade, Launch, Request, Term, Unsupported, flags
+from homelab.engines import (
+    ArgValue,
+    Device,
+    Footprint,
+    Grade,
+    Launch,
+    Offload,
+    Request,
+    Term,
+    Unsupported,
+    flags,
+)
+from homelab.engines import canonical as canonical_names
 from homelab.models.ggml_graph import Graph, pad
 from homelab.models.projector import chosen
 from homelab.models.shape import Layer, ModelShape
+from homelab.program import Offer, PythonEnvironment
 
 NAME = "llamacpp"
 FORMATS = frozenset({"gguf"})
+RANK = 0
 KINDS = frozenset({"chat", "embedding", "rerank"})
 VENDORS = frozenset({"nvidia", "amd", "apple", "intel", "cpu"})
+# llama.cpp publishes one image per build and accelerator.
+OFFER = Offer(
+    name=NAME,
+    images={
+        "cuda": "ghcr.io/ggml-org/llama.cpp:server-cuda12-b9603",
+        "cpu": "ghcr.io/ggml-org/llama.cpp:server-b9603",
+    },
+    environment=PythonEnvironment(name="llamacpp", program="llama-server"),
+    executable="llama-server",
+)
 PORT = 8080
 HEALTH = "/health"
 CONTEXT_PATH = "/props"
+METRICS_PATH = "/metrics"
 KEY_VARIABLE = "LLAMA_API_KEY"
 BUDGETED = False
-MODEL_CACHES: tuple[str, ...] = ()
+IPC_HOST = False
+CACHES: tuple[str, ...] = ()
+# For how many tokens of a batch rows of logits are reserved: `all` is what `llama-fit-params` counts and older
+# servers do; `slots` what servers from 0.6.0 on reserve (`server-context.cpp`, `server_output_limits`): one for
+# each slot and draft token.
+OUTPUTS = ("all", "slots")
 
 MiB = 2**20
 # Context, kernels and the pool that grows with use: 0.4-0.6 GiB seen; WSL2 adds about 0.8 GiB. llama.cpp's own margin for both is 1 GiB.
@@ -51,25 +83,83 @@ CACHE_TYPES |= {"q4_0": 18 / 32, "iq4_nl": 18 / 32}
 FLASH_HEADS = frozenset(
     {40, 64, 72, 80, 96, 112, 128, 192, 256, 512, 576}
 )  # ggml-cuda `ggml_cuda_flash_attn_ext_supported`
-ON_OR_OFF = frozenset({"flash-attn", "fa", "fit"})
-# Other spellings of a flag, and what would contradict one of ours.
+FIT_ARGS: Mapping[str, frozenset[str] | None] = {
+    "parallel": None,
+    "ubatch-size": None,
+    "cache-type-k": frozenset(CACHE_TYPES),
+    "cache-type-v": frozenset(CACHE_TYPES),
+    "flash-attn": frozenset({"on", "off", "auto"}),
+    "n-gpu-layers": None,
+    "n-cpu-moe": None,
+    "mmproj": None,
+}
+# YAML reads a bare `on` as true, where llama.cpp wants the word.
+ON_OR_OFF = frozenset({"flash-attn", "fit"})
+WORDS: Mapping[bool, ArgValue] = {True: "on", False: "off"}
+# `common/arg.cpp`, b11549: the other spellings of a flag.
 SPELLINGS = {
-    "ctx-size": "c", "parallel": "np", "n-gpu-layers": "ngl gpu-layers", "batch-size": "b", "ubatch-size": "ub", "flash-attn": "fa",
-    "cache-type-k": "ctk", "cache-type-v": "ctv", "kv-unified": "kvu", "no-kv-unified": "no-kvu", "cpu-moe": "cmoe", "n-cpu-moe": "ncmoe",
-    "alias": "a", "model": "m", "hf-repo": "hf hfr", "cache-ram": "cram", "ctx-checkpoints": "ctxcp swa-checkpoints", "embeddings": "embedding",
-    "reranking": "rerank", "split-mode": "sm", "tensor-split": "ts", "jinja": "no-jinja", "mmproj": "mm mmu mmproj-url mmproj-auto no-mmproj no-mmproj-auto",
-}  # fmt: skip
-ALIASES = {other: name for name, others in SPELLINGS.items() for other in others.split()}
+    "ctx-size": "c",
+    "parallel": "np",
+    "n-gpu-layers": "ngl gpu-layers",
+    "batch-size": "b",
+    "ubatch-size": "ub",
+    "flash-attn": "fa",
+    "cache-type-k": "ctk",
+    "cache-type-v": "ctv",
+    "kv-unified": "kvu",
+    "no-kv-unified": "no-kvu",
+    "cpu-moe": "cmoe",
+    "n-cpu-moe": "ncmoe",
+    "alias": "a",
+    "model": "m",
+    "hf-repo": "hf hfr",
+    "hf-file": "hff",
+    "cache-ram": "cram",
+    "ctx-checkpoints": "ctxcp swa-checkpoints",
+    "embeddings": "embedding",
+    "reranking": "rerank",
+    "split-mode": "sm",
+    "tensor-split": "ts",
+    "main-gpu": "mg",
+    "device": "dev",
+    "override-tensor": "ot",
+    "mmproj": "mm",
+    "mmproj-url": "mmu",
+    "no-mmproj": "no-mmproj-auto",
+    "spec-draft-model": "md model-draft",
+    "threads": "t",
+    "threads-batch": "tb",
+    "n-predict": "n predict",
+    "temperature": "temp",
+    "seed": "s",
+    "log-verbosity": "lv verbosity",
+}
+SYNONYMS = {other: name for name, others in SPELLINGS.items() for other in others.split()}
+# What takes the place of an argument of ours, beside the argument itself.
+INSTEAD = {
+    "jinja": {"no-jinja"},
+    "no-mmproj": {"mmproj", "mmproj-url", "mmproj-auto"},
+}
 
 
-def footprint(
-    shape: ModelShape, request: Request, device: Device, *, outputs: Literal["all", "slots"] = "all"
-) -> Footprint:
+def canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
+    """The user's arguments under llama.cpp's long names. `flash-attn: auto` is its default, and ours decides."""
+    named = canonical_names(args, SYNONYMS)
+    worded = {n: WORDS[v] if n in ON_OR_OFF and isinstance(v, bool) else v for n, v in named.items()}
+    return {n: v for n, v in worded.items() if (n, v) != ("flash-attn", "auto")}
+
+
+def device_count(args: Mapping[str, ArgValue]) -> int | None:
+    """Left open: llama.cpp spreads over whatever it is given."""
+    return None
+
+
+def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     """What `llama-server` takes on each device, in bytes. With several devices, the fullest one.
 
-    `outputs`: for how many tokens of a batch rows of logits are reserved. `all` is what `llama-fit-params` counts and older servers do;
-    `slots` what servers from 0.6.0 on reserve (`server-context.cpp`, `server_output_limits`): one for each slot and draft token. Raises Unsupported when llama.cpp cannot serve the model there, or the arguments ask for what cannot be computed."""
-    args = _canonical(request.args)
+    Raises Unsupported when llama.cpp cannot serve the model there, or the arguments ask for what cannot be
+    computed."""
+    args = request.args
     _check(shape, request, device, args)
     resolved = _flags(shape, request, device, args)
     asked: dict[str, ArgValue] = {**resolved, **args}
@@ -89,9 +179,13 @@ def footprint(
     ]
     on_device, on_host = _placed(shape, device, asked, contexts)
     drafts = (
-        _number(asked, "spec-draft-n-max", DRAFTS) if {"spec-type", "model-draft", "md"} & set(asked) else 0
+        _number(asked, "spec-draft-n-max", DRAFTS) if {"spec-type", "spec-draft-model"} & set(asked) else 0
     )
-    rows = ubatch if outputs == "all" or request.kind != "chat" else min(ubatch, slots * (1 + drafts))
+    rows = (
+        ubatch
+        if request.outputs in ("", "all") or request.kind != "chat"
+        else min(ubatch, slots * (1 + drafts))
+    )
     flash = asked.get("flash-attn") != "off"
     tokens = (
         -(-ubatch // slots) * slots
@@ -150,21 +244,17 @@ def footprint(
 
 def command(launch: Launch) -> list[str]:
     """The arguments of `llama-server`, without the program's own name. The user's arguments come last and win."""
-    args = _canonical(launch.request.args)
+    args = launch.request.args
     local = launch.weights.startswith(("/", "~", "."))
     ours: dict[str, ArgValue] = {"model" if local else "hf-repo": launch.weights}
-    if not local and "mmproj" not in args:
+    if not local:
         ours["no-mmproj"] = True  # -hf would fetch and load a vision projector that no plan has counted
     ours |= {"alias": launch.model, "host": launch.host, "port": launch.port}
     ours |= launch.footprint.flags
-    ours |= {
-        "jinja": True,
-        "metrics": True,
-        "log-verbosity": 4,
-    }  # 4 tells the sizes of its buffers, and no prompts
-    return flags({name: value for name, value in ours.items() if name not in args}) + flags(
-        _worded(launch.request.args)
-    )
+    # Verbosity 4 tells the sizes of its buffers, and no prompts.
+    ours |= {"jinja": True, "metrics": True, "log-verbosity": 4}
+    taken = {name for name in ours if name in args or INSTEAD.get(name, set()) & set(args)}
+    return flags({name: value for name, value in ours.items() if name not in taken}) + flags(args)
 
 
 def environment(launch: Launch) -> dict[str, str]:
@@ -181,6 +271,38 @@ def reported(log: str) -> dict[str, int]:
         name = {"KV": "context", "RS": "context"}.get(kind, kind)
         out[name] = out.get(name, 0) + int(float(mib) * 2**20)
     return out
+
+
+def smaller_cache(device: Device) -> dict[str, ArgValue]:
+    """Eight bits an element, and a scale for 32."""
+    return {"cache-type-k": "q8_0", "cache-type-v": "q8_0"}
+
+
+def offloads(shape: ModelShape, device: Device) -> tuple[Offload, ...]:
+    """Experts of as few layers as possible, or whole layers, in the RAM beside one GPU."""
+    if device.vendor == "cpu" or device.count > 1:
+        return ()
+    count = len(shape.layers)
+    experts = [(n, f"the experts of {n} of {count} layers in RAM") for n in range(1, count)]
+    layers = [(n, f"{n} of {count + 1} layers on the GPU") for n in range(count, 0, -1)]
+    ways = [Offload(argument="n-gpu-layers", steps=tuple(layers))]
+    if shape.expert_bytes:
+        ways.insert(0, Offload(argument="n-cpu-moe", steps=(*experts, (count, "all experts in RAM"))))
+    return tuple(ways)
+
+
+def notes(shape: ModelShape, request: Request, device: Device) -> Iterator[str]:
+    yield from shape.notes
+    terms = footprint(shape, request, device)
+    if any(t.name == "projector" and t.grade == "empirical" for t in terms.terms):
+        yield "the vision projector (mmproj) is a guess: its file was not found beside the model"
+    if request.outputs == "slots":
+        most = footprint(shape, replace(request, outputs="all"), device).device_bytes - terms.device_bytes
+        if most > 0:
+            size = f"{most / 2**30:.2f} GiB"
+            yield (
+                f"older servers (before 0.6.0) reserve up to {size} more, and `homelab plan` counts that: --outputs all"
+            )
 
 
 def served_context(document: Any) -> int | None:
@@ -359,12 +481,17 @@ def _flash(shape: ModelShape, args: Mapping[str, ArgValue]) -> bool:
 
 
 def projector(args: Mapping[str, ArgValue]) -> str | None:
-    """The vision projector that these arguments ask for: a path, or `auto` where llama.cpp looks for one; None without."""
-    named = {name.lstrip("-").replace("_", "-"): value for name, value in args.items() if value is not False}
-    found = next(
-        (named[name] for name in ("mmproj", "mm", "mmproj-url", "mmu", "mmproj-auto") if name in named), None
-    )
-    return ("auto" if "mmproj-auto" in named else None) if found is None or found is True else str(found)
+    """The vision projector that canonical arguments ask for: a path, or `auto` where llama.cpp looks for one; None
+    without."""
+    wanted = {
+        name: args[name]
+        for name in ("mmproj", "mmproj-url", "mmproj-auto")
+        if args.get(name, False) is not False
+    }
+    named = [
+        str(v) for name, v in wanted.items() if name != "mmproj-auto" and v is not None and v is not True
+    ]
+    return named[0] if named else "auto" if "mmproj-auto" in wanted else None
 
 
 def _projector(
@@ -374,8 +501,7 @@ def _projector(
     wanted = projector(args)
     if wanted is None:
         return []
-    names = {name.lstrip("-").replace("_", "-") for name, value in args.items() if value is not False}
-    where = host if "no-mmproj-offload" in names else "device"
+    where = host if _on(args, "no-mmproj-offload") else "device"
     found = chosen(shape.projectors, wanted)
     fast = flash and found.head_dim in FLASH_HEADS
     compute = found.compute_bytes(_number(args, "image-max-tokens") or None, flash=fast)
@@ -389,23 +515,6 @@ def _projector(
             where=where,
         ),
     ]
-
-
-def _canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
-    """The user's arguments under llama.cpp's long names."""
-    names = {name.lstrip("-").replace("_", "-"): value for name, value in _worded(args).items()}
-    return {ALIASES.get(name, name): value for name, value in names.items()}
-
-
-def _worded(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
-    """YAML reads a bare `on` as true, where llama.cpp wants the word."""
-    words: dict[bool, ArgValue] = {True: "on", False: "off"}
-    return {
-        name: words[value]
-        if isinstance(value, bool) and name.lstrip("-").replace("_", "-") in ON_OR_OFF
-        else value
-        for name, value in args.items()
-    }
 
 
 def _on(args: Mapping[str, Any], name: str) -> bool:

@@ -8,23 +8,41 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from homelab.engines import ArgValue, Device, Footprint, Grade, Launch, Request, Term, Unsupported, flags
+from homelab.engines import (
+    ArgValue,
+    Device,
+    Footprint,
+    Grade,
+    Launch,
+    Offload,
+    Request,
+    Term,
+    Unsupported,
+    flags,
+)
+from homelab.engines import canonical as canonical_names
 from homelab.models.paged_kv import Element, Paging, Pool, pool
 from homelab.models.shape import ModelShape
+from homelab.program import Offer
 
 NAME = "vllm"
 FORMATS = frozenset({"safetensors"})
+RANK = 0
 KINDS = frozenset({"chat", "embedding", "rerank"})
 VENDORS = frozenset({"nvidia"})
+OFFER = Offer(name=NAME, images={"cuda": "vllm/vllm-openai:v0.33.0"})
 PORT = 8000
 HEALTH = "/health"
 CONTEXT_PATH = "/v1/models"
+METRICS_PATH = "/metrics"
 KEY_VARIABLE = "VLLM_API_KEY"
 BUDGETED = True
-MODEL_CACHES = ("/root/.cache/vllm",)
+IPC_HOST = True
+CACHES = ("/root/.cache/vllm",)
+OUTPUTS: tuple[str, ...] = ()
 
 GiB = 2**30
 BATCHED_TOKENS = 2048
@@ -49,11 +67,22 @@ DTYPES |= {
     "fp8_per_token_head": Element(bytes=1, scale_bytes=4),
 }
 DTYPES |= {"int4_per_token_head": Element(bytes=0.5, scale_bytes=4)}
-ALIASES = {"tp": "tensor-parallel-size", "cc": "compilation-config", "O": "optimization-level"}
-ALIASES |= {
-    "no-enable-auto-tool-choice": "enable-auto-tool-choice",
+FIT_ARGS = {"kv-cache-dtype": frozenset(DTYPES)}
+# `engine/arg_utils.py`, vLLM 0.32: the short forms, and one long one.
+SYNONYMS = {
+    "tp": "tensor-parallel-size",
+    "pp": "pipeline-parallel-size",
+    "dp": "data-parallel-size",
+    "ep": "enable-expert-parallel",
+    "cc": "compilation-config",
+    "sc": "speculative-config",
+    "ac": "attention-config",
+    "q": "quantization",
+    "O": "optimization-level",
     "device-memory-utilization": "gpu-memory-utilization",
 }
+# What takes the place of an argument of ours, beside the argument itself.
+INSTEAD = {"enable-auto-tool-choice": "no-enable-auto-tool-choice"}
 # Without a parser named, vLLM returns a model's tool calls as plain text. By the start of the architecture's name.
 TOOL_PARSERS = {
     "Qwen3_5": "qwen3_coder",
@@ -79,11 +108,21 @@ TOOL_PARSERS |= {
 TOOL_PARSERS |= {"GraniteMoeHybrid": "granite4", "Granite": "granite", "Olmo3": "olmo3", "Jamba": "jamba"}
 
 
+def canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
+    """The user's arguments under vLLM's long names; its parser takes underscores for dashes."""
+    return canonical_names(args, SYNONYMS)
+
+
+def device_count(args: Mapping[str, ArgValue]) -> int | None:
+    """The GPUs that tensor parallelism asks for."""
+    return _number(args, "tensor-parallel-size", 1) if "tensor-parallel-size" in args else None
+
+
 def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     """What one vLLM instance takes on each GPU, in bytes, by terms: what its budget must hold, and the CUDA context outside of it.
 
     Raises Unsupported when vLLM would refuse the model, the length or the arguments, whatever the memory."""
-    args = _canonical(request.args)
+    args = request.args
     tp = _number(args, "tensor-parallel-size", device.count)
     context = _number(args, "max-model-len", request.context)
     seqs = _number(args, "max-num-seqs", request.concurrency)
@@ -148,7 +187,7 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
 
 def command(launch: Launch) -> list[str]:
     """The arguments after `vllm serve`, which is the image's entry point. The user's arguments come last, and ours give way to them."""
-    args = _canonical(launch.request.args)
+    args = launch.request.args
     ours: dict[str, ArgValue] = {"served-model-name": launch.model, "host": launch.host, "port": launch.port}
     ours |= launch.footprint.flags
     if (
@@ -159,11 +198,8 @@ def command(launch: Launch) -> list[str]:
         ours["tool-call-parser"] = "qwen3_coder"  # same architecture as Qwen3, another way to write calls
     if launch.gpu_memory_utilization is not None:
         ours["gpu-memory-utilization"] = f"{launch.gpu_memory_utilization:.3f}"
-    return [
-        launch.weights,
-        *flags({name: value for name, value in ours.items() if name not in args}),
-        *flags(launch.request.args),
-    ]
+    ours = {name: v for name, v in ours.items() if name not in args and INSTEAD.get(name) not in args}
+    return [launch.weights, *flags(ours), *flags(args)]
 
 
 def environment(launch: Launch) -> dict[str, str]:
@@ -181,6 +217,21 @@ def reported(log: str) -> dict[str, int]:
     }
     found = {name: re.search(pattern, log) for name, pattern in patterns.items()}
     return {name: int(float(m[1]) * GiB) for name, m in found.items() if m}
+
+
+def smaller_cache(device: Device) -> dict[str, ArgValue]:
+    """FP8, in the form that the GPU has: e4m3 needs compute capability 8.9."""
+    modern = device.compute_capability is None or float(device.compute_capability) >= 8.9
+    return {"kv-cache-dtype": "fp8" if modern else "fp8_e5m2"}
+
+
+def offloads(shape: ModelShape, device: Device) -> tuple[Offload, ...]:
+    """None is offered: with `cpu-offload-gb` weights cross the bus for every token."""
+    return ()
+
+
+def notes(shape: ModelShape, request: Request, device: Device) -> Iterator[str]:
+    yield from shape.notes
 
 
 def served_context(document: Any) -> int | None:
@@ -332,12 +383,6 @@ def _kind_flags(shape: ModelShape, request: Request, args: Mapping[str, ArgValue
 def _speculative(args: Mapping[str, ArgValue]) -> int:
     match = re.search(r'"num_speculative_tokens"\s*:\s*(\d+)', str(args.get("speculative-config", "")))
     return int(match[1]) if match else 0
-
-
-def _canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
-    """The user's arguments under vLLM's long names; its parser takes underscores for dashes."""
-    names = {name.lstrip("-").replace("_", "-"): value for name, value in args.items()}
-    return {ALIASES.get(name, name): value for name, value in names.items()}
 
 
 def _on(args: Mapping[str, Any], name: str) -> bool:

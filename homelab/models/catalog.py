@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
+from homelab.engines import readers
 from homelab.errors import InventoryError
 from homelab.models.shape import Format
 from homelab.models.tensors import Tensor, ggml_bytes, ggml_type, hub_bytes, hub_name, layer_kinds, tensors
@@ -36,8 +37,8 @@ class Variant:
         return "safetensors" if self.weights in HUB_WEIGHTS else "gguf"
 
     @property
-    def engine(self) -> Literal["vllm", "llamacpp"]:
-        return "vllm" if self.format == "safetensors" else "llamacpp"
+    def engine(self) -> str:
+        return readers(self.format)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

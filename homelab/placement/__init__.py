@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from homelab.engines import engines
-from homelab.facts import Service, Survey
+from homelab.facts import DeployedService, Survey
 from homelab.inventory import Context, Inventory, slug
 from homelab.models.shape import ModelShape
 from homelab.placement.assignment import Answer, Option, Problem, Room, Want
@@ -170,7 +170,7 @@ class _Choices:
             if isinstance(found, Placement) and not too_large(
                 found, one.free_bytes, "", self.known.ram(slot.node)
             ):
-                return "tensor-parallel-size" not in p.request.args and "tp" not in p.request.args
+                return engines()[p.engine].device_count(p.request.args) is None
         return False
 
     def _add(
@@ -329,7 +329,7 @@ class _Finisher:
             self.ram[p.node] -= new.footprint.host_bytes - p.footprint.host_bytes
 
 
-def _port_of(services: Sequence[Service], cluster: str, name: str) -> int | None:
+def _port_of(services: Sequence[DeployedService], cluster: str, name: str) -> int | None:
     found = next(
         (s.labels.get("homelab.port") for s in services if s.cluster == cluster and s.name == name), None
     )

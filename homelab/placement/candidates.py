@@ -9,7 +9,8 @@ from functools import cache, partial
 
 from homelab.engines import Engine, Footprint, Request, Unsupported, engines
 from homelab.errors import HomelabError
-from homelab.facts import Facts, Service, Survey, Weights
+from homelab.facts import DeployedService, Facts, Survey, Weights
+from homelab.hosting import Refused, address_of, choose
 from homelab.inventory import Context, Inventory, Model, Variant
 from homelab.measured import learned, with_measured
 from homelab.models.header import from_header
@@ -18,15 +19,12 @@ from homelab.placement.devices import (
     GIB,
     RAM_RESERVE_BYTES,
     Slot,
-    bind_address,
     gib,
     group_of,
-    image_for,
-    runtime_for,
     slots_of,
 )
 from homelab.placement.layout import Placement
-from homelab.placement.resume import revive, wanted_hash
+from homelab.placement.resume import revive
 
 DEFAULT_CONTEXT = 8192
 CONTEXT_STEP = 256
@@ -141,7 +139,7 @@ class Candidates:
 
     # -- what runs already
 
-    def running(self, name: str) -> Iterator[tuple[Placement, Service]]:
+    def running(self, name: str) -> Iterator[tuple[Placement, DeployedService]]:
         """Placements of this request as they are now, with their service. A node that is briefly away keeps its models: they come back
         with it, and nothing is downloaded elsewhere meanwhile."""
         model = self.inventory.models[name]
@@ -149,7 +147,7 @@ class Candidates:
             if model.node not in (None, node):
                 continue
             for service in sorted(facts.services, key=lambda s: s.name):
-                if service.cluster == self.inventory.cluster and service.model == name:
+                if service.cluster == self.inventory.cluster and name in service.serves:
                     kept = revive(self.inventory, name, node, facts, service, partial(self.slot, node))
                     if kept is not None:
                         yield (
@@ -189,13 +187,12 @@ class Candidates:
         model, facts = self.inventory.models[name], self.facts[slot.node]
         variant = model.variants[index]
         engine = _engine(variant.engine)
-        runtime, why_not = runtime_for(self.inventory.nodes[slot.node], facts, gpu=bool(slot.gpus))
-        if runtime is None:
-            return why_not
         if slot.device.vendor not in engine.VENDORS:
             return f"{engine.NAME} does not run on {slot.device.vendor}"
-        if runtime == "native" and (refusal := _native_refusal(engine, slot, facts)):
-            return refusal
+        try:
+            choice = choose(self.inventory, slot.node, facts, engine.OFFER, slot.device.vendor, slot.gpus)
+        except Refused as e:
+            return str(e)
         shape = self.shape(variant.source, slot.node)
         if isinstance(shape, str):
             return shape
@@ -206,21 +203,19 @@ class Candidates:
             return f"disk too small for the weights: {gib(needed)} GiB to fetch, {gib(disk.free_bytes)} GiB free at {disk.path}"
         if refusal := self._port_refusal(model, facts):
             return refusal
-        address = bind_address(self.inventory, slot.node, facts)
         return Placement(
             model=name,
             service="",
             variant=index,
             node=slot.node,
             engine=engine.NAME,
-            runtime=runtime,
-            image=image_for(self.inventory, slot.node, engine.NAME, slot.device.vendor)
-            if runtime == "docker"
-            else None,
+            runtime=choice.runtime,
+            program=choice.program,
+            hosting=choice.hosting,
             source=variant.source,
             gpus=tuple(g.uuid for g in slot.gpus),
             device=slot.device,
-            address=address,
+            address=address_of(self.inventory, slot.node, facts),
             port=0,
             request=Request(
                 kind=model.kind,
@@ -230,7 +225,6 @@ class Candidates:
             ),
             footprint=Footprint(terms=(), kv_cache_bytes=0, kv_cache_tokens=0),
             gpu_memory_utilization=None,
-            wanted=wanted_hash(model, address),
             reason="",
         )
 
@@ -245,13 +239,19 @@ class Candidates:
         )
         shape = self.shape(draft.source, draft.node)
         assert isinstance(shape, ModelShape)
-        key = (draft.model, draft.variant, draft.device, draft.image, id(shape), context, request.concurrency)
+        key = (
+            draft.model,
+            draft.variant,
+            draft.device,
+            draft.version,
+            id(shape),
+            context,
+            request.concurrency,
+        )
         if key not in self._footprints:
             try:
                 footprint = _engine(draft.engine).footprint(shape, request, draft.device)
-                known = learned(
-                    self.survey.measured, draft.device.name, draft.engine, draft.image or "native"
-                )
+                known = learned(self.survey.measured, draft.device.name, draft.engine, draft.version)
                 self._footprints[key] = with_measured(footprint, known)
             except Unsupported as e:
                 self._footprints[key] = str(e)
@@ -298,14 +298,9 @@ def _gpu_matches(wanted: int | str | None, slot: Slot) -> bool:
 
 
 def _count_matches(variant: Variant, slot: Slot) -> bool:
-    """A number of GPUs that the user wrote is kept."""
-    wanted = variant.args.get("tensor-parallel-size", variant.args.get("tp"))
+    """A number of devices that the user wrote is kept; what is no number is refused with its reason later."""
+    try:
+        wanted = _engine(variant.engine).device_count(variant.args)
+    except Unsupported:
+        return True
     return wanted is None or slot.device.count == wanted
-
-
-def _native_refusal(engine: Engine, slot: Slot, facts: Facts) -> str | None:
-    if engine.NAME != "llamacpp":
-        return f"{engine.NAME} runs in Docker only, and this node has none in use"
-    if slot.gpus and not facts.llama_server:
-        return "without Docker the GPU needs a `llama-server` in PATH: homelab's own is built for the CPU"
-    return None

@@ -1,4 +1,4 @@
-"""What can be planned on: the devices of a node, what is free on each, how services run there and where they listen. Pure."""
+"""What can be planned on: the devices of a node, and what is free on each. Pure."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from homelab.engines import Device
-from homelab.facts import GPU, Facts, Service
-from homelab.images import IMAGES
+from homelab.facts import GPU, DeployedService, Facts
 from homelab.inventory import Inventory, Node
 from homelab.service import numbers_of
 
@@ -54,9 +53,11 @@ def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
     if single:
         return single + sorted(groups, key=lambda s: (len(s.gpus), [g.index for g in s.gpus]))
     held = sum(
-        _planned(s) for s in ours if s.state in ("running", "starting") and s.memory_bytes is None and s.model
+        _planned(s)
+        for s in ours
+        if s.state in ("running", "starting") and s.memory_bytes is None and s.role == "engine"
     )
-    held += sum(s.memory_bytes or 0 for s in ours if s.model)
+    held += sum(s.memory_bytes or 0 for s in ours if s.role == "engine")
     reserve = RAM_RESERVE_BYTES if node.reserve is None else int(node.reserve)
     free = facts.memory_available_bytes + held - reserve
     device = Device(
@@ -91,7 +92,9 @@ def group_of(slots: Sequence[Slot]) -> Slot:
     )
 
 
-def _gpu_slots(name: str, node: Node, facts: Facts, gpu: GPU, ours: Sequence[Service]) -> Iterator[Slot]:
+def _gpu_slots(
+    name: str, node: Node, facts: Facts, gpu: GPU, ours: Sequence[DeployedService]
+) -> Iterator[Slot]:
     if gpu.mig:
         for slice_ in gpu.mig_devices:
             part = gpu.model_copy(update={"uuid": slice_.uuid, "name": slice_.name})
@@ -154,53 +157,6 @@ def _gpu_slots(name: str, node: Node, facts: Facts, gpu: GPU, ours: Sequence[Ser
     )
 
 
-def bind_address(inventory: Inventory, node: str, facts: Facts | None) -> str:
-    """The address of its own that a node's services listen on and are reached at: never all interfaces."""
-    if inventory.is_local:
-        return "127.0.0.1"
-    spec = inventory.nodes[node]
-    for candidate in (spec.address, spec.host):
-        if candidate and _is_ip(candidate):
-            return candidate
-    if facts is not None and facts.server_address:
-        return facts.server_address
-    return spec.address or spec.host
-
-
-def runtime_for(node: Node, facts: Facts, *, gpu: bool) -> tuple[str | None, str]:
-    """How services run on a node: `docker` or `native`, or None and why neither."""
-    if node.runtime == "native":
-        return "native", ""
-    docker = facts.docker
-    if docker is None:
-        if node.runtime == "docker":
-            return (
-                None,
-                "no Docker on this node: install it (https://docs.docker.com/engine/install), or `runtime: native`",
-            )
-        return "native", ""
-    if not docker.reachable:
-        return (
-            None,
-            f"Docker cannot be used: {docker.error or 'no answer'}; `sudo usermod -aG docker {facts.user or '$USER'}` and log in again, or `runtime: native`",
-        )
-    if not docker.compose_version:
-        return (
-            None,
-            "no Compose plugin: `sudo apt install docker-compose-plugin` (Debian: docker-compose-v2), or `runtime: native`",
-        )
-    if gpu and not docker.nvidia_runtime:
-        return None, "Docker cannot reach the GPU: install the NVIDIA Container Toolkit and restart Docker"
-    return "docker", ""
-
-
-def image_for(inventory: Inventory, node: str, engine: str, vendor: str) -> str:
-    """The pinned image of an engine on a node, or what the inventory puts in its place."""
-    override = inventory.nodes[node].images.get(engine) or inventory.images.get(engine)
-    pinned = IMAGES.get(engine, {})
-    return override or pinned.get(vendor) or next(iter(pinned.values()))
-
-
 def gib(size: int) -> str:
     return f"{size / GIB:.2f}" if abs(size) < 10 * GIB else f"{size / GIB:.1f}"
 
@@ -210,13 +166,8 @@ def names_of(gpus: Sequence[GPU | str]) -> list[str]:
     return [g if isinstance(g, str) else g.uuid for g in gpus] or ["ram"]
 
 
-def _planned(service: Service) -> int:
+def _planned(service: DeployedService) -> int:
     try:
         return int(numbers_of(service.labels).get("bytes", 0))
     except (ValueError, TypeError):
         return 0
-
-
-def _is_ip(text: str) -> bool:
-    parts = text.split(".")
-    return ":" in text or (len(parts) == 4 and all(p.isdigit() for p in parts))

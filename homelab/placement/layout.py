@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from homelab.engines import Device, Footprint, Launch, Request
+from homelab.hosting import Hosting, Runtime
 from homelab.placement.devices import Slot
+from homelab.program import Program, image_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +22,9 @@ class Placement:
     variant: int
     node: str
     engine: str
-    runtime: str
-    image: str | None
+    runtime: Runtime
+    program: Program
+    hosting: Hosting
     source: str
     gpus: tuple[str, ...]
     device: Device
@@ -30,10 +33,14 @@ class Placement:
     request: Request
     footprint: Footprint
     gpu_memory_utilization: float | None
-    wanted: str
     reason: str
     elsewhere: tuple[str, ...] = ()
     kept: bool = False
+
+    @property
+    def version(self) -> str:
+        """What measured figures hold for."""
+        return image_of(self.program) or "native"
 
     @property
     def bytes(self) -> int:

@@ -1,22 +1,18 @@
-"""What runs already, read back from the labels of its service: a healthy placement whose request is unchanged keeps its numbers. Pure."""
+"""What runs already, read back from the labels of its service: a healthy placement whose request is unchanged keeps its
+numbers. Pure."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 
-from homelab.engines import Footprint, Request, Term
-from homelab.facts import Facts, Service
-from homelab.inventory import Inventory, Model
-from homelab.placement.devices import Slot, bind_address, image_for, runtime_for
+from homelab import asked
+from homelab.engines import Footprint, Request, Term, engines
+from homelab.facts import DeployedService, Facts
+from homelab.hosting import Refused, address_of, choose
+from homelab.inventory import Inventory
+from homelab.placement.devices import Slot
 from homelab.placement.layout import Placement
-
-
-def wanted_hash(model: Model, address: str) -> str:
-    """Identifies a request: equal hash, and a running placement keeps its numbers."""
-    asked = model.model_dump(mode="json", exclude={"replicas", "priority", "node"})
-    return hashlib.sha256(json.dumps([asked, address], sort_keys=True).encode()).hexdigest()[:16]
+from homelab.service import numbers_of, read_label
 
 
 def revive(
@@ -24,16 +20,17 @@ def revive(
     name: str,
     node: str,
     facts: Facts,
-    service: Service,
+    service: DeployedService,
     slot_with: Callable[[Sequence[str]], Slot | None],
 ) -> Placement | None:
-    """The placement that a service was started for; None if another is asked for now, or if its labels are of another version."""
+    """The placement that a service was started for; None if another is asked for now, or if its labels cannot be
+    read."""
     model = inventory.models[name]
-    address = bind_address(inventory, node, facts)
-    if service.labels.get("homelab.wanted") != wanted_hash(model, address) or service.state == "missing":
+    recorded = read_label(service.labels, "homelab.asked").get("model")
+    if service.state == "missing" or not asked.same_model(model, recorded):
         return None
+    n = numbers_of(service.labels)
     try:
-        n = json.loads(service.labels["homelab.placement"])
         variant = model.variants[n["variant"]]
         footprint = Footprint(
             terms=tuple(Term(name=t[0], bytes=t[1], grade=t[2], where=t[3]) for t in n["terms"]),
@@ -44,32 +41,38 @@ def revive(
         slot = slot_with(n["gpus"])
         if slot is None:
             return None
-        runtime, _ = runtime_for(inventory.nodes[node], facts, gpu=bool(slot.gpus))
-        if runtime is None or runtime != n["runtime"]:
-            return None
+        choice = choose(
+            inventory,
+            node,
+            facts,
+            engines()[variant.engine].OFFER,
+            slot.device.vendor,
+            slot.gpus,
+            running=n["runtime"],
+        )
         return Placement(
             model=name,
             service=service.name,
             variant=n["variant"],
             node=node,
             engine=variant.engine,
-            runtime=runtime,
-            image=image_for(inventory, node, variant.engine, slot.device.vendor)
-            if runtime == "docker"
-            else None,
+            runtime=choice.runtime,
+            program=choice.program,
+            hosting=choice.hosting,
             source=variant.source,
             gpus=tuple(n["gpus"]),
             device=slot.device,
-            address=address,
+            address=address_of(inventory, node, facts),
             port=n["port"],
             request=Request(
                 kind=model.kind, context=n["context"], concurrency=model.concurrency, args=variant.args
             ),
             footprint=footprint,
             gpu_memory_utilization=n["gpu_memory_utilization"],
-            wanted=service.labels["homelab.wanted"],
             reason="runs here already",
             kept=True,
         )
+    except Refused:
+        return None
     except (KeyError, IndexError, TypeError, ValueError):
-        return None  # labels of another version: plan it anew
+        return None  # labels of another program: plan it anew

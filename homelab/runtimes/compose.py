@@ -1,30 +1,41 @@
-"""Docker Compose: one project per service revision, so that an old one can wait, stopped, beside a new one."""
+"""A unit as a Compose project of its own: one project per service revision, so that an old one can wait, stopped,
+beside a new one."""
 
 from __future__ import annotations
 
 import shlex
 
 from homelab.errors import InventoryError
-from homelab.service import File, Service, Unit, identified
+from homelab.program import image_of
+from homelab.service import (
+    ENVIRONMENT_FILE,
+    Service,
+    Unit,
+    assembled,
+    files_hash,
+    health_line,
+    labels_of,
+    project_of,
+    spec_of,
+    without_keys,
+)
 from homelab.templating import render_template
 
-# Weights are read at no less than this, a first download included; until then a container counts as starting, not as unhealthy.
+# Weights are read at no less than this, a first download included; until then a container counts as starting, not
+# as unhealthy.
 SLOWEST_LOAD_BYTES_PER_SECOND = 10 * 1024**2
 START_SECONDS = 900
 
 
 def render(unit: Unit) -> Service:
     """The unit's compose.yml, its 0600 environment file and its configuration files."""
-    url = f"http://127.0.0.1:{unit.port}{unit.health}"
     mounts = [f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in unit.mounts]
     mounts += [f"./{name}:/app/{name}:ro" for name in sorted(unit.files)]
-    volumes = {
-        f"cache{i}": {"name": f"homelab-{unit.engine}-cache{i or ''}"} for i, _ in enumerate(unit.caches)
-    }
-    mounts += [f"cache{i}:{target}" for i, target in enumerate(unit.caches)]
+    mounts += [f"{name}:{target}" for name, target in unit.volumes.items()]
+    devices = {**unit.hosting.reservation, "device_ids": list(unit.gpus)}
     definition = {
         "name": unit.name,
-        "image": unit.image,
+        "image": image_of(unit.program),
         "command": list(unit.arguments),
         "environment": dict(sorted(unit.environment.items())),
         "loopback": unit.is_loopback,
@@ -32,42 +43,31 @@ def render(unit: Unit) -> Service:
         "publish": f"[{unit.address}]" if ":" in unit.address else unit.address,
         "port": unit.port,
         "network": network(unit.cluster),
-        "ipc_host": bool(unit.gpus) or unit.engine == "vllm",
+        "ipc_host": unit.ipc_host,
         "memory_limit": unit.memory_limit,
         "volumes": mounts,
-        "named_volumes": volumes,
-        # The images agree on a shell, not on curl or python3.
-        "healthcheck": [
-            "CMD-SHELL",
-            f'curl -fsS -o /dev/null {url} || python3 -c "import urllib.request as r; r.urlopen({url!r}, timeout=4)"',
-        ],
+        "named_volumes": {name: {"name": f"homelab-{unit.cluster}-{name}"} for name in unit.volumes},
+        "healthcheck": ["CMD-SHELL", health_line(unit, "127.0.0.1")],
         "start_period_seconds": START_SECONDS + unit.load_bytes // SLOWEST_LOAD_BYTES_PER_SECOND,
-        "gpus": list(unit.gpus),
+        "reservation": devices if unit.gpus and unit.hosting.reservation else None,
+        "devices": list(unit.hosting.devices) if unit.gpus else [],
+        "groups": list(unit.hosting.groups) if unit.gpus else [],
     }
-    unit, spec, directory = identified(unit, [definition, dict(unit.files)])
-    project = f"{unit.cluster}-{unit.name}-{spec}"
-    text = render_template("compose.yml.j2", project=project, labels=dict(unit.labels), **definition)
-    return Service(
-        unit=unit,
-        runtime="docker",
-        spec=spec,
-        directory=directory,
-        project=project,
-        files=(
-            File(path=f"{directory}/compose.yml", content=text),
-            File(path=f"{directory}/service.env", content=environment_file(unit), mode=0o600),
-            # Read by a process in the container that need not be root.
-            *(
-                File(path=f"{directory}/{name}", content=content)
-                for name, content in sorted(unit.files.items())
-            ),
-        ),
-    )
+    configuration = dict(sorted(unit.files.items()))
+    nameless = render_template("compose.yml.j2", project="", labels={}, **definition)
+    blank = {"compose.yml": nameless, ENVIRONMENT_FILE: environment_file(without_keys(unit)), **configuration}
+    hashed = files_hash(blank)
+    project = project_of(unit, spec_of(unit, hashed))
+    text = render_template("compose.yml.j2", project=project, labels=labels_of(unit, hashed), **definition)
+    # The configuration is read by a process in the container that need not be root.
+    files = {"compose.yml": text, ENVIRONMENT_FILE: environment_file(unit), **configuration}
+    return assembled(unit, "docker", hashed, files)
 
 
 def network(cluster: str) -> str:
-    """The cluster's network on a node. Between two networks of one machine Docker lets nothing through, not even to a published port of
-    the machine's own address (where it runs without its userland proxy, or behind a firewall such as ufw)."""
+    """The cluster's network on a node. Between two networks of one machine Docker lets nothing through, not even to
+    a published port of the machine's own address (where it runs without its userland proxy, or behind a firewall
+    such as ufw)."""
     return f"homelab-{cluster}"
 
 
@@ -100,16 +100,6 @@ def environment_file(unit: Unit) -> str:
 
 def compose_command(project: str, directory: str, *arguments: str) -> str:
     """A `docker compose` command line for a revision's project, run from the home on the node."""
-    return shlex.join(
-        [
-            "docker",
-            "compose",
-            "--project-name",
-            project,
-            "--project-directory",
-            directory,
-            "-f",
-            f"{directory}/compose.yml",
-            *arguments,
-        ]
-    )
+    file = f"{directory}/compose.yml"
+    options = ["--project-name", project, "--project-directory", directory, "-f", file]
+    return shlex.join(["docker", "compose", *options, *arguments])

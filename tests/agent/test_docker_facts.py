@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from agent.accelerators import nvidia
 from homelab.facts import parse_facts
 
 Run = Callable[..., dict[str, Any]]
@@ -22,7 +23,8 @@ LABELS = {
     "com.docker.compose.project.working_dir": "/home/me/.local/share/homelab/home/qwen3-4b/abc",
     "com.docker.compose.service": "qwen3-4b",
     "homelab.cluster": "home",
-    "homelab.model": "qwen3-4b",
+    "homelab.role": "engine",
+    "homelab.serves": "qwen3-4b",
     "homelab.spec": "abc",
 }
 RUNNING = {
@@ -127,24 +129,30 @@ def test_the_engine_is_described(run_agent: Run, engine: Engine) -> None:
         None,
     )
     assert docker.data_root == "/var/lib/docker"
-    assert docker.nvidia_runtime is False
+    assert docker.runtimes == ("runc",)
     assert {d.purpose for d in facts.disks} == {"models", "docker", "homelab"}
 
 
-def test_the_nvidia_runtime_is_seen_listed_or_as_a_hook(
-    run_agent: Run, engine: Engine, tmp_path: Path
+def test_a_new_runtime_is_known_once_the_engine_is_started_anew(run_agent: Run, engine: Engine) -> None:
+    assert "nvidia" not in asked(run_agent, engine).docker.runtimes
+    engine.answers["/info"]["Runtimes"]["nvidia"] = {"path": "nvidia-container-runtime"}
+    os.utime(str(engine.server_address), (1, 1))  # its socket comes with it
+    assert "nvidia" in asked(run_agent, engine).docker.runtimes
+
+
+def test_containers_get_nvidia_gpus_by_a_runtime_a_device_description_or_a_hook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    hook = programs / "nvidia-container-runtime-hook"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("agent.docker.PROGRAM_PATH", ())
+    nothing: dict[str, list[str]] = {"runtimes": ["runc"], "cdi": ["vendor.json"]}
+    assert "NVIDIA Container Toolkit" in str(nvidia.container_obstacle(nothing))
+    assert nvidia.container_obstacle(nothing | {"runtimes": ["nvidia", "runc"]}) is None
+    assert nvidia.container_obstacle(nothing | {"cdi": ["nvidia.yaml"]}) is None
+    hook = tmp_path / "nvidia-container-runtime-hook"
     hook.write_text("#!/bin/sh\n")
     hook.chmod(0o755)
-    assert asked(run_agent, engine, PATH=f"{programs}:/usr/bin:/bin").docker.nvidia_runtime
-    engine.answers["/info"]["Runtimes"]["nvidia"] = {"path": "nvidia-container-runtime"}
-    os.utime(
-        str(engine.server_address), (1, 1)
-    )  # a new runtime is known once the engine is started anew, and its socket with it
-    assert asked(run_agent, engine).docker.nvidia_runtime
+    assert nvidia.container_obstacle(nothing) is None
 
 
 def test_the_compose_plugin_is_asked_for_its_version(run_agent: Run, engine: Engine, home: Path) -> None:
@@ -170,10 +178,10 @@ def test_our_container_is_a_service_and_its_port_has_its_name(run_agent: Run, en
     engine.holds(RUNNING | {"Health": {"Status": "healthy", "Log": []}})
     facts = asked(run_agent, engine)
     (service,) = facts.services
-    assert (service.cluster, service.name, service.model, service.spec, service.runtime) == (
+    assert (service.cluster, service.name, service.serves, service.spec, service.runtime) == (
         "home",
         "qwen3-4b",
-        "qwen3-4b",
+        ("qwen3-4b",),
         "abc",
         "docker",
     )

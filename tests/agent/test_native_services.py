@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from homelab.facts import Service, parse_facts
+from homelab.facts import DeployedService, parse_facts
 
 Run = Callable[..., dict[str, Any]]
 
@@ -33,13 +33,16 @@ def sleeper() -> Iterator[int]:
 
 
 @pytest.fixture
-def seen(run_agent: Run, home: Path) -> Callable[..., Service]:
-    def see(state: dict[str, Any] | None, **labels: str) -> Service:
+def seen(run_agent: Run, home: Path) -> Callable[..., DeployedService]:
+    def see(state: dict[str, Any] | None, **labels: str) -> DeployedService:
         folder = home / ".local/share/homelab/home/qwen3-4b/abc"
         folder.mkdir(parents=True, exist_ok=True)
-        named = {"homelab.cluster": "home", "homelab.model": "qwen3-4b", "homelab.spec": "abc"} | {
-            f"homelab.{k}": v for k, v in labels.items()
-        }
+        named = {
+            "homelab.cluster": "home",
+            "homelab.role": "engine",
+            "homelab.serves": "qwen3-4b",
+            "homelab.spec": "abc",
+        } | {f"homelab.{k}": v for k, v in labels.items()}
         (folder / "service.json").write_text(json.dumps({"labels": named}))
         if state is not None:
             (folder / "state.json").write_text(json.dumps(state))
@@ -62,12 +65,12 @@ def running(pid: int) -> dict[str, Any]:
     }
 
 
-def test_a_living_process_is_running(seen: Callable[..., Service], sleeper: int) -> None:
+def test_a_living_process_is_running(seen: Callable[..., DeployedService], sleeper: int) -> None:
     service = seen(running(sleeper))
-    assert (service.cluster, service.name, service.model, service.spec) == (
+    assert (service.cluster, service.name, service.serves, service.spec) == (
         "home",
         "qwen3-4b",
-        "qwen3-4b",
+        ("qwen3-4b",),
         "abc",
     )
     assert (service.state, service.pid, service.restarts, service.exit_code) == ("running", sleeper, 1, None)
@@ -76,12 +79,14 @@ def test_a_living_process_is_running(seen: Callable[..., Service], sleeper: int)
     assert abs(service.memory_bytes - rss) < 1 << 20
 
 
-def test_another_process_under_the_old_number_is_not_ours(seen: Callable[..., Service], sleeper: int) -> None:
+def test_another_process_under_the_old_number_is_not_ours(
+    seen: Callable[..., DeployedService], sleeper: int
+) -> None:
     service = seen(running(sleeper) | {"pid_start_ticks": ticks(sleeper) - 1})
     assert (service.state, service.pid, service.detail) == ("stopped", None, "its supervisor is gone")
 
 
-def test_a_service_that_was_never_started_is_stopped(seen: Callable[..., Service]) -> None:
+def test_a_service_that_was_never_started_is_stopped(seen: Callable[..., DeployedService]) -> None:
     assert seen(None).state == "stopped"
 
 
@@ -95,7 +100,7 @@ def test_a_service_that_was_never_started_is_stopped(seen: Callable[..., Service
     ],
 )
 def test_what_the_supervisor_says_counts_while_it_lives(
-    seen: Callable[..., Service], sleeper: int, status: str, state: str, detail: str | None
+    seen: Callable[..., DeployedService], sleeper: int, status: str, state: str, detail: str | None
 ) -> None:
     dead = {"pid": 2**22 + 1, "pid_start_ticks": 5, "restarts": 3, "exit_code": 1, "status": status}
     service = seen({"supervisor_pid": sleeper, "supervisor_start_ticks": ticks(sleeper)} | dead)
@@ -104,7 +109,7 @@ def test_what_the_supervisor_says_counts_while_it_lives(
 
 @pytest.mark.parametrize(("status", "state"), [(200, "running"), (503, "starting"), (500, "unhealthy")])
 def test_the_health_endpoint_decides(
-    seen: Callable[..., Service], sleeper: int, status: int, state: str
+    seen: Callable[..., DeployedService], sleeper: int, status: int, state: str
 ) -> None:
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -121,14 +126,14 @@ def test_the_health_endpoint_decides(
     assert service.state == state
 
 
-def test_a_port_that_is_not_open_yet_is_starting(seen: Callable[..., Service], sleeper: int) -> None:
+def test_a_port_that_is_not_open_yet_is_starting(seen: Callable[..., DeployedService], sleeper: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert seen(running(sleeper), health="/health", port=str(port)).state == "starting"
 
 
 def test_an_engine_that_says_nothing_costs_a_second_and_is_unhealthy(
-    seen: Callable[..., Service], sleeper: int
+    seen: Callable[..., DeployedService], sleeper: int
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         service = seen(

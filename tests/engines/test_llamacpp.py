@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import shlex
 import sys
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -40,7 +41,7 @@ def ask(context: int = 8192, concurrency: int = 1, **args: ArgValue) -> Request:
         kind="chat",
         context=context,
         concurrency=concurrency,
-        args={k.replace("_", "-"): v for k, v in args.items()},
+        args=llamacpp.canonical(args),
     )
 
 
@@ -77,7 +78,9 @@ def test_figures_are_those_of_llama_fit_params(
     tokens, slots = int(str(asked.pop("-c"))), int(str(asked.pop("-np", 1)))
     found = terms(
         llamacpp.footprint(
-            gguf(model), Request(kind="chat", context=tokens // slots, concurrency=slots, args=asked), CPU
+            gguf(model),
+            Request(kind="chat", context=tokens // slots, concurrency=slots, args=llamacpp.canonical(asked)),
+            CPU,
         )
     )
     assert abs(found["model"] / MIB - model_mib) <= 1
@@ -116,7 +119,7 @@ def test_a_server_reserves_logits_for_its_slots_only(
         concurrency=slots,
         args={"flash-attn": flash, "ubatch-size": ubatch},
     )
-    found = terms(llamacpp.footprint(gguf(name), request, CPU, outputs="slots"))["compute"] / MIB
+    found = terms(llamacpp.footprint(gguf(name), replace(request, outputs="slots"), CPU))["compute"] / MIB
     assert said_mib - 0.01 <= found <= said_mib * (1.001 if flash == "on" else 1.04)
 
 
@@ -146,10 +149,7 @@ def test_logits_take_the_place_of_a_larger_mask(name: str, said_mib: float) -> N
         kind="chat", context=131072, concurrency=1, args={"flash-attn": "on", "ubatch-size": 512}
     )
     found = (
-        terms(llamacpp.footprint(from_header(ARCHITECTURES[name]["header"]), request, CPU, outputs="all"))[
-            "compute"
-        ]
-        / MIB
+        terms(llamacpp.footprint(from_header(ARCHITECTURES[name]["header"]), request, CPU))["compute"] / MIB
     )
     assert said_mib - 0.01 <= found <= said_mib + 0.1
 
@@ -171,9 +171,11 @@ def test_many_slots_never_take_more_than_is_said(
     args: dict[str, ArgValue] = {"ubatch-size": ubatch, "flash-attn": flash, "kv-unified": unified}
     request = Request(kind="chat", context=tokens // slots, concurrency=slots, args=args)
     found = (
-        terms(llamacpp.footprint(from_header(ARCHITECTURES[name]["header"]), request, CPU, outputs=outputs))[
-            "compute"
-        ]
+        terms(
+            llamacpp.footprint(
+                from_header(ARCHITECTURES[name]["header"]), replace(request, outputs=outputs), CPU
+            )
+        )["compute"]
         / MIB
     )
     assert said_mib - 0.01 <= found <= said_mib * (1.1 if outputs == "slots" else 1.6)
@@ -182,9 +184,9 @@ def test_many_slots_never_take_more_than_is_said(
 def test_drafts_want_logits_too() -> None:
     """With a micro-batch this small the logits decide."""
     plain, fast = (
-        terms(llamacpp.footprint(gguf("gemma3-4b"), ask(ubatch_size=16, **more), CPU, outputs="slots"))[
-            "compute"
-        ]  # type: ignore[arg-type]
+        terms(
+            llamacpp.footprint(gguf("gemma3-4b"), replace(ask(ubatch_size=16, **more), outputs="slots"), CPU)
+        )["compute"]  # type: ignore[arg-type]
         for more in ({}, {"spec_type": "draft", "spec_draft_n_max": 15})
     )
     assert fast - plain > 10 * MIB
@@ -201,9 +203,11 @@ def test_values_without_flash_attention_are_all_as_wide_as_the_widest() -> None:
 
 def test_every_slot_of_a_delta_net_works_on_its_state_twice() -> None:
     one, sixteen = (
-        terms(llamacpp.footprint(gguf("qwen3.6-27b"), ask(256, n, ubatch_size=128), CPU, outputs="slots"))[
-            "compute"
-        ]
+        terms(
+            llamacpp.footprint(
+                gguf("qwen3.6-27b"), replace(ask(256, n, ubatch_size=128), outputs="slots"), CPU
+            )
+        )["compute"]
         / MIB
         for n in (1, 16)
     )
@@ -324,17 +328,22 @@ def test_a_hub_source_brings_no_unplanned_vision_projector() -> None:
 
 def test_user_arguments_replace_ours_under_any_spelling() -> None:
     request = Request(
-        kind="chat", context=8192, concurrency=2, args={"-c": 4096, "-fa": "off", "--no-jinja": True}
+        kind="chat",
+        context=8192,
+        concurrency=2,
+        args=llamacpp.canonical({"-c": 4096, "-fa": "off", "--no-jinja": True, "-x": 1}),
     )
     footprint = llamacpp.footprint(gguf("qwen3-4b"), request, GPU)
     argv = launch(request, footprint)
-    assert argv[-5:] == ["-c", "4096", "-fa", "off", "--no-jinja"]
-    assert not {"--ctx-size", "--flash-attn", "--jinja"} & set(argv)
+    assert argv[-7:] == ["--ctx-size", "4096", "--flash-attn", "off", "--no-jinja", "-x", "1"]
+    assert (argv.count("--ctx-size"), argv.count("--flash-attn"), argv.count("--jinja")) == (1, 1, 0)
     assert footprint.kv_cache_tokens == 4096
 
 
 def test_a_bare_on_of_yaml_is_a_word() -> None:
-    request = Request(kind="chat", context=8192, concurrency=2, args={"flash-attn": True, "fit": False})
+    request = Request(
+        kind="chat", context=8192, concurrency=2, args=llamacpp.canonical({"flash-attn": True, "fit": False})
+    )
     assert launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, GPU))[-4:] == [
         "--flash-attn",
         "on",

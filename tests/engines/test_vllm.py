@@ -19,7 +19,7 @@ def ask(context: int = 8192, concurrency: int = 4, **args: ArgValue) -> Request:
         kind="chat",
         context=context,
         concurrency=concurrency,
-        args={k.replace("_", "-"): v for k, v in args.items()},
+        args=vllm.canonical(args),
     )
 
 
@@ -225,13 +225,13 @@ def test_user_arguments_replace_ours_and_are_counted() -> None:
         kind="chat",
         context=8192,
         concurrency=4,
-        args={"max_num_seqs": 2, "--max-model-len": "4K", "tool-call-parser": "pythonic"},
+        args=vllm.canonical({"max_num_seqs": 2, "--max-model-len": "4K", "tool-call-parser": "pythonic"}),
     )
     footprint = vllm.footprint(safetensors("qwen3-4b"), request, ADA)
     argv = launch(request, footprint)
-    assert argv[-6:] == ["--max_num_seqs", "2", "--max-model-len", "4K", "--tool-call-parser", "pythonic"]
+    assert argv[-6:] == ["--max-num-seqs", "2", "--max-model-len", "4K", "--tool-call-parser", "pythonic"]
     assert argv.count("--max-model-len") == 1
-    assert "--max-num-seqs" not in argv
+    assert argv.count("--max-num-seqs") == 1
     assert footprint.kv_cache_tokens == 2 * 4096
 
 

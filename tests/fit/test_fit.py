@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from homelab import fit
@@ -130,7 +132,8 @@ def test_a_size_out_of_the_catalog_is_not_called_exact() -> None:
 def test_all_rows_of_logits_or_those_of_the_slots() -> None:
     candidate = Candidate(source="x", engine="llamacpp", shape=gguf("qwen3-4b"))
     slots, every = (
-        fit.take(candidate, ask(8192), card(24), outputs).device_bytes for outputs in ("slots", "all")
+        fit.take(candidate, replace(ask(8192), outputs=outputs), card(24)).device_bytes
+        for outputs in ("slots", "all")
     )  # type: ignore[arg-type]
     assert 200 * 2**20 < every - slots < 300 * 2**20
 

@@ -184,7 +184,7 @@ def test_an_engine_s_own_options_choose_the_engine() -> None:
 def test_a_value_that_no_engine_has(given: dict[str, Any]) -> None:
     with pytest.raises(InventoryError, match="not known"):
         fit_command.arguments(given)
-    assert fit_command.arguments({"flash-attn": "auto", "ubatch-size": None}) == {}
+    assert fit_command.arguments({"flash-attn": "auto", "ubatch-size": None}) == {"flash-attn": "auto"}
 
 
 def test_exit_codes_and_json(tmp_path: Path) -> None:

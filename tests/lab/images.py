@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from homelab.images import IMAGES
+from homelab import gateway
+from homelab.engines import engines
 from tests.lab import engine
 from tests.lab.debian_image import import_image
 from tests.lab.engine import STATE, docker_binary, timed
@@ -94,7 +95,7 @@ def _llama_recipe(variant: str) -> Recipe:
     return Recipe(
         "llamacpp", "xllamacpp 2026.10.11549", _llamacpp, ("llama-server", "gpu_room.py"),
         (
-            f"ENV {LOCALE} LLAMA_ARG_HOST=0.0.0.0 PYTHONPATH=/opt/llamacpp LAB_CUDA={int(variant == 'nvidia')}", "WORKDIR /app",
+            f"ENV {LOCALE} LLAMA_ARG_HOST=0.0.0.0 PYTHONPATH=/opt/llamacpp LAB_CUDA={int(variant == 'cuda')}", "WORKDIR /app",
             "HEALTHCHECK CMD [ \"curl\", \"-f\", \"http://localhost:8080/health\" ]", 'ENTRYPOINT ["/app/llama-server"]',
         ),
     )  # fmt: skip
@@ -127,7 +128,8 @@ def recipe(kind: str, variant: str) -> Recipe:
 def wanted(vllm: bool) -> dict[str, Recipe]:
     """Public tag -> how the lab makes what it stands for."""
     kinds = ("llamacpp", "litellm", "vllm") if vllm else ("llamacpp", "litellm")
-    return {tag: recipe(kind, variant) for kind in kinds for variant, tag in IMAGES[kind].items()}
+    offers = {"litellm": gateway.OFFER, **{name: e.OFFER for name, e in engines().items()}}
+    return {tag: recipe(kind, flavour) for kind in kinds for flavour, tag in offers[kind].images.items()}
 
 
 def seed_name(vllm: bool) -> str:

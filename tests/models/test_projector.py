@@ -111,7 +111,9 @@ def test_a_damaged_one_is_an_error_of_ours(beside: Any) -> None:
 
 def terms(args: dict[str, ArgValue], *known: Projector) -> dict[str, Term]:
     shape = replace(gguf("gemma3-4b"), projectors=known)
-    found = llamacpp.footprint(shape, Request(kind="chat", context=4096, concurrency=1, args=args), GPU).terms
+    found = llamacpp.footprint(
+        shape, Request(kind="chat", context=4096, concurrency=1, args=llamacpp.canonical(args)), GPU
+    ).terms
     return {t.name: t for t in found if t.name.startswith("projector")}
 
 

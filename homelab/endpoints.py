@@ -1,0 +1,141 @@
+"""Who answers under which name: the models of the house as they were placed or as they run, and those outside. Pure.
+
+Gateway, clients and status know models by these values alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from homelab.engines import Kind
+from homelab.facts import DeployedService, Survey
+from homelab.hosting import LOOPBACK, address_label, address_of
+from homelab.inventory import Inventory
+from homelab.placement.layout import Placement
+from homelab.secrets import engine_key_reference
+from homelab.service import host_in_url, numbers_of
+
+Origin = Literal["placed", "adopted", "cloud"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """`name` is what clients call it, `upstream` what its server does. `url` is without `/v1`; `inside` is how a
+    container of ours on the same node reaches it. `key` is a reference that `Secrets.resolve` knows, `context` the
+    tokens of one request that it serves. `engine` is empty for what homelab did not start."""
+
+    name: str
+    kind: Kind
+    url: str
+    key: str
+    context: int | None
+    id: str
+    node: str | None
+    origin: Origin
+    upstream: str
+    engine: str = ""
+    inside: str | None = None
+
+    def url_from(self, node: str | None) -> str:
+        """Its address for a container of ours on a node, or for everybody else."""
+        return self.inside if self.inside and node == self.node else self.url
+
+
+def placed(inventory: Inventory, placements: Sequence[Placement]) -> tuple[Endpoint, ...]:
+    """Every endpoint of a decision, by name, node and service, then those outside the house."""
+    ours = [
+        Endpoint(
+            name=p.model,
+            kind=p.request.kind,
+            url=f"http://{host_in_url(p.address)}:{p.port}",
+            key=engine_key_reference(p.node, p.service),
+            context=p.request.context,
+            id=f"{p.node}/{p.service}",
+            node=p.node,
+            origin="placed",
+            upstream=p.model,
+            engine=p.engine,
+            inside=_inside(p.service, p.address, p.port) if p.runtime == "docker" else None,
+        )
+        for p in sorted(placements, key=lambda p: (p.model, p.node, p.service))
+    ]
+    return (*ours, *cloud(inventory))
+
+
+def running(inventory: Inventory, survey: Survey) -> tuple[Endpoint, ...]:
+    """Every endpoint that the nodes show, or showed when they last answered, by name, node and service, then those
+    outside the house."""
+    found = [
+        Endpoint(
+            name=name,
+            kind=inventory.models[name].kind if name in inventory.models else "chat",
+            url=url,
+            key=engine_key_reference(node, service.name),
+            context=cast("int | None", numbers_of(service.labels).get("context")),
+            id=f"{node}/{service.name}",
+            node=node,
+            origin="placed",
+            upstream=name,
+            engine=service.labels.get("homelab.engine", ""),
+        )
+        for node, service in deployed(inventory, survey)
+        if service.role == "engine" and (url := url_of(service)) is not None
+        for name in service.serves
+    ]
+    return (*sorted(found, key=lambda e: (e.name, e.id)), *cloud(inventory))
+
+
+def cloud(inventory: Inventory) -> Iterator[Endpoint]:
+    """The endpoints outside the house, by name."""
+    for name, entry in sorted(inventory.cloud.items()):
+        yield Endpoint(
+            name=name,
+            kind="chat",
+            url=entry.api_base or "",
+            key=entry.api_key or "",
+            context=None,
+            id=f"cloud/{name}",
+            node=None,
+            origin="cloud",
+            upstream=entry.model,
+        )
+
+
+def deployed(inventory: Inventory, survey: Survey) -> Iterator[tuple[str, DeployedService]]:
+    """The cluster's services with their nodes; of nodes that do not answer, those that they had."""
+    seen = {name: report.facts for name, report in survey.nodes.items() if report.facts is not None}
+    for node, facts in {**survey.remembered, **seen}.items():
+        for service in facts.services:
+            if service.cluster == inventory.cluster:
+                yield node, service
+
+
+def url_of(service: DeployedService) -> str | None:
+    """Where a service answers, as its labels say."""
+    address, port = address_label(service), service.labels.get("homelab.port")
+    return f"http://{host_in_url(address)}:{port}" if address and port else None
+
+
+def first_choice(inventory: Inventory, endpoints: Sequence[Endpoint]) -> str:
+    """The model to start a conversation with: of those that chat, the one that comes first by priority and name."""
+    asked = inventory.models
+    chat = {e.name for e in endpoints if e.kind == "chat" and e.origin != "cloud"}
+    chat = chat or {name for name, model in asked.items() if model.kind == "chat"}
+    order = sorted(chat, key=lambda n: (-asked[n].priority if n in asked else 0, n))
+    return order[0] if order else "MODEL"
+
+
+def gateway_url(inventory: Inventory, survey: Survey) -> str:
+    """The one address for clients: where the gateway runs, else where it would."""
+    for _, service in deployed(inventory, survey):
+        if service.role == "gateway" and (url := url_of(service)) is not None:
+            return url
+    report = survey.nodes.get(inventory.gateway.node)
+    address = address_of(inventory, inventory.gateway.node, report.facts if report else None)
+    return f"http://{host_in_url(address)}:{inventory.gateway.port}"
+
+
+def _inside(service: str, address: str, port: int) -> str | None:
+    """By its name in the cluster's Docker network, which a service on loopback is not in."""
+    return None if address in LOOPBACK else f"http://{service}:{port}"
