@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from homelab.deploy.apply import lanes
+from dataclasses import replace
+
+from homelab.deploy.apply import lanes, waves
+from homelab.deploy.remove import chosen
 from homelab.facts import Survey
 from homelab.inventory import Inventory, load
 from homelab.placement import place
@@ -123,6 +126,26 @@ def test_changes_that_share_a_gpu_are_one_lane_and_others_are_not() -> None:
     _, plan = make(text, fresh())
     on_server: list[Change] = [c for c in plan.changes if c.node == "server"]
     assert sorted(sorted(c.service for c in lane) for lane in lanes(on_server)) == [["a", "b"], ["c", "t"]]
+
+
+def test_roles_are_started_in_their_order_and_what_waits_for_nobody_at_once() -> None:
+    _, plan = make(TEXT, fresh())
+    assert [sorted(c.service for c in wave) for wave in waves(plan.todo)] == [["q", "t"], ["gateway"]]
+    found = {c.service: c for c in plan.todo}
+    gateway = found["gateway"].wanted
+    assert gateway is not None
+    front = replace(gateway, unit=replace(gateway.unit, name="front", role="front", after=("gateway",)))
+    watcher = replace(gateway, unit=replace(gateway.unit, name="watcher", role="observer", after=()))
+    more = [replace(found["gateway"], wanted=s, service=s.name) for s in (front, watcher)]
+    order = [sorted(c.service for c in wave) for wave in waves([*plan.todo, *more])]
+    assert order == [["q", "t", "watcher"], ["gateway"], ["front"]]
+    assert [c.service for c in waves([found["gateway"]])[0]] == ["gateway"]
+
+
+def test_a_model_is_removed_without_the_gateway_that_serves_it_too() -> None:
+    inventory, plan = make(TEXT, fresh())
+    assert {s.name for _, s in chosen(inventory, after(plan), ["q"])} == {"q"}
+    assert {s.name for _, s in chosen(inventory, after(plan), [])} == {"q", "t", "gateway"}
 
 
 def test_a_node_that_does_not_answer_loses_nothing() -> None:
