@@ -160,17 +160,17 @@ def plan(
     from homelab import documents, ui
 
     household = _household(ctx, inventory)
-    found, errors, _ = _plan(household, facts, upgrade=upgrade)
+    decided, errors, _ = _plan(household, facts, upgrade=upgrade)
     if json:
-        ui.print_json(documents.plan_document(found))
+        ui.print_json(documents.plan_document(decided))
     else:
-        ui.planned(found)
-        ui.write(ui.summary(found, household.inventory))
-        if found.todo and not found.layout.unplaced and facts is None:
+        ui.planned(decided)
+        ui.write(ui.summary(decided, household.inventory))
+        if decided.todo and not decided.layout.unplaced and facts is None:
             ui.write(f"Next: homelab deploy{_again(household)}")
-    _refuse_unplaced(found, household, errors)
+    _refuse_unplaced(decided, household, errors)
     _unreachable(household, errors)
-    if check and found.todo:
+    if check and decided.todo:
         raise typer.Exit(5)
 
 
@@ -190,15 +190,15 @@ def render(
     from homelab.nodes.local import aside
 
     household = _household(ctx, inventory)
-    found, errors, _ = _plan(household, facts)
+    decided, errors, _ = _plan(household, facts)
     written = 0
-    for service in found.services:
+    for service in decided.services:
         for file in service.files:
             with aside(output / service.node / file.path, file.mode) as target:
                 target.write(file.content.encode())
             written += 1
-    ui.say(f"{written} files for {len({s.node for s in found.services})} nodes in {output}")
-    _refuse_unplaced(found, household, errors)
+    ui.say(f"{written} files for {len({s.node for s in decided.services})} nodes in {output}")
+    _refuse_unplaced(decided, household, errors)
     _unreachable(household, errors)
 
 
@@ -215,11 +215,11 @@ def deploy(
     household = _household(ctx, inventory)
     cluster = household.inventory.cluster
     with state.lock(cluster):
-        found, errors, secrets = _plan(household, None, upgrade=upgrade)
-        ui.planned(found)
-        ui.write(ui.summary(found, household.inventory))
-        _refuse_unplaced(found, household, errors)
-        if found.todo:
+        decided, errors, secrets = _plan(household, None, upgrade=upgrade)
+        ui.planned(decided)
+        ui.write(ui.summary(decided, household.inventory))
+        _refuse_unplaced(decided, household, errors)
+        if decided.todo:
             if not yes and not ui.is_terminal():
                 raise DeployError(
                     "Cannot ask to confirm the plan without a terminal",
@@ -227,11 +227,11 @@ def deploy(
                 )
             if not yes and not ui.confirm("Carry out this plan?", default=True):
                 raise DeployError("Cancelled. Nothing was changed")
-            done = asyncio.run(pipeline.roll_out(household, found, secrets, ui.Progress(), ui.answered))
+            done = asyncio.run(pipeline.roll_out(household, decided, secrets, ui.Progress(), ui.answered))
             if done.failures:
                 ui.write(done.summary)
                 raise typer.Exit(done.exit_code)
-    front = next((s for s in found.services if s.role == "gateway"), None)
+    front = next((s for s in decided.services if s.role == "gateway"), None)
     address = front.unit.url if front else _remembered_address(household)
     ui.next_steps(address, str(state.key_file(cluster)), _again(household))
     _unreachable(household, errors)
@@ -415,15 +415,15 @@ def status(ctx: typer.Context, inventory: InventoryOption = None, json: JsonOpti
     household = _household(ctx, inventory)
     survey, errors = _survey(household)
     secrets = asyncio.run(pipeline.secrets_of(household, survey))
-    found = asyncio.run(health.status(household.inventory, survey, secrets))
+    now = asyncio.run(health.status(household.inventory, survey, secrets))
     key_file = str(state.key_file(household.inventory.cluster))
     if json:
-        ui.print_json(documents.status_document(household.inventory, found, key_file))
+        ui.print_json(documents.status_document(household.inventory, now, key_file))
     else:
-        ui.shown_status(found)
+        ui.shown_status(now)
         if secrets is not None:
             ui.write(f"key in {key_file}")
-        if not all(m.healthy for m in found.models) or not found.gateway.healthy:
+        if not all(m.healthy for m in now.models) or not now.gateway.healthy:
             ui.write(f"Next: homelab plan{_again(household)}")
     _unreachable(household, errors)
 
@@ -446,15 +446,15 @@ def logs(
 
     household = _household(ctx, inventory)
     survey, errors = _survey(household)
-    found = reading.instances(household.inventory, survey, model, node)
-    if not found:
+    services = reading.instances(household.inventory, survey, model, node)
+    if not services:
         _unreachable(household, errors)
         known = [*household.inventory.models, "gateway"]
         raise DeployError(
             f"No `{model}` is deployed{did_you_mean(model, [k for k in known if k != model])}",
             hint=f"homelab status{_again(household)}",
         )
-    asyncio.run(reading.show(household.inventory, found, ui.write, follow=follow, tail=tail))
+    asyncio.run(reading.show(household.inventory, services, ui.write, follow=follow, tail=tail))
 
 
 @app.command()
@@ -548,10 +548,10 @@ def _survey(household: Household) -> tuple[Survey, dict[str, NodeError]]:
     from homelab import pipeline
 
     # The terminal's library is imported while the nodes answer.
-    found = asyncio.run(pipeline.survey_nodes(household, lambda: importlib.import_module("homelab.ui")))
+    discovery = asyncio.run(pipeline.survey_nodes(household, lambda: importlib.import_module("homelab.ui")))
     from homelab import ui
 
-    unknown = {n: e for n, e in found.errors.items() if e.kind == "host-key-unknown"}
+    unknown = {n: e for n, e in discovery.errors.items() if e.kind == "host-key-unknown"}
     if unknown and ui.is_terminal():
         from homelab.nodes import ssh
 
@@ -562,8 +562,8 @@ def _survey(household: Household) -> tuple[Survey, dict[str, NodeError]]:
                 ssh.accept(e)
                 accepted = True
         if accepted:
-            found = asyncio.run(pipeline.survey_nodes(household))
-    return found.survey, dict(found.errors)
+            discovery = asyncio.run(pipeline.survey_nodes(household))
+    return discovery.survey, dict(discovery.errors)
 
 
 def _plan(
@@ -608,9 +608,9 @@ def _remembered_address(household: Household) -> str:
     return endpoints.gateway_url(household.inventory, survey)
 
 
-def _refuse_unplaced(found: Plan, household: Household, errors: dict[str, NodeError]) -> None:
+def _refuse_unplaced(decided: Plan, household: Household, errors: dict[str, NodeError]) -> None:
     """What does not fit is an error; what only waits for a silent node is not: that node's own error says enough."""
-    short = [u for u in found.layout.unplaced if not u.unreachable]
+    short = [u for u in decided.layout.unplaced if not u.unreachable]
     if short:
         _show_unreachable(household, errors)
         names = ", ".join(dict.fromkeys(u.model for u in short))

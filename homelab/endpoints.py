@@ -66,7 +66,7 @@ def placed(inventory: Inventory, placements: Sequence[Placement]) -> tuple[Endpo
 def running(inventory: Inventory, survey: Survey) -> tuple[Endpoint, ...]:
     """Every endpoint that the nodes show, or showed when they last answered, by name, node and service, then those
     outside the house."""
-    found = [
+    ours = [
         Endpoint(
             name=name,
             kind=inventory.models[name].kind if name in inventory.models else "chat",
@@ -83,7 +83,7 @@ def running(inventory: Inventory, survey: Survey) -> tuple[Endpoint, ...]:
         if service.role == "engine" and (url := url_of(service)) is not None
         for name in service.serves
     ]
-    return (*sorted(found, key=lambda e: (e.name, e.id)), *cloud(inventory))
+    return (*sorted(ours, key=lambda e: (e.name, e.id)), *cloud(inventory))
 
 
 def cloud(inventory: Inventory) -> Iterator[Endpoint]:

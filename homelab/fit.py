@@ -84,7 +84,7 @@ def fit(
         footprint = take(candidate, request, device)
     except Unsupported as e:
         empty = Footprint(terms=(), kv_cache_bytes=0, kv_cache_tokens=0)
-        found = tuple(_alternatives(candidate, request, place, others)) if place else ()
+        instead = tuple(_alternatives(candidate, request, place, others)) if place else ()
         return Fit(
             candidate=candidate,
             request=request,
@@ -93,7 +93,7 @@ def fit(
             place=place,
             flags=(),
             reason=str(e),
-            alternatives=found,
+            alternatives=instead,
         )
     verdict: Verdict = (
         "no-device" if place is None else "fits" if holds(candidate, footprint, place) else "does-not-fit"
@@ -116,12 +116,13 @@ def take(candidate: Candidate, request: Request, device: Device) -> Footprint:
     """The footprint of a candidate.
 
     Raises Unsupported when its engine would refuse it whatever the memory."""
-    found = engines()[candidate.engine].footprint(candidate.shape, request, device)
+    footprint = engines()[candidate.engine].footprint(candidate.shape, request, device)
     if not candidate.catalogued:
-        return found
+        return footprint
     sizes = {"weights", "model", "model_host"}
     return replace(
-        found, terms=tuple(replace(t, grade="empirical") if t.name in sizes else t for t in found.terms)
+        footprint,
+        terms=tuple(replace(t, grade="empirical") if t.name in sizes else t for t in footprint.terms),
     )
 
 
@@ -169,26 +170,26 @@ def parse_tokens(text: str) -> int:
     return int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[(match[2] or "").lower()]
 
 
-def document(found: Fit) -> dict[str, Any]:
+def document(answer: Fit) -> dict[str, Any]:
     """What `homelab fit --json` prints."""
     return {
         "schema_version": SCHEMA_VERSION,
-        "source": found.candidate.source,
-        "engine": found.candidate.engine,
-        "verdict": found.verdict,
-        "context": found.request.context,
-        "concurrency": found.request.concurrency,
+        "source": answer.candidate.source,
+        "engine": answer.candidate.engine,
+        "verdict": answer.verdict,
+        "context": answer.request.context,
+        "concurrency": answer.request.concurrency,
         "terms": [
             {"name": t.name, "bytes": t.bytes, "grade": t.grade, "where": t.where}
-            for t in found.footprint.terms
+            for t in answer.footprint.terms
         ],
-        "total_bytes": found.footprint.device_bytes,
-        "host_bytes": found.footprint.host_bytes,
-        "device": found.place.device.name if found.place else None,
-        "device_bytes": found.place.device.total_bytes if found.place else None,
-        "free_bytes": found.place.free_bytes if found.place else None,
-        "kv_cache_tokens": found.footprint.kv_cache_tokens,
-        "flags": list(found.flags),
+        "total_bytes": answer.footprint.device_bytes,
+        "host_bytes": answer.footprint.host_bytes,
+        "device": answer.place.device.name if answer.place else None,
+        "device_bytes": answer.place.device.total_bytes if answer.place else None,
+        "free_bytes": answer.place.free_bytes if answer.place else None,
+        "kv_cache_tokens": answer.footprint.kv_cache_tokens,
+        "flags": list(answer.flags),
         "alternatives": [
             {
                 "what": a.what,
@@ -200,10 +201,10 @@ def document(found: Fit) -> dict[str, Any]:
                 "total_bytes": a.bytes,
                 "host_bytes": a.footprint.host_bytes,
             }
-            for a in found.alternatives
+            for a in answer.alternatives
         ],
-        "notes": list(found.notes),
-        "reason": found.reason,
+        "notes": list(answer.notes),
+        "reason": answer.reason,
     }
 
 
@@ -246,14 +247,16 @@ def _alternatives(
                 f"an 8-bit KV cache and a context of {less}", candidate, replace(small, context=less)
             )
     for fewer in range(request.concurrency - 1, 0, -1):
-        if found := list(offer(f"{fewer} at once", candidate, replace(request, concurrency=fewer))):
-            yield from found
+        if offered := list(offer(f"{fewer} at once", candidate, replace(request, concurrency=fewer))):
+            yield from offered
             break
     for other in sorted(others, key=lambda o: -o.shape.weights_bytes):
         if other.source != candidate.source and (
-            found := list(offer(f"the variant {other.source}", other, _translated(request, candidate, other)))
+            offered := list(
+                offer(f"the variant {other.source}", other, _translated(request, candidate, other))
+            )
         ):
-            yield from found
+            yield from offered
             break
     for way in engine.offloads(candidate.shape, place.device):
         tries = [replace(request, args={**request.args, way.argument: number}) for number, _ in way.steps]

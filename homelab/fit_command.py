@@ -102,9 +102,9 @@ def answer(question: Question) -> Answer:
     )
 
 
-def exit_code(found: Answer) -> int:
+def exit_code(answered: Answer) -> int:
     """Whether the answer is a refusal."""
-    return DoesNotFit.exit_code if isinstance(found, Fit) and found.verdict == "does-not-fit" else 0
+    return DoesNotFit.exit_code if isinstance(answered, Fit) and answered.verdict == "does-not-fit" else 0
 
 
 def check(
@@ -157,15 +157,15 @@ def engine_of(engine: str | None, args: Mapping[str, ArgValue]) -> str | None:
     return takers[0] if len(takers) == 1 else engine
 
 
-def document(found: Answer) -> dict[str, Any]:
+def document(answered: Answer) -> dict[str, Any]:
     """What `homelab fit --json` prints."""
-    match found:
+    match answered:
         case Rows(rows=rows):
             return what_document(rows)
         case History(measured=measured):
             return documents.history_document(measured)
         case _:
-            return fit.document(found)
+            return fit.document(answered)
 
 
 def what_document(rows: Sequence[Row]) -> dict[str, Any]:
@@ -215,7 +215,7 @@ def run(
         named, others = (
             [replace(c, shape=replace(c.shape, projectors=beside)) for c in cs] for cs in (named, others)
         )
-    found: list[Fit] = []
+    answers: list[Fit] = []
     for candidate in named:
         tokens = (
             fit.parse_tokens(context)
@@ -234,9 +234,9 @@ def run(
             answer = fit.fit(candidate, request, place, others)
             if answer.verdict != "does-not-fit":
                 return answer
-            found.append(answer)
+            answers.append(answer)
     return min(
-        found,
+        answers,
         key=lambda f: (not f.alternatives, f.footprint.device_bytes - (f.place.free_bytes if f.place else 0)),
     )
 
@@ -389,15 +389,15 @@ def places_of(inventory: Path, node: str | None = None) -> list[Place]:
             f"No node `{node}` in `{inventory}`{did_you_mean(node, nodes)}",
             hint=f"There are: {', '.join(nodes)}",
         )
-    found = asyncio.run(pipeline.survey_nodes(household))
+    discovery = asyncio.run(pipeline.survey_nodes(household))
     out = []
     for name in [node] if node else nodes:
-        report = found.survey.nodes[name]
-        facts = report.facts or found.survey.remembered.get(name)
+        report = discovery.survey.nodes[name]
+        facts = report.facts or discovery.survey.remembered.get(name)
         if facts is None:
             if node is None:
                 continue
-            raise found.errors.get(name) or NodeError(
+            raise discovery.errors.get(name) or NodeError(
                 f"Node `{name}` does not answer, and was never seen before"
             )
         for slot in slots_of(household.inventory, name, facts):

@@ -28,7 +28,7 @@ def instances(
 
 async def show(
     inventory: Inventory,
-    found: Sequence[tuple[str, DeployedService]],
+    services: Sequence[tuple[str, DeployedService]],
     line: Callable[[str], None],
     *,
     follow: bool,
@@ -39,9 +39,9 @@ async def show(
     async def one(node: str, service: DeployedService) -> None:
         async with connect(node, inventory.nodes[node]) as session:
             async for text in session.lines(LOGS[service.runtime](service, follow=follow, tail=tail)):
-                line(f"{node}  {text}" if len(found) > 1 else text)
+                line(f"{node}  {text}" if len(services) > 1 else text)
 
-    results = await asyncio.gather(*(one(n, s) for n, s in found), return_exceptions=True)
+    results = await asyncio.gather(*(one(n, s) for n, s in services), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result

@@ -26,8 +26,8 @@ async def measure(
 
     A node that is gone again is passed over: what was deployed is not worse for it."""
     wanted = [p for p in layout if (p.node, p.service) in services]
-    found = await asyncio.gather(*(_one(inventory, p, survey) for p in wanted))
-    new = tuple(m for m in found if m is not None)
+    measured = await asyncio.gather(*(_one(inventory, p, survey) for p in wanted))
+    new = tuple(m for m in measured if m is not None)
     state.save_measurements(inventory.cluster, merged(state.load_measurements(inventory.cluster), new))
     return new
 

@@ -30,11 +30,11 @@ def _key(m: Measurement) -> tuple[object, ...]:
 
 def merged(old: Iterable[Measurement], new: Iterable[Measurement]) -> tuple[Measurement, ...]:
     """All measurements, the newest of each thing, in the order in which they were made."""
-    found: dict[tuple[object, ...], Measurement] = {}
+    newest: dict[tuple[object, ...], Measurement] = {}
     for m in (*old, *new):
-        found.pop(_key(m), None)
-        found[_key(m)] = m
-    return tuple(found.values())[-KEPT:]
+        newest.pop(_key(m), None)
+        newest[_key(m)] = m
+    return tuple(newest.values())[-KEPT:]
 
 
 def learned(measurements: Sequence[Measurement], device: str, engine: str, version: str) -> dict[str, int]:

@@ -55,8 +55,8 @@ def read_inventory(path: Path) -> Household:
 async def survey_nodes(household: Household, meanwhile: Callable[[], object] = bool) -> Discovery:
     """What all nodes say now; what the silent ones said before is kept with it, and all of it is remembered."""
     inventory = household.inventory
-    found = await discover(inventory, meanwhile=meanwhile)
-    silent = [name for name, report in found.survey.nodes.items() if report.facts is None]
+    discovery = await discover(inventory, meanwhile=meanwhile)
+    silent = [name for name, report in discovery.survey.nodes.items() if report.facts is None]
     remembered = {}
     if silent and (before := state.load_survey(inventory.cluster)) is not None:
         for name in silent:
@@ -64,11 +64,11 @@ async def survey_nodes(household: Household, meanwhile: Callable[[], object] = b
             facts = last.facts if last is not None and last.facts is not None else before.remembered.get(name)
             if facts is not None:
                 remembered[name] = facts
-    survey = found.survey.model_copy(
+    survey = discovery.survey.model_copy(
         update={"remembered": remembered, "measured": state.load_measurements(inventory.cluster)}
     )
     state.save_survey(inventory.cluster, survey)
-    return Discovery(survey=survey, errors=found.errors)
+    return Discovery(survey=survey, errors=discovery.errors)
 
 
 async def with_models(household: Household, survey: Survey, *, everything: bool = False) -> Survey:
@@ -214,11 +214,11 @@ async def secrets_of(household: Household, survey: Survey | None = None) -> Secr
         return None
     file = f"{cluster_directory(inventory.cluster)}/secrets.json"
     async with connect(node, inventory.nodes[node]) as session:
-        found = await session.run(f"cat {file}")
-    if found.exit_status != 0:
+        there = await session.run(f"cat {file}")
+    if there.exit_status != 0:
         return None
     try:
-        secrets = Secrets.from_json(found.text)
+        secrets = Secrets.from_json(there.text)
     except ValueError as e:
         raise HomelabError(
             f"The keys on node `{node}` cannot be read",

@@ -93,18 +93,18 @@ def gib(size: int | None) -> str:
 
 
 def table(*columns: str, right: Iterable[str] = ()) -> Table:
-    found = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
-        found.add_column(column, justify="right" if column in set(right) else "left", overflow="fold")
-    return found
+        made.add_column(column, justify="right" if column in set(right) else "left", overflow="fold")
+    return made
 
 
-def print_table(found: Table) -> None:
+def print_table(rows: Table) -> None:
     """Wide enough for its content where nobody watches, as wide as the terminal where somebody does."""
     if out.is_terminal:
-        out.print(found, soft_wrap=False)
+        out.print(rows, soft_wrap=False)
     else:
-        Console(file=sys.stdout, width=240, highlight=False, no_color=True).print(found)
+        Console(file=sys.stdout, width=240, highlight=False, no_color=True).print(rows)
 
 
 # discover
@@ -112,19 +112,19 @@ def print_table(found: Table) -> None:
 
 def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
     """The table of nodes and devices, problems below it, and what is now true."""
-    found = table(
+    rows = table(
         "NODE", "GPU", "FREE", "TOTAL GiB", "USED BY", "DRIVER", "RUNS WITH", right=("FREE", "TOTAL GiB")
     )
     reachable, free = 0, 0
     for name, report in survey.nodes.items():
         if report.facts is None:
-            found.add_row(name, *_silent(report, away=inventory.nodes[name].away))
+            rows.add_row(name, *_silent(report, away=inventory.nodes[name].away))
             continue
         reachable += 1
         facts, runs_with = report.facts, _runs_with(report)
         if not facts.gpus:
             free += facts.memory_available_bytes
-            found.add_row(
+            rows.add_row(
                 name,
                 "-  " + escape(facts.cpu.model or facts.arch),
                 gib(facts.memory_available_bytes),
@@ -136,7 +136,7 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
         for i, gpu in enumerate(facts.gpus):
             free += gpu.memory_free_bytes or 0
             total = gib(gpu.memory_total_bytes) + (" *" if gpu.memory_kind == "unified" else "")
-            found.add_row(
+            rows.add_row(
                 name if i == 0 else "",
                 escape(f"{gpu.index}  {gpu.name.removeprefix('NVIDIA ').removeprefix('GeForce ')}"),
                 gib(gpu.memory_free_bytes),
@@ -146,7 +146,7 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
                 runs_with if i == 0 else "",
             )
             for part in gpu.mig_devices:
-                found.add_row(
+                rows.add_row(
                     "",
                     escape(f"   {part.name}"),
                     gib(part.memory_free_bytes),
@@ -155,7 +155,7 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
                     "",
                     "",
                 )
-    print_table(found)
+    print_table(rows)
     for name, report in survey.nodes.items():
         for problem in report.facts.problems if report.facts else ():
             out.print(f"[yellow]{escape(name)}[/]: {escape(problem.source)}: {escape(problem.message)}")
@@ -293,7 +293,7 @@ def _elsewhere(p: Placement) -> list[str]:
         place, _, why = line.partition(": ")
         if "does not run on" not in why:
             places.setdefault(why, []).append(place)
-    return [f"{', '.join(found)}: {why}" for why, found in places.items()]
+    return [f"{', '.join(there)}: {why}" for why, there in places.items()]
 
 
 def _terms(p: Placement, *, host: bool) -> str:
@@ -335,55 +335,55 @@ def shown_answer(answer: fit_command.Answer) -> None:
             shown_fit(answer)
 
 
-def shown_fit(found: Fit) -> None:
+def shown_fit(fit: Fit) -> None:
     """Terms, the split of the device, verdict, flags; what would fit instead."""
-    where = f" on {found.place.label or found.place.device.name}" if found.place else ""
+    where = f" on {fit.place.label or fit.place.device.name}" if fit.place else ""
     write(
-        f"{found.candidate.source}  {found.candidate.engine}  {found.request.context} ctx × {found.request.concurrency}{where}"
+        f"{fit.candidate.source}  {fit.candidate.engine}  {fit.request.context} ctx × {fit.request.concurrency}{where}"
     )
     terms = table("TERM", "GiB", "GRADE", "WHERE", right=("GiB",))
-    device = "RAM" if found.place and found.place.device.vendor == "cpu" else "GPU"
+    device = "RAM" if fit.place and fit.place.device.vendor == "cpu" else "GPU"
     places = {"device": device, "context": f"{device}, outside the budget", "host": "RAM"}
-    for t in found.footprint.terms:
+    for t in fit.footprint.terms:
         terms.add_row(t.name, f"{t.bytes / GIB:.2f}", t.grade, places[t.where])
-    if found.footprint.terms:
+    if fit.footprint.terms:
         print_table(terms)
-        if found.place:
-            on_device = [(t.name, t.bytes) for t in found.footprint.terms if t.where != "host"]
-            left = found.place.free_bytes - found.footprint.device_bytes
-            total = found.place.device.total_bytes
+        if fit.place:
+            on_device = [(t.name, t.bytes) for t in fit.footprint.terms if t.where != "host"]
+            left = fit.place.free_bytes - fit.footprint.device_bytes
+            total = fit.place.device.total_bytes
             write(f"{_bar(on_device, left, total)}  {gib(total)} GiB")
     need, colour = (
-        found.footprint.device_bytes / GIB,
-        {"fits": "green", "does-not-fit": "red", "no-device": "cyan"}[found.verdict],
+        fit.footprint.device_bytes / GIB,
+        {"fits": "green", "does-not-fit": "red", "no-device": "cyan"}[fit.verdict],
     )
     free = (
-        f", free {found.place.free_bytes / GIB:.2f} GiB"
-        if found.place
+        f", free {fit.place.free_bytes / GIB:.2f} GiB"
+        if fit.place
         else ": name a device with --gpu 24GiB or --node NAME to know if it fits"
     )
-    out.print(f"[bold {colour}]{found.verdict}[/]  " + escape(found.reason or f"needs {need:.2f} GiB{free}"))
-    for note in found.notes:
+    out.print(f"[bold {colour}]{fit.verdict}[/]  " + escape(fit.reason or f"needs {need:.2f} GiB{free}"))
+    for note in fit.notes:
         out.print(f"[yellow]note[/]  {escape(note)}")
-    if found.flags and found.verdict != "does-not-fit":
-        write(f"flags {' '.join(found.flags)}")
-    for a in found.alternatives:
+    if fit.flags and fit.verdict != "does-not-fit":
+        write(f"flags {' '.join(fit.flags)}")
+    for a in fit.alternatives:
         ram = f" and {a.footprint.host_bytes / GIB:.2f} GiB of RAM" if a.footprint.host_bytes else ""
         write(f"instead: {a.what}: {a.bytes / GIB:.2f} GiB{ram}")
 
 
 def shown_what(rows: Sequence[Row]) -> None:
     """What each device can run of the catalog."""
-    found = table("MODEL", "DEVICE", "VARIANT", "GiB", "CONTEXT", "LICENCE", right=("GiB", "CONTEXT"))
+    shown = table("MODEL", "DEVICE", "VARIANT", "GiB", "CONTEXT", "LICENCE", right=("GiB", "CONTEXT"))
     for row in rows:
         best = row.found
         if best is None:
-            found.add_row(
+            shown.add_row(
                 row.model, escape(row.where), f"[dim]{escape(row.shortest)}[/]", "-", "-", row.licence
             )
         else:
             size = f"{best.footprint.device_bytes / GIB:.1f}"
-            found.add_row(
+            shown.add_row(
                 row.model,
                 escape(row.where),
                 escape(best.candidate.source),
@@ -391,7 +391,7 @@ def shown_what(rows: Sequence[Row]) -> None:
                 str(best.request.context),
                 row.licence,
             )
-    print_table(found)
+    print_table(shown)
     write("Next: homelab fit MODEL --gpu … --context …")
 
 
@@ -438,7 +438,7 @@ def answered(answer: Answer | HomelabError) -> None:
 
 def shown_status(status: Status) -> None:
     """Models and their instances, then nodes."""
-    found = table(
+    models = table(
         "MODEL",
         "NODE",
         "ENGINE",
@@ -450,7 +450,7 @@ def shown_status(status: Status) -> None:
     )
     for model in status.models:
         if not model.instances:
-            found.add_row(model.name, "-", "-", "[red]missing[/]", "-", "-", "-")
+            models.add_row(model.name, "-", "-", "[red]missing[/]", "-", "-", "-")
         for i, x in enumerate(model.instances):
             state = (
                 f"[green]{x.state}[/]"
@@ -464,7 +464,7 @@ def shown_status(status: Status) -> None:
                 if x.planned_context
                 else "-"
             )
-            found.add_row(
+            models.add_row(
                 model.name if i == 0 else "",
                 x.node,
                 x.engine,
@@ -473,7 +473,7 @@ def shown_status(status: Status) -> None:
                 gib(x.planned_bytes),
                 gib(x.used_bytes),
             )
-    print_table(found)
+    print_table(models)
     write()
     nodes = table("NODE", "STATE", "MEMORY", "PROBLEMS")
     for name, report in sorted(status.nodes.items()):
@@ -529,7 +529,7 @@ def shown_history(measured: Sequence[Measurement]) -> None:
     if not measured:
         write("Nothing was measured yet: every deploy adds to it")
         return
-    found = table(
+    rows = table(
         "MODEL",
         "DEVICE",
         "ENGINE",
@@ -542,7 +542,7 @@ def shown_history(measured: Sequence[Measurement]) -> None:
     for m in measured:
         off = error(m)
         shown = "-" if off is None else f"{off:+.1%}"
-        found.add_row(
+        rows.add_row(
             m.model,
             m.device,
             m.engine,
@@ -551,7 +551,7 @@ def shown_history(measured: Sequence[Measurement]) -> None:
             gib(m.used_bytes),
             shown,
         )
-    print_table(found)
+    print_table(rows)
     errors = sorted(abs(e) for m in measured if (e := error(m)) is not None)
     if errors:
         write(

@@ -60,19 +60,19 @@ def waves(changes: Sequence[Change]) -> list[list[Change]]:
 
 def lanes(changes: Sequence[Change]) -> list[list[Change]]:
     """Changes that share a device, together: they start strictly one after the other, and make room for each other first."""
-    found: list[tuple[set[str], list[Change]]] = []
+    groups: list[tuple[set[str], list[Change]]] = []
     for change in changes:
         assert change.wanted is not None
         devices = set(change.wanted.unit.gpus) or {"ram"}
         for old in change.actual:
             devices |= {u for u in old.labels.get("homelab.gpus", "").split(",") if u}
-        together = [lane for lane in found if lane[0] & devices]
+        together = [lane for lane in groups if lane[0] & devices]
         merged = (
             devices.union(*(lane[0] for lane in together)),
             [c for lane in together for c in lane[1]] + [change],
         )
-        found = [lane for lane in found if lane not in together] + [merged]
-    return [lane[1] for lane in found]
+        groups = [lane for lane in groups if lane not in together] + [merged]
+    return [lane[1] for lane in groups]
 
 
 class _Node:

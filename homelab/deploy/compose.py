@@ -145,10 +145,10 @@ def _container(client: docker.DockerClient, service: Service) -> Any:
     with _engine_errors(
         f"The Docker engine of node `{service.node}` does not answer", "homelab discover shows what it says"
     ):
-        found = client.containers.list(
+        containers = client.containers.list(
             all=True, filters={"label": [f"homelab.spec={service.spec}", f"homelab.service={service.name}"]}
         )
-        return found[0] if found else None
+        return containers[0] if containers else None
 
 
 def _state(container: Any) -> tuple[str, str, int]:

@@ -126,7 +126,7 @@ def _directory(session: Session, actual: DeployedService) -> str:
 
 def _parse(text: str) -> dict[str, object]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

@@ -40,7 +40,7 @@ def chosen(
 
 
 async def remove(
-    inventory: Inventory, found: Sequence[tuple[str, DeployedService]], tell: Tell, *, everything: bool
+    inventory: Inventory, services: Sequence[tuple[str, DeployedService]], tell: Tell, *, everything: bool
 ) -> Outcome:
     """Remove these services, each given with its node; with `everything` also what else lies in the cluster's folder on their nodes."""
     done: list[tuple[str, str]] = []
@@ -49,7 +49,7 @@ async def remove(
     async def on(node: str) -> None:
         try:
             async with connect(node, inventory.nodes[node]) as session:
-                mine = [s for n, s in found if n == node]
+                mine = [s for n, s in services if n == node]
                 if any(s.runtime == "native" for s in mine):
                     # Its supervisor stops a service; the cached copy may have been cleaned away.
                     await session.put(native.tool_files())
@@ -76,7 +76,7 @@ async def remove(
         done.append((session.node, service.name))
         tell(Event(node=session.node, service=service.name, step="removed"))
 
-    nodes = sorted({n for n, _ in found} | ({inventory.gateway.node} if everything else set()))
+    nodes = sorted({n for n, _ in services} | ({inventory.gateway.node} if everything else set()))
     await asyncio.gather(*(on(n) for n in nodes))
     return Outcome(done=tuple(sorted(done)), failed=tuple(failed))
 

@@ -264,10 +264,10 @@ def environment(launch: Launch) -> dict[str, str]:
 
 def reported(log: str) -> dict[str, int]:
     """The buffers that its log tells of at start, in bytes by the names of our terms: those on GPUs, or all where there is none."""
-    found = re.findall(r"(\S+)\s+(model|KV|RS|compute) buffer size\s*=\s*([\d.]+) MiB", log)
-    on_gpu = [row for row in found if not row[0].startswith("CPU") and not row[0].endswith("_Host")]
+    buffers = re.findall(r"(\S+)\s+(model|KV|RS|compute) buffer size\s*=\s*([\d.]+) MiB", log)
+    on_gpu = [row for row in buffers if not row[0].startswith("CPU") and not row[0].endswith("_Host")]
     out: dict[str, int] = {}
-    for _, kind, mib in on_gpu or found:
+    for _, kind, mib in on_gpu or buffers:
         name = {"KV": "context", "RS": "context"}.get(kind, kind)
         out[name] = out.get(name, 0) + int(float(mib) * 2**20)
     return out
@@ -502,16 +502,16 @@ def _projector(
     if wanted is None:
         return []
     where = host if _on(args, "no-mmproj-offload") else "device"
-    found = chosen(shape.projectors, wanted)
-    fast = flash and found.head_dim in FLASH_HEADS
-    compute = found.compute_bytes(_number(args, "image-max-tokens") or None, flash=fast)
-    sizes: Grade = "exact" if found.read else "bounded" if found in shape.projectors else "empirical"
+    known = chosen(shape.projectors, wanted)
+    fast = flash and known.head_dim in FLASH_HEADS
+    compute = known.compute_bytes(_number(args, "image-max-tokens") or None, flash=fast)
+    sizes: Grade = "exact" if known.read else "bounded" if known in shape.projectors else "empirical"
     return [
-        Term(name="projector", bytes=found.bytes, grade=sizes, where=where),
+        Term(name="projector", bytes=known.bytes, grade=sizes, where=where),
         Term(
             name="projector_compute",
             bytes=compute,
-            grade="bounded" if found.floats else "empirical",
+            grade="bounded" if known.floats else "empirical",
             where=where,
         ),
     ]

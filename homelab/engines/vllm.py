@@ -215,8 +215,8 @@ def reported(log: str) -> dict[str, int]:
         "cuda_graphs": r"Graph capturing finished in [\d.]+ secs, took ([\d.]+) GiB",
         "activation": r"([\d.]+) GiB for peak activation",
     }
-    found = {name: re.search(pattern, log) for name, pattern in patterns.items()}
-    return {name: int(float(m[1]) * GiB) for name, m in found.items() if m}
+    lines = {name: re.search(pattern, log) for name, pattern in patterns.items()}
+    return {name: int(float(m[1]) * GiB) for name, m in lines.items() if m}
 
 
 def smaller_cache(device: Device) -> dict[str, ArgValue]:

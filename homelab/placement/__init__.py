@@ -99,14 +99,14 @@ class _Choices:
 
     def _running(self) -> set[tuple[str, str]]:
         """Options for what runs; the devices whose running services hold more than is free take nothing new, and keep what they have."""
-        found = [
+        services = [
             (number, p, s) for number, name in enumerate(self.names) for p, s in self.known.running(name)
         ]
-        alive = {p.service + "@" + p.node for _, p, s in found if s.state in ("running", "starting")}
+        alive = {p.service + "@" + p.node for _, p, s in services if s.state in ("running", "starting")}
         left = {key: max(0, slot.free_bytes) for key, slot in self.single.items()}
         full = set()
         ram = {n: max(0, self.known.ram(n)) for n in self.known.facts}
-        for number, p, service in found:
+        for number, p, service in services:
             loads = []
             runs = p.service + "@" + p.node in alive
             for n in names_of(p.gpus) if p.node in self.known.facts else ():
@@ -166,9 +166,9 @@ class _Choices:
         for gpu in slot.gpus:
             one = self.single[slot.node, gpu.uuid]
             draft = self.known.draft(p.model, p.variant, one)
-            found = self.known.sized(draft, p.request.context) if isinstance(draft, Placement) else draft
-            if isinstance(found, Placement) and not too_large(
-                found, one.free_bytes, "", self.known.ram(slot.node)
+            sized = self.known.sized(draft, p.request.context) if isinstance(draft, Placement) else draft
+            if isinstance(sized, Placement) and not too_large(
+                sized, one.free_bytes, "", self.known.ram(slot.node)
             ):
                 return engines()[p.engine].device_count(p.request.args) is None
         return False
@@ -316,8 +316,8 @@ class _Finisher:
         ram = self.ram[p.node] + p.footprint.host_bytes
 
         def fits(context: int) -> Placement | None:
-            found = self.known.sized(p, context)
-            return found if isinstance(found, Placement) and not too_large(found, free, "", ram) else None
+            sized = self.known.sized(p, context)
+            return sized if isinstance(sized, Placement) and not too_large(sized, free, "", ram) else None
 
         self._resize(i, largest_context(p.request.context, most, fits) or p)
 
@@ -330,7 +330,7 @@ class _Finisher:
 
 
 def _port_of(services: Sequence[DeployedService], cluster: str, name: str) -> int | None:
-    found = next(
+    port = next(
         (s.labels.get("homelab.port") for s in services if s.cluster == cluster and s.name == name), None
     )
-    return int(found) if found and found.isdigit() else None
+    return int(port) if port and port.isdigit() else None

@@ -163,9 +163,9 @@ class Candidates:
     def slot(self, node: str, gpus: Sequence[str]) -> Slot | None:
         """The slot of a node with exactly these GPUs."""
         slots = self._away[node] if node in self._away else [s for s in self.slots if s.node == node]
-        found = next((s for s in slots if [g.uuid for g in s.gpus] == list(gpus)), None)
+        exact = next((s for s in slots if [g.uuid for g in s.gpus] == list(gpus)), None)
         single = [s for s in slots if len(s.gpus) == 1 and s.gpus[0].uuid in gpus]
-        return found or (group_of(single) if len(single) == len(gpus) > 1 else None)
+        return exact or (group_of(single) if len(single) == len(gpus) > 1 else None)
 
     # -- one model on one device
 

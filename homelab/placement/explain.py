@@ -136,11 +136,11 @@ class Explainer:
         if not drafts:
             return ""
         shorter = [
-            (found.request.context, slot)
+            (most.request.context, slot)
             for slot, draft in drafts
             if draft.request.context > SMALLEST_CONTEXT
             and (
-                found := largest_context(
+                most := largest_context(
                     SMALLEST_CONTEXT, draft.request.context, partial(self._fitting, draft, slot)
                 )
             )
