@@ -46,7 +46,7 @@ def test_an_index_out_of_reach_is_told_and_the_next_deploy_goes_on_from_there(
     assert "2 of 3 changes are done, 1 failed" in said.out
     assert home.chat("near").status_code == 200
     left = home["plain"].run("ls ~/.cache/homelab/native", user="homelab").stdout.split()
-    assert all(name.startswith("tools-") or name.endswith(".lock") for name in left)
+    assert all(name.startswith("tools-") or "-program-" in name or name.endswith(".lock") for name in left)
     before = home.running()
 
     with index:
