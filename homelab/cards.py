@@ -20,18 +20,35 @@ UNITS = {
     "gi": 2**30,
     "ti": 2**40,
 }
-# What CUDA reports of cards that people have, in GiB: from engines' logs (3090 23.57, 4090 23.52, 5090 31.36, 4060 7.65, A6000-class 47.5), the
-# others by the same share of their nominal size. Total, compute capability, vendor.
+# What CUDA reports of cards that people have, in GiB: from engines' logs (3090 23.57, 4090 23.52, 5090
+# 31.36, 4060 7.65, A6000-class 47.5), the others by the same share of their nominal size. Total, compute
+# capability, vendor.
 CARDS: Mapping[str, tuple[float, str | None, str]] = {
-    "RTX 3060": (11.63, "8.6", "nvidia"), "RTX 3070": (7.65, "8.6", "nvidia"), "RTX 3080": (9.65, "8.6", "nvidia"),
-    "RTX 3090": (23.57, "8.6", "nvidia"), "RTX 4060": (7.65, "8.9", "nvidia"), "RTX 4060 Ti": (15.6, "8.9", "nvidia"),
-    "RTX 4070": (11.6, "8.9", "nvidia"), "RTX 4080": (15.6, "8.9", "nvidia"), "RTX 4090": (23.52, "8.9", "nvidia"),
-    "RTX 5060 Ti": (15.5, "12.0", "nvidia"), "RTX 5070": (11.5, "12.0", "nvidia"), "RTX 5070 Ti": (15.5, "12.0", "nvidia"),
-    "RTX 5080": (15.5, "12.0", "nvidia"), "RTX 5090": (31.36, "12.0", "nvidia"), "RTX A6000": (47.4, "8.6", "nvidia"),
-    "RTX 6000 Ada": (47.4, "8.9", "nvidia"), "L4": (22.0, "8.9", "nvidia"), "L40S": (44.4, "8.9", "nvidia"), "T4": (14.6, "7.5", "nvidia"),
-    "A100 40GB": (39.38, "8.0", "nvidia"), "A100 80GB": (79.25, "8.0", "nvidia"), "H100": (79.18, "9.0", "nvidia"),
-    "RX 7900 XTX": (23.98, None, "amd"), "R9700": (31.86, None, "amd"),
-}  # fmt: skip
+    "RTX 3060": (11.63, "8.6", "nvidia"),
+    "RTX 3070": (7.65, "8.6", "nvidia"),
+    "RTX 3080": (9.65, "8.6", "nvidia"),
+    "RTX 3090": (23.57, "8.6", "nvidia"),
+    "RTX 4060": (7.65, "8.9", "nvidia"),
+    "RTX 4060 Ti": (15.6, "8.9", "nvidia"),
+    "RTX 4070": (11.6, "8.9", "nvidia"),
+    "RTX 4080": (15.6, "8.9", "nvidia"),
+    "RTX 4090": (23.52, "8.9", "nvidia"),
+    "RTX 5060 Ti": (15.5, "12.0", "nvidia"),
+    "RTX 5070": (11.5, "12.0", "nvidia"),
+    "RTX 5070 Ti": (15.5, "12.0", "nvidia"),
+    "RTX 5080": (15.5, "12.0", "nvidia"),
+    "RTX 5090": (31.36, "12.0", "nvidia"),
+    "RTX A6000": (47.4, "8.6", "nvidia"),
+    "RTX 6000 Ada": (47.4, "8.9", "nvidia"),
+    "L4": (22.0, "8.9", "nvidia"),
+    "L40S": (44.4, "8.9", "nvidia"),
+    "T4": (14.6, "7.5", "nvidia"),
+    "A100 40GB": (39.38, "8.0", "nvidia"),
+    "A100 80GB": (79.25, "8.0", "nvidia"),
+    "H100": (79.18, "9.0", "nvidia"),
+    "RX 7900 XTX": (23.98, None, "amd"),
+    "R9700": (31.86, None, "amd"),
+}
 
 
 def parse_gpu(text: str) -> Device:

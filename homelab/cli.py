@@ -1,4 +1,5 @@
-"""The verbs, a few lines each: call the stages, hand results to `ui`. Everything heavy is imported when a verb runs, not before."""
+"""The verbs, a few lines each: call the stages, hand results to `ui`. Everything heavy is imported when a
+verb runs, not before."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-# Looking for pydantic plugins reads the metadata of every installed package: 40 ms, and there are none of ours.
+# Looking for pydantic plugins reads the metadata of every installed package: 40 ms, and there are none of
+# ours.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
@@ -23,10 +25,11 @@ if TYPE_CHECKING:
     from homelab.plan import Plan
     from homelab.secrets import Secrets
 
-HELP = """Every GPU in the house becomes one private LLM endpoint.
-
-Exit codes: 0 ok · 1 deploy failed or cancelled · 2 usage or inventory · 3 does not fit · 4 node unreachable · 5 plan --check found changes · 70 bug · 130 ^C
-"""
+HELP = (
+    "Every GPU in the house becomes one private LLM endpoint.\n\n"
+    "Exit codes: 0 ok · 1 deploy failed or cancelled · 2 usage or inventory · 3 does not fit · "
+    "4 node unreachable · 5 plan --check found changes · 70 bug · 130 ^C\n"
+)
 
 app = typer.Typer(
     help=HELP,
@@ -315,7 +318,8 @@ def fit(
     inventory: InventoryOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what a model takes, whether it fits, and what would fit instead. Downloads no weights, changes nothing."""
+    """Show what a model takes, whether it fits, and what would fit instead. Downloads no weights, changes
+    nothing."""
     from homelab import fit_command, ui
 
     question = fit_command.Question(
@@ -489,18 +493,21 @@ def remove(
     _fail(outcome.failed)
     if models:
         ui.write(
-            f"Removed. Take {', '.join(models)} out of `{household.path}` too, or the next deploy brings it back"
+            f"Removed. Take {', '.join(models)} out of `{household.path}` too, or the "
+            "next deploy brings it back"
         )
     elif not errors:
         state.forget(cluster)
         ui.write(
-            f"Nothing of cluster `{cluster}` runs any more. Weights and caches stay: ~/.cache/huggingface, ~/.cache/homelab"
+            f"Nothing of cluster `{cluster}` runs any more. Weights and caches stay: "
+            "~/.cache/huggingface, ~/.cache/homelab"
         )
     _unreachable(household, errors)
 
 
 def main() -> None:
-    """Run the command line; the class of an error fixes the exit code, and no traceback is shown for anything a user can cause."""
+    """Run the command line; the class of an error fixes the exit code, and no traceback is shown for
+    anything a user can cause."""
     gc.set_threshold(
         500_000
     )  # a short life makes little garbage: looking for it at every import costs a tenth of the time
@@ -544,7 +551,8 @@ def _again(household: Household) -> str:
 
 
 def _survey(household: Household) -> tuple[Survey, dict[str, NodeError]]:
-    """Ask all nodes; where somebody sits in front, unknown host keys are shown and asked about, and those nodes asked again."""
+    """Ask all nodes; where somebody sits in front, unknown host keys are shown and asked about, and those
+    nodes asked again."""
     from homelab import pipeline
 
     # The terminal's library is imported while the nodes answer.
@@ -609,7 +617,8 @@ def _remembered_address(household: Household) -> str:
 
 
 def _refuse_unplaced(decided: Plan, household: Household, errors: dict[str, NodeError]) -> None:
-    """What does not fit is an error; what only waits for a silent node is not: that node's own error says enough."""
+    """What does not fit is an error; what only waits for a silent node is not: that node's own error says
+    enough."""
     short = [u for u in decided.layout.unplaced if not u.unreachable]
     if short:
         _show_unreachable(household, errors)
@@ -620,7 +629,10 @@ def _refuse_unplaced(decided: Plan, household: Household, errors: dict[str, Node
             f"No place for {names}",
             cause=cause,
             hint="; ".join(ways)
-            or "Give it less `context` or `concurrency`, a smaller variant, or free the memory that is named above",
+            or (
+                "Give it less `context` or `concurrency`, a smaller variant, or free the "
+                "memory that is named above"
+            ),
         )
 
 

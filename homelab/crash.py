@@ -15,6 +15,9 @@ from homelab import __version__
 def write(error: BaseException) -> Path:
     """Where the report lies. It holds no inventory and no keys."""
     path = platformdirs.user_cache_path("homelab", ensure_exists=True) / "crash.log"
-    head = f"homelab {__version__}, Python {sys.version.split()[0]}, {platform.platform()}\nverb: {' '.join(sys.argv[1:2])}\n\n"
+    head = (
+        f"homelab {__version__}, Python {sys.version.split()[0]}, {platform.platform()}\n"
+        f"verb: {' '.join(sys.argv[1:2])}\n\n"
+    )
     path.write_text(head + "".join(traceback.format_exception(error)))
     return path

@@ -1,4 +1,5 @@
-"""Who answers under which name: the models of the house as they were placed or as they run, and those outside. Pure.
+"""Who answers under which name: the models of the house as they were placed or as they run, and those
+outside. Pure.
 
 Gateway, clients and status know models by these values alone."""
 
@@ -21,9 +22,9 @@ Origin = Literal["placed", "adopted", "cloud"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """`name` is what clients call it, `upstream` what its server does. `url` is without `/v1`; `inside` is how a
-    container of ours on the same node reaches it. `key` is a reference that `Secrets.resolve` knows, `context` the
-    tokens of one request that it serves. `engine` is empty for what homelab did not start."""
+    """`name` is what clients call it, `upstream` what its server does. `url` is without `/v1`; `inside` is
+    how a container of ours on the same node reaches it. `key` is a reference that `Secrets.resolve` knows,
+    `context` the tokens of one request that it serves. `engine` is empty for what homelab did not start."""
 
     name: str
     kind: Kind
@@ -64,8 +65,8 @@ def placed(inventory: Inventory, placements: Sequence[Placement]) -> tuple[Endpo
 
 
 def running(inventory: Inventory, survey: Survey) -> tuple[Endpoint, ...]:
-    """Every endpoint that the nodes show, or showed when they last answered, by name, node and service, then those
-    outside the house."""
+    """Every endpoint that the nodes show, or showed when they last answered, by name, node and service,
+    then those outside the house."""
     ours = [
         Endpoint(
             name=name,
@@ -118,7 +119,8 @@ def url_of(service: DeployedService) -> str | None:
 
 
 def first_choice(inventory: Inventory, endpoints: Sequence[Endpoint]) -> str:
-    """The model to start a conversation with: of those that chat, the one that comes first by priority and name."""
+    """The model to start a conversation with: of those that chat, the one that comes first by priority and
+    name."""
     asked = inventory.models
     chat = {e.name for e in endpoints if e.kind == "chat" and e.origin != "cloud"}
     chat = chat or {name for name, model in asked.items() if model.kind == "chat"}

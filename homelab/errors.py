@@ -1,4 +1,5 @@
-"""The failures an operator can act on. The class of an error fixes the exit code; nothing here imports anything of ours.
+"""The failures an operator can act on. The class of an error fixes the exit code; nothing here imports
+anything of ours.
 
 HomelabError          1   deploy failed or cancelled
 ├── InventoryError    2   what you wrote
@@ -43,7 +44,8 @@ class DoesNotFit(HomelabError):
 
 
 class NodeError(HomelabError):
-    """A node that could not be reached or asked. `kind` names the reason for code that must tell them apart."""
+    """A node that could not be reached or asked. `kind` names the reason for code that must tell them
+    apart."""
 
     exit_code = 4
 

@@ -1,4 +1,5 @@
-"""What the agent saw on a node, as frozen values. Parsed once at the edge; unknown keys are ignored, so that keys may be added."""
+"""What the agent saw on a node, as frozen values. Parsed once at the edge; unknown keys are ignored, so
+that keys may be added."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ class GPU(Loose):
 
 
 class Docker(Loose):
-    """`reachable` is whether this user may talk to the engine; `error` says why not, in Docker's own words."""
+    """`reachable` is whether this user may talk to the engine; `error` says why not, in Docker's own
+    words."""
 
     version: str | None = None
     api_version: str | None = None
@@ -137,7 +139,8 @@ class DeployedService(Loose):
 
 
 class Weights(Loose):
-    """A model source as seen on a node: the header of the files, or how much of a hub repository lies in its cache."""
+    """A model source as seen on a node: the header of the files, or how much of a hub repository lies in
+    its cache."""
 
     source: str
     path: str | None = None
@@ -178,8 +181,9 @@ class Facts(Loose):
 
 
 class Measurement(Loose):
-    """One placement, healthy and asked once. `reported` are terms in the engine's own words, `used_bytes` what NVML (or the kernel, for
-    a model in RAM) counts for its process; `planned_bytes` is the sum of `predicted` on one device."""
+    """One placement, healthy and asked once. `reported` are terms in the engine's own words, `used_bytes`
+    what NVML (or the kernel, for a model in RAM) counts for its process; `planned_bytes` is the sum of
+    `predicted` on one device."""
 
     device: str
     engine: str
@@ -214,7 +218,8 @@ class NodeReport(Loose):
 
 
 class Survey(Loose):
-    """What all nodes said, and the headers of hub models: everything that planning needs, so that it can be replayed offline."""
+    """What all nodes said, and the headers of hub models: everything that planning needs, so that it can be
+    replayed offline."""
 
     schema_version: int = SCHEMA_VERSION
     nodes: Mapping[str, NodeReport] = Field(default_factory=dict)

@@ -1,5 +1,5 @@
-"""Does a model fit, what does each part of it take, which flags say so to the engine, and what would fit instead. Pure: shapes and devices in,
-numbers out."""
+"""Does a model fit, what does each part of it take, which flags say so to the engine, and what would fit
+instead. Pure: shapes and devices in, numbers out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ ANY = Device(vendor="nvidia", name="a GPU", total_bytes=1 << 50)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way to run a model: its source, the engine that reads it, what it is; `catalogued` when no header was read, and `why` not."""
+    """One way to run a model: its source, the engine that reads it, what it is; `catalogued` when no header
+    was read, and `why` not."""
 
     source: str
     engine: str
@@ -77,8 +78,8 @@ def fit(
     place: Place | None,
     others: Sequence[Candidate] = (),
 ) -> Fit:
-    """Whether the model fits on the device, and otherwise what does: shorter, smaller, fewer, another variant, a
-    part in RAM."""
+    """Whether the model fits on the device, and otherwise what does: shorter, smaller, fewer, another
+    variant, a part in RAM."""
     device = place.device if place else ANY
     try:
         footprint = take(candidate, request, device)
@@ -148,7 +149,8 @@ def said(candidate: Candidate, request: Request, footprint: Footprint, place: Pl
 
 
 def largest_context(candidate: Candidate, request: Request, place: Place) -> int:
-    """The longest context, in whole thousands, that fits: 0 when none does. What a model takes never falls as its context grows."""
+    """The longest context, in whole thousands, that fits: 0 when none does. What a model takes never falls
+    as its context grows."""
     limit = min(candidate.shape.max_context or request.context, 1 << 21)
 
     def fits(tokens: int) -> bool:
@@ -266,7 +268,8 @@ def _alternatives(
 
 
 def _last(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number up to `limit` that fits, 0 when none does; what does not fit does not fit with more either."""
+    """The largest number up to `limit` that fits, 0 when none does; what does not fit does not fit with
+    more either."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2

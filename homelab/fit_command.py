@@ -1,4 +1,5 @@
-"""The verb `fit`: reads a model's header from wherever it is, the device from a word or from a node, and asks `homelab.fit`.
+"""The verb `fit`: reads a model's header from wherever it is, the device from a word or from a node, and
+asks `homelab.fit`.
 
 Effects: files, the hub, nodes, and the agent's readers as subprocesses."""
 
@@ -33,7 +34,8 @@ WHAT_CONTEXT = 32768
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """The best variant of one model for one device, as it is shown by `--what`; None where none of them fits."""
+    """The best variant of one model for one device, as it is shown by `--what`; None where none of them
+    fits."""
 
     model: str
     licence: str
@@ -61,7 +63,8 @@ Answer = Fit | Rows | History
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What `homelab fit` was asked, as it was typed. `args` are options of one engine; null where not given."""
+    """What `homelab fit` was asked, as it was typed. `args` are options of one engine; null where not
+    given."""
 
     inventory: Path
     source: str | None = None
@@ -203,7 +206,8 @@ def run(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> Fit:
-    """What a model takes, and whether it fits: on the GPU named, on the best of a node's devices (`places`), or on none in particular.
+    """What a model takes, and whether it fits: on the GPU named, on the best of a node's devices
+    (`places`), or on none in particular.
 
     Raises InventoryError for a source, a size or a header that is no use."""
     engine = engine_of(engine, args or {})
@@ -286,7 +290,8 @@ def candidates(
 ) -> tuple[list[Candidate], list[Candidate]]:
     """What a source names, in order of preference, and the catalog's other variants of the same model.
 
-    The file's own header is taken where it can be had; the catalog answers for names of its own, without a network, and for gated repositories."""
+    The file's own header is taken where it can be had; the catalog answers for names of its own, without a
+    network, and for gated repositories."""
     known = load_catalog().find(source)
     path = Path(source).expanduser()
     if path.exists() and (path.suffix == ".gguf" or path.is_dir()):
@@ -301,7 +306,10 @@ def candidates(
 
         raise InventoryError(
             str(e),
-            hint=f"Or a name of the catalog{did_you_mean(source, load_catalog().entries)}: homelab fit --what lists them",
+            hint=(
+                f"Or a name of the catalog{did_you_mean(source, load_catalog().entries)}: "
+                "homelab fit --what lists them"
+            ),
         ) from e
     if parsed.path is not None:
         raise InventoryError(
@@ -376,7 +384,8 @@ def _document(path: Path) -> Mapping[str, Any]:
 
 
 def places_of(inventory: Path, node: str | None = None) -> list[Place]:
-    """The devices of one node of an inventory, or of all; as they were last seen where a node does not answer.
+    """The devices of one node of an inventory, or of all; as they were last seen where a node does not
+    answer.
 
     Raises InventoryError for an unknown node, NodeError for one that never answered."""
     from homelab.inventory import did_you_mean

@@ -1,5 +1,5 @@
-"""LiteLLM's configuration from the endpoints. Every key here was seen to take effect on LiteLLM 1.109.1 and 1.106.2
-(misspelt ones are ignored silently)."""
+"""LiteLLM's configuration from the endpoints. Every key here was seen to take effect on LiteLLM 1.109.1 and
+1.106.2 (misspelt ones are ignored silently)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OFFER = Offer(
     environment=PythonEnvironment(name="litellm", program="litellm"),
 )
 
-# The proxy's documentation pages, its admin pages and the download of the price list at start: nothing a household
-# needs open.
+# The proxy's documentation pages, its admin pages and the download of the price list at start: nothing a
+# household needs open.
 ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
     "LITELLM_MODE": "PRODUCTION",
@@ -32,15 +32,15 @@ ENVIRONMENT = {
 
 
 def key_variable(endpoint: Endpoint) -> str:
-    """The environment variable that carries one endpoint's key into the gateway. Names that read alike once they
-    are a variable's (`gpt-4` and `gpt.4`) are told apart by a hash."""
+    """The environment variable that carries one endpoint's key into the gateway. Names that read alike once
+    they are a variable's (`gpt-4` and `gpt.4`) are told apart by a hash."""
     plain = "".join(c if c.isascii() and c.isalnum() else "_" for c in endpoint.id).upper()
     return f"HOMELAB_KEY_{plain}_{hashlib.sha256(endpoint.id.encode()).hexdigest()[:6].upper()}"
 
 
 def told(endpoints: Sequence[Endpoint], node: str | None) -> list[dict[str, Any]]:
-    """What the gateway is told of each endpoint: a change of anything else about it is not the gateway's business.
-    `node` is where its container runs; None where it is a process."""
+    """What the gateway is told of each endpoint: a change of anything else about it is not the gateway's
+    business. `node` is where its container runs; None where it is a process."""
     return [
         {
             key: value
@@ -64,8 +64,8 @@ def configuration(
 ) -> dict[str, Any]:
     """The `model_list` and settings of LiteLLM's config.yaml, as plain values. `node`: as in `told`.
 
-    `hosted_vllm/` is right for vLLM and llama.cpp: `openai/` would send /v1/messages to /v1/responses, which they
-    lack."""
+    `hosted_vllm/` is right for vLLM and llama.cpp: `openai/` would send /v1/messages to /v1/responses,
+    which they lack."""
     models = [_outside(e) if e.origin == "cloud" else _inside(e, node) for e in endpoints]
     served = {e.name for e in endpoints}
     kept = {
@@ -77,8 +77,8 @@ def configuration(
     return {
         "model_list": models,
         "litellm_settings": {"drop_params": True, "anthropic_messages_estimate_initial_input_tokens": True},
-        # A node is cooled on its first failure: retries are drawn at random, so nothing else keeps them off a dead
-        # one.
+        # A node is cooled on its first failure: retries are drawn at random, so nothing else keeps them off
+        # a dead one.
         "router_settings": {
             "routing_strategy": "simple-shuffle",
             "num_retries": 2,

@@ -1,8 +1,9 @@
-"""How a service comes to run on a node: which program, with which devices, in what runtime, at what address. Pure.
+"""How a service comes to run on a node: which program, with which devices, in what runtime, at what
+address. Pure.
 
-By vendor it is `HOSTING` in the vendor's own file (`agent/accelerators/`): how a container gets the device, which
-flavours of image there are, the best first, and which variable makes devices visible to a process. What is
-missing is refused with a reason; another vendor's image is never put in its place."""
+By vendor it is `HOSTING` in the vendor's own file (`agent/accelerators/`): how a container gets the device,
+which flavours of image there are, the best first, and which variable makes devices visible to a process.
+What is missing is refused with a reason; another vendor's image is never put in its place."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ LOOPBACK = frozenset({"127.0.0.1", "::1"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosting:
-    """What a vendor's devices need. In a container: an entry of Compose's `reservations.devices`, to which the
-    devices' ids are added, or `devices` and `groups` as Compose has them."""
+    """What a vendor's devices need. In a container: an entry of Compose's `reservations.devices`, to which
+    the devices' ids are added, or `devices` and `groups` as Compose has them."""
 
     flavours: tuple[str, ...]
     reservation: Mapping[str, Any] = field(default_factory=dict)
@@ -71,8 +72,8 @@ def choose(
     *,
     running: Runtime | None = None,
 ) -> Choice:
-    """How a program runs on a node, on these GPUs or on none. `running`: how it runs there now, which stays so as
-    long as nobody wrote otherwise.
+    """How a program runs on a node, on these GPUs or on none. `running`: how it runs there now, which stays
+    so as long as nobody wrote otherwise.
 
     Raises Refused."""
     runtime = runtime_for(inventory.nodes[node], facts, running)
@@ -97,7 +98,8 @@ def runtime_for(node: Node, facts: Facts, running: Runtime | None = None) -> Run
         return "native"
     if docker is None:
         raise Refused(
-            "no Docker on this node: install it (https://docs.docker.com/engine/install), or `runtime: native`"
+            "no Docker on this node: install it "
+            "(https://docs.docker.com/engine/install), or `runtime: native`"
         )
     if not docker.reachable:
         raise Refused(

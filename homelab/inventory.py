@@ -1,4 +1,5 @@
-"""The wanted state: nodes, models, gateway, cloud. YAML text -> frozen values; every mistake at once, each with its line."""
+"""The wanted state: nodes, models, gateway, cloud. YAML text -> frozen values; every mistake at once, each
+with its line."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 ClusterName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-# What ends up in a command line, a host name or an image reference: no blanks, quotes, `$` or control characters.
+# What ends up in a command line, a host name or an image reference: no blanks, quotes, `$` or control
+# characters.
 Plain = Annotated[str, StringConstraints(pattern=r"^[^\s$'\"`\\\x00-\x1f\x7f]+$")]
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
 Count = Annotated[int, Field(ge=1, le=1024, strict=True)]
@@ -48,12 +50,14 @@ Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=100_000_000, st
 
 
 class Strict(BaseModel):
-    # Validators are built when an inventory is first read, all at once: built class by class they cost twice the time.
+    # Validators are built when an inventory is first read, all at once: built class by class they cost
+    # twice the time.
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Node(Strict):
-    """`host` is where SSH goes, `address` where other machines reach the node's services (default: where SSH arrived)."""
+    """`host` is where SSH goes, `address` where other machines reach the node's services (default: where
+    SSH arrived)."""
 
     host: Plain
     user: Plain | None = None
@@ -68,7 +72,8 @@ class Node(Strict):
 
     @property
     def is_local(self) -> bool:
-        """This machine itself, without SSH. A forwarded port of a virtual machine (`localhost`, port 2222) is reached by SSH."""
+        """This machine itself, without SSH. A forwarded port of a virtual machine (`localhost`, port 2222)
+        is reached by SSH."""
         return self.host in LOCAL_HOSTS and self.port == 22
 
 
@@ -106,7 +111,8 @@ class Variant(Strict):
     def _known(cls, value: str) -> str:
         if value not in engines():
             raise ValueError(
-                f"no engine `{value}`{did_you_mean(value, engines())}; there are {', '.join(sorted(engines()))}"
+                f"no engine `{value}`{did_you_mean(value, engines())}; there are "
+                f"{', '.join(sorted(engines()))}"
             )
         return value
 
@@ -175,7 +181,8 @@ class Gateway(Strict):
 
 
 class Cloud(Strict):
-    """A model outside the house. Prompts go there only if a client asks for it or a fallback that you wrote names it."""
+    """A model outside the house. Prompts go there only if a client asks for it or a fallback that you wrote
+    names it."""
 
     model: Plain
     api_key: Annotated[str, StringConstraints(pattern=r"^env:[A-Za-z_][A-Za-z0-9_]*$")] | None = None
@@ -278,7 +285,8 @@ def _refused(path: str, mistakes: list[str]) -> InventoryError:
 
 
 def _walk(node: yaml.Node, where: Path) -> Iterator[tuple[Path, int, bool]]:
-    """Every key and item with its line, and whether the key stood there before (YAML itself takes the last one silently)."""
+    """Every key and item with its line, and whether the key stood there before (YAML itself takes the last
+    one silently)."""
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -332,7 +340,9 @@ def _mistake(loc: Path, error: Any, lines: Mapping[Path, int]) -> tuple[int, str
                 "write `env:NAME`, the environment variable that holds it: no secret belongs into this file"
             )
     elif kind == "literal_error":
-        what = f"{error['input']!r} is not one of {error['ctx']['expected']}{did_you_mean(error['input'], re.findall(chr(39) + '([^' + chr(39) + ']+)', error['ctx']['expected']))}"
+        expected = error["ctx"]["expected"]
+        close = did_you_mean(error["input"], re.findall("'([^']+)", expected))
+        what = f"{error['input']!r} is not one of {expected}{close}"
     elif kind not in ("value_error",):
         what = f"{what[0].lower()}{what[1:]}, not {error['input']!r}"
     return _line(where, lines), f"{_dotted(where)}: {what}"
@@ -363,8 +373,8 @@ def _fields_at(where: Path) -> list[str]:
 
 
 def _sound_part(data: dict[str, Any], wrong: list[Path]) -> tuple[Inventory | None, frozenset[str]]:
-    """The inventory without the entries that are wrong by themselves, and their names: so that what is wrong between the others is
-    said in the same breath."""
+    """The inventory without the entries that are wrong by themselves, and their names: so that what is
+    wrong between the others is said in the same breath."""
     rest = {k: dict(v) if isinstance(v, dict) else v for k, v in data.items()}
     gone = {""}
     for loc in wrong:
@@ -386,7 +396,8 @@ def _sound_part(data: dict[str, Any], wrong: list[Path]) -> tuple[Inventory | No
 
 
 def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -> Iterator[tuple[Path, str]]:
-    """What is wrong between entries that are right by themselves. Names in `gone` are known, though their entries are not here."""
+    """What is wrong between entries that are right by themselves. Names in `gone` are known, though their
+    entries are not here."""
     nodes, models = inventory.nodes, inventory.models
     names = [*models, *inventory.cloud]
     if not nodes and not gone:

@@ -22,7 +22,8 @@ START_LINES = 600  # sizes are told while a model is loaded
 async def measure(
     inventory: Inventory, layout: Layout, survey: Survey, services: Collection[tuple[str, str]]
 ) -> tuple[Measurement, ...]:
-    """Measure these services (node, name), as the survey taken after their start shows them, and keep the figures.
+    """Measure these services (node, name), as the survey taken after their start shows them, and keep the
+    figures.
 
     A node that is gone again is passed over: what was deployed is not worse for it."""
     wanted = [p for p in layout if (p.node, p.service) in services]

@@ -1,4 +1,5 @@
-"""Predicted against real: what an engine reported and the driver counted for a placement, beside what was planned. Pure."""
+"""Predicted against real: what an engine reported and the driver counted for a placement, beside what was
+planned. Pure."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ RESERVES = frozenset({"reserve", "prompt_cache", "checkpoints"})
 
 
 def error(m: Measurement) -> float | None:
-    """How far the prediction is off, as a share of what is really used; above zero where too much was predicted. What a reserve is kept
-    for is not used yet, so it is no part of it."""
+    """How far the prediction is off, as a share of what is really used; above zero where too much was
+    predicted. What a reserve is kept for is not used yet, so it is no part of it."""
     if not m.used_bytes:
         return None
     return sum(size for name, size in m.predicted.items() if name not in RESERVES) / m.used_bytes - 1
@@ -38,10 +39,11 @@ def merged(old: Iterable[Measurement], new: Iterable[Measurement]) -> tuple[Meas
 
 
 def learned(measurements: Sequence[Measurement], device: str, engine: str, version: str) -> dict[str, int]:
-    """Empirical terms as they were measured for this device, engine and version: the median over what ran there.
+    """Empirical terms as they were measured for this device, engine and version: the median over what ran
+    there.
 
-    The context outside an engine's budget is what the driver counts beyond the terms that the engine reported. A figure that would make
-    a plan smaller than half of what experience says is not believed."""
+    The context outside an engine's budget is what the driver counts beyond the terms that the engine
+    reported. A figure that would make a plan smaller than half of what experience says is not believed."""
     samples: dict[str, list[int]] = {}
     for m in measurements:
         if (m.device, m.engine, m.version) != (device, engine, version):

@@ -17,7 +17,8 @@ from homelab.inventory import Inventory, load
 from homelab.nodes import connect
 from homelab.secrets import Secrets
 
-# What is not needed before the nodes are asked is imported where it is: most of it while they answer, and what only planning needs there.
+# What is not needed before the nodes are asked is imported where it is: most of it while they answer, and
+# what only planning needs there.
 if TYPE_CHECKING:
     from homelab.ask import Answer
     from homelab.deploy.events import Tell
@@ -53,7 +54,8 @@ def read_inventory(path: Path) -> Household:
 
 
 async def survey_nodes(household: Household, meanwhile: Callable[[], object] = bool) -> Discovery:
-    """What all nodes say now; what the silent ones said before is kept with it, and all of it is remembered."""
+    """What all nodes say now; what the silent ones said before is kept with it, and all of it is
+    remembered."""
     inventory = household.inventory
     discovery = await discover(inventory, meanwhile=meanwhile)
     silent = [name for name, report in discovery.survey.nodes.items() if report.facts is None]
@@ -75,7 +77,8 @@ async def with_models(household: Household, survey: Survey, *, everything: bool 
     """The survey with the headers of the models that must be planned (or, to save it for others, of all)."""
     from homelab.placement import unsettled
 
-    # A file of the controller is looked at each time: where it lies on the nodes is named after its size and time.
+    # A file of the controller is looked at each time: where it lies on the nodes is named after its size
+    # and time.
     ours = {
         n
         for n, m in household.inventory.models.items()
@@ -101,7 +104,8 @@ def read_facts(path: Path) -> Survey:
 
 
 def check_variables(household: Household) -> None:
-    """Raises InventoryError naming every environment variable that the inventory needs and that is not set."""
+    """Raises InventoryError naming every environment variable that the inventory needs and that is not
+    set."""
     missing = [
         f"{household.path}: {where}: environment variable {name} is not set"
         for name, where in household.inventory.variables().items()
@@ -155,8 +159,8 @@ async def roll_out(
     tell: Tell,
     answered: Callable[[Answer | HomelabError], None],
 ) -> Rollout:
-    """Deploy, ask every model that should answer one question of its kind, and look again: what is remembered of a
-    node that sleeps later, and what was predicted beside what is used."""
+    """Deploy, ask every model that should answer one question of its kind, and look again: what is
+    remembered of a node that sleeps later, and what was predicted beside what is used."""
     from homelab.ask import ask
     from homelab.deploy.apply import deploy
     from homelab.measure import measure
@@ -193,7 +197,10 @@ def make_secrets(household: Household, survey: Survey) -> Secrets:
     node = household.inventory.gateway.node
     if not survey.nodes[node].reachable:
         raise NodeError(
-            f"The gateway's node `{node}` cannot be asked for the cluster's keys, and this controller has none",
+            (
+                f"The gateway's node `{node}` cannot be asked for the cluster's keys, and "
+                "this controller has none"
+            ),
             cause=((e := survey.nodes[node].error) and e.message) or "",
             hint="Bring that node up first",
         )
@@ -203,7 +210,8 @@ def make_secrets(household: Household, survey: Survey) -> Secrets:
 
 
 async def secrets_of(household: Household, survey: Survey | None = None) -> Secrets | None:
-    """The cluster's keys from this controller, else read back from the gateway's node; None if there are none."""
+    """The cluster's keys from this controller, else read back from the gateway's node; None if there are
+    none."""
     inventory = household.inventory
     if (mine := state.load_secrets(inventory.cluster)) is not None:
         return mine

@@ -20,8 +20,8 @@ ALIVE = frozenset({"running", "starting", "unhealthy"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What happens to one service on one node. `wanted` is null for a removal, `actual` for a creation; `blocked`
-    says why it cannot be done, `newer` what this homelab would write otherwise."""
+    """What happens to one service on one node. `wanted` is null for a removal, `actual` for a creation;
+    `blocked` says why it cannot be done, `newer` what this homelab would write otherwise."""
 
     action: Action
     node: str
@@ -62,8 +62,8 @@ def diff(
     survey: Survey,
     options: Options = Options(),
 ) -> Plan:
-    """The changes from what runs (services that carry this cluster's label) to what should run. What was asked for
-    as it is now, and runs where it should, stays: whatever this homelab would write for it."""
+    """The changes from what runs (services that carry this cluster's label) to what should run. What was
+    asked for as it is now, and runs where it should, stays: whatever this homelab would write for it."""
     actual: dict[tuple[str, str], list[DeployedService]] = {}
     for node, report in survey.nodes.items():
         for service in report.facts.services if report.facts else ():
@@ -180,8 +180,8 @@ def _is_asked(inventory: Inventory, service: Service, there: DeployedService, *,
 
 
 def _same_numbers(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether one placement is the other. What follows from its device's total is no part of that, nor what only one
-    of two releases writes down."""
+    """Whether one placement is the other. What follows from its device's total is no part of that, nor what
+    only one of two releases writes down."""
     both = (recorded.keys() & wanted.keys()) - {"bytes"}
     return all(recorded[key] == wanted[key] for key in both)
 

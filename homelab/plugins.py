@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 class Plugins(Mapping[str, T]):
-    """The modules of a package that satisfy a Protocol, by name, which is their file's; each is imported when it
-    is first asked for."""
+    """The modules of a package that satisfy a Protocol, by name, which is their file's; each is imported
+    when it is first asked for."""
 
     def __init__(self, package: ModuleType, protocol: type[T]) -> None:
         self._package, self._protocol = package.__name__, protocol

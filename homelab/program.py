@@ -15,8 +15,8 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonEnvironment:
-    """Packages of the lock `templates/native/NAME.lock`. `program` is a file that stands beside the lock, or else
-    a command that the packages install."""
+    """Packages of the lock `templates/native/NAME.lock`. `program` is a file that stands beside the lock,
+    or else a command that the packages install."""
 
     name: str
     program: str
@@ -35,8 +35,8 @@ Program = Container | PythonEnvironment | Executable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
     """The forms in which an engine or the gateway can be had: images by flavour, exact tags that were seen on
-    their registries; a Python environment of ours, and whether that is built for GPUs; the name of an executable
-    that people may have."""
+    their registries; a Python environment of ours, and whether that is built for GPUs; the name of an
+    executable that people may have."""
 
     name: str
     images: Mapping[str, str] = field(default_factory=dict)

@@ -19,7 +19,8 @@ from homelab.secrets import Secrets
 from homelab.service import Mount, Service, Unit, Upload, cluster_directory
 from homelab.templating import render_template
 
-# LiteLLM holds 320-530 MB (measured idle, under 50 streams and with its pages opened): 512m would not be safe.
+# LiteLLM holds 320-530 MB (measured idle, under 50 streams and with its pages opened): 512m would not be
+# safe.
 GATEWAY_MEMORY = "1g"
 HUB_CACHE = ".cache/huggingface"
 # No engine phones home, whatever its default is.
@@ -78,7 +79,8 @@ def _engine(
     variant = model.variants[p.variant]
     weights, mounts, uploads = _weights(inventory, p, facts, survey)
     in_container = p.runtime == "docker"
-    # Inside its own network namespace an engine listens on all addresses; Compose publishes it on the node's one.
+    # Inside its own network namespace an engine listens on all addresses; Compose publishes it on the
+    # node's one.
     host = "0.0.0.0" if in_container and p.address not in LOOPBACK else p.address
     launch = p.launch(weights=weights, host=host)
     environment = {**QUIET, **engine.environment(launch)}
@@ -125,7 +127,8 @@ def _engine(
 def _weights(
     inventory: Inventory, p: Placement, facts: Facts, survey: Survey
 ) -> tuple[str, tuple[Mount, ...], tuple[Upload, ...]]:
-    """What the engine is told to load, the folder that it must see, and the file that must be brought there first."""
+    """What the engine is told to load, the folder that it must see, and the file that must be brought there
+    first."""
     source = inventory.models[p.model].variants[p.variant].parsed
     if source.where == "hub":
         return source.text, (), ()

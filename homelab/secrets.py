@@ -19,19 +19,21 @@ def engine_key_reference(node: str, service: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Secrets:
-    """`gateway_key` is what clients send; every engine's own key is derived from `engine_secret`, so none of them must be stored."""
+    """`gateway_key` is what clients send; every engine's own key is derived from `engine_secret`, so none
+    of them must be stored."""
 
     gateway_key: SecretStr
     engine_secret: SecretStr
 
     def engine_key(self, node: str, service: str) -> SecretStr:
-        """The key that one engine demands: HMAC-SHA256 of its place, so that it reveals nothing about the others."""
+        """The key that one engine demands: HMAC-SHA256 of its place, so that it reveals nothing about the
+        others."""
         secret = self.engine_secret.get_secret_value().encode()
         return SecretStr("sk-" + hmac.new(secret, f"{node}/{service}".encode(), hashlib.sha256).hexdigest())
 
     def resolve(self, reference: str | None, environ: Mapping[str, str]) -> SecretStr | None:
-        """The secret that a reference names: `env:NAME` of the environment, or an engine's own; None where there is
-        none."""
+        """The secret that a reference names: `env:NAME` of the environment, or an engine's own; None where
+        there is none."""
         if not reference:
             return None
         kind, _, name = reference.partition(":")

@@ -55,9 +55,10 @@ class Unit:
     """What should run, whatever runs it. `arguments` follow the image's entry point or the native program.
 
     `serves` are the models that it answers for, `after` the roles that must be healthy before it is started.
-    `health` is a path that answers 200, `health_command` a line for sh that succeeds when it is healthy, where
-    a GET of that path does not tell. `volumes` are kept by name for the whole cluster: {name: where it sees them}.
-    `asked` is what somebody wrote that concerns it, `numbers` what was decided: neither is part of what it is."""
+    `health` is a path that answers 200, `health_command` a line for sh that succeeds when it is healthy,
+    where a GET of that path does not tell. `volumes` are kept by name for the whole cluster: {name: where
+    it sees them}. `asked` is what somebody wrote that concerns it, `numbers` what was decided: neither is
+    part of what it is."""
 
     cluster: str
     node: str
@@ -98,8 +99,8 @@ class Unit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """One rendered service. `spec` identifies it: the hash of all that is written for it. What lies on its node
-    `already` is started as it lies there: nothing is written or brought for it."""
+    """One rendered service. `spec` identifies it: the hash of all that is written for it. What lies on its
+    node `already` is started as it lies there: nothing is written or brought for it."""
 
     unit: Unit
     runtime: Runtime
@@ -143,8 +144,8 @@ def cluster_directory(cluster: str) -> str:
 
 
 def files_hash(files: Mapping[str, str], program: str = "") -> str:
-    """The hash of a service's files by name, without labels, names that hold a hash, and the values of secrets; and
-    of a program of ours. A line that says which homelab wrote a file is left out."""
+    """The hash of a service's files by name, without labels, names that hold a hash, and the values of
+    secrets; and of a program of ours. A line that says which homelab wrote a file is left out."""
     contents = {
         name: "".join(line for line in text.splitlines(keepends=True) if not line.startswith(VERSION_COMMENT))
         for name, text in files.items()
@@ -197,7 +198,8 @@ def labels_of(unit: Unit, files: str) -> dict[str, str]:
 def assembled(
     unit: Unit, runtime: Runtime, hashed: str, files: Mapping[str, str], beside: Sequence[File] = ()
 ) -> Service:
-    """The service whose files are these, in the folder of this revision; its environment only for the user."""
+    """The service whose files are these, in the folder of this revision; its environment only for the
+    user."""
     spec = spec_of(unit, hashed)
     directory = f"{cluster_directory(unit.cluster)}/{unit.name}/{spec}"
     own = [

@@ -1,4 +1,5 @@
-"""What the controller remembers of a cluster: its keys, and what its nodes last said. 0600 files under the user's state directory."""
+"""What the controller remembers of a cluster: its keys, and what its nodes last said. 0600 files under the
+user's state directory."""
 
 from __future__ import annotations
 
@@ -99,7 +100,8 @@ def _measurements(cluster: str) -> Path:
 
 
 def forget(cluster: str) -> None:
-    """Remove what is kept of a cluster that is gone. What was measured stays in the cache: it is true of the machines, not of the cluster."""
+    """Remove what is kept of a cluster that is gone. What was measured stays in the cache: it is true of
+    the machines, not of the cluster."""
     for name in ("secrets.json", "gateway.key", "survey.json", "lock"):
         (directory(cluster) / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):

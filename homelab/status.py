@@ -1,4 +1,5 @@
-"""Health of what should run: the gateway, every model's instances, memory planned and used, and the context really served."""
+"""Health of what should run: the gateway, every model's instances, memory planned and used, and the context
+really served."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from homelab.service import numbers_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """One instance of a model. `state` is the service's, or `away` where its node does not answer. Bytes are per device."""
+    """One instance of a model. `state` is the service's, or `away` where its node does not answer. Bytes
+    are per device."""
 
     node: str
     service: str

@@ -1,4 +1,5 @@
-"""Jinja2 with the two rules that keep rendered YAML honest: unknown variables are errors, and every value passes one filter."""
+"""Jinja2 with the two rules that keep rendered YAML honest: unknown variables are errors, and every value
+passes one filter."""
 
 from __future__ import annotations
 

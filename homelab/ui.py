@@ -1,4 +1,5 @@
-"""All that is shown. stdout is data (tables, plan, JSON), stderr is talk (progress, questions, errors). Words carry the meaning, colour decorates."""
+"""All that is shown. stdout is data (tables, plan, JSON), stderr is talk (progress, questions, errors).
+Words carry the meaning, colour decorates."""
 
 from __future__ import annotations
 
@@ -162,7 +163,10 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
     unified = any(g.memory_kind == "unified" for r in survey.nodes.values() if r.facts for g in r.facts.gpus)
     count = len(survey.nodes)
     write(
-        f"{count} node{'s' if count != 1 else ''}, {reachable} reachable, {gib(free)} GiB free, {seconds:.1f} s"
+        (
+            f"{count} node{'s' if count != 1 else ''}, {reachable} reachable, {gib(free)} GiB "
+            f"free, {seconds:.1f} s"
+        )
         + ("  * unified memory, shared with the system" if unified else "")
     )
 
@@ -218,7 +222,8 @@ def planned(plan: Plan) -> None:
         if here:
             bar = _bar([(p.service, p.bytes) for p in here], slot.free_bytes, slot.device.total_bytes)
             out.print(
-                f"[bold]{escape(slot.node)} {escape(slot.label)}[/]  {escape(bar)}  {gib(slot.device.total_bytes)} GiB {escape(slot.device.name)}"
+                f"[bold]{escape(slot.node)} {escape(slot.label)}[/]  {escape(bar)}  "
+                f"{gib(slot.device.total_bytes)} GiB {escape(slot.device.name)}"
             )
         for p in here:
             change = next((c for c in plan.changes if (c.node, c.service) == (p.node, p.service)), None)
@@ -271,7 +276,8 @@ def _change(change: Any, p: Placement | None) -> None:
             else ""
         )
         out.print(
-            f"{head} {p.engine}  {p.request.context} ctx × {p.request.concurrency}  {gib(p.bytes)} GiB{flags}  {escape(p.source)}"
+            f"{head} {p.engine}  {p.request.context} ctx × {p.request.concurrency}  "
+            f"{gib(p.bytes)} GiB{flags}  {escape(p.source)}"
         )
         # What is only started again needs no reason for its place.
         why = {"replace": f"{change.reason}; {p.reason}", "restart": change.reason}.get(
@@ -287,7 +293,8 @@ def _change(change: Any, p: Placement | None) -> None:
 
 
 def _elsewhere(p: Placement) -> list[str]:
-    """Why not in other places: those with the same reason in one line, without those that could never have been meant."""
+    """Why not in other places: those with the same reason in one line, without those that could never have
+    been meant."""
     places: dict[str, list[str]] = {}
     for line in p.elsewhere:
         place, _, why = line.partition(": ")
@@ -307,7 +314,8 @@ def _terms(p: Placement, *, host: bool) -> str:
 
 
 def _bar(parts: Sequence[tuple[str, int]], free_bytes: int, total_bytes: int) -> str:
-    """A device: ours by name, what is free, what others hold. It ends in `>` where the parts are more than there is room for."""
+    """A device: ours by name, what is free, what others hold. It ends in `>` where the parts are more than
+    there is room for."""
     others = max(total_bytes - max(free_bytes, 0) - sum(size for _, size in parts), 0)
     whole = max(total_bytes, sum(size for _, size in parts), 1)
     cells = []
@@ -339,7 +347,8 @@ def shown_fit(fit: Fit) -> None:
     """Terms, the split of the device, verdict, flags; what would fit instead."""
     where = f" on {fit.place.label or fit.place.device.name}" if fit.place else ""
     write(
-        f"{fit.candidate.source}  {fit.candidate.engine}  {fit.request.context} ctx × {fit.request.concurrency}{where}"
+        f"{fit.candidate.source}  {fit.candidate.engine}  {fit.request.context} ctx × "
+        f"{fit.request.concurrency}{where}"
     )
     terms = table("TERM", "GiB", "GRADE", "WHERE", right=("GiB",))
     device = "RAM" if fit.place and fit.place.device.vendor == "cpu" else "GPU"
@@ -418,7 +427,8 @@ class Progress:
         colour = {"healthy": "green", "failed": "red", "rolled-back": "yellow"}.get(event.step, "cyan")
         text = f"  {escape(event.text)}" if event.text else ""
         err.print(
-            f"[dim]{now - self._begun:6.1f} s[/]  {escape(event.node)}  {escape(event.service):<20} [{colour}]{event.step}[/]{text}"
+            f"[dim]{now - self._begun:6.1f} s[/]  {escape(event.node)}  "
+            f"{escape(event.service):<20} [{colour}]{event.step}[/]{text}"
         )
         if event.error is not None:
             error(event.error)
@@ -483,10 +493,16 @@ def shown_status(status: Status) -> None:
             )
         else:
             gpus = ", ".join(
-                f"{g.name.removeprefix('NVIDIA ')} {gib(g.memory_free_bytes)} of {gib(g.memory_total_bytes)} free"
+                (
+                    f"{g.name.removeprefix('NVIDIA ')} {gib(g.memory_free_bytes)} of "
+                    f"{gib(g.memory_total_bytes)} free"
+                )
                 for g in report.facts.gpus
             )
-            ram = f"RAM {gib(report.facts.memory_available_bytes)} of {gib(report.facts.memory_total_bytes)} free"
+            ram = (
+                f"RAM {gib(report.facts.memory_available_bytes)} of "
+                f"{gib(report.facts.memory_total_bytes)} free"
+            )
             nodes.add_row(
                 name,
                 "[green]up[/]",
@@ -497,7 +513,8 @@ def shown_status(status: Status) -> None:
     write()
     g = status.gateway
     out.print(
-        f"gateway  {escape(g.url or '-')}  on {escape(g.node)}  {'[green]healthy[/]' if g.healthy else f'[red]{escape(g.state)}[/]'}"
+        f"gateway  {escape(g.url or '-')}  on {escape(g.node)}  "
+        f"{'[green]healthy[/]' if g.healthy else f'[red]{escape(g.state)}[/]'}"
     )
 
 
@@ -555,5 +572,6 @@ def shown_history(measured: Sequence[Measurement]) -> None:
     errors = sorted(abs(e) for m in measured if (e := error(m)) is not None)
     if errors:
         write(
-            f"Median error {errors[len(errors) // 2]:.1%} over {len(errors)} placements; reserves for later growth are left out of it"
+            f"Median error {errors[len(errors) // 2]:.1%} over {len(errors)} placements; "
+            "reserves for later growth are left out of it"
         )

@@ -1,6 +1,7 @@
 """What is often promised for a card of this or that size, planned as homelab would: python bench/fit cards
 
-The cards report what CUDA reports on them, with nothing else in their memory; the models are those of the catalog."""
+The cards report what CUDA reports on them, with nothing else in their memory; the models are those of the
+catalog."""
 
 from __future__ import annotations
 
@@ -83,8 +84,12 @@ def planned(size: int, asks: tuple[Ask, ...]) -> Layout:
         variant = next(v for v in entry.variants if v.weights == ask.weights)
         small = (FP8 if variant.engine == "vllm" else Q8) if ask.small_cache else {}
         models[f"{ask.model}-{number}"] = {
-            "engine": variant.engine, "source": variant.source, "context": ask.context, "concurrency": 1, "args": small,
-        }  # fmt: skip
+            "engine": variant.engine,
+            "source": variant.source,
+            "context": ask.context,
+            "concurrency": 1,
+            "args": small,
+        }
         known[variant.source] = Weights(source=variant.source, header=entry.document(variant), bytes=1)
     text = yaml.safe_dump(
         {"gateway": {"node": "box"}, "nodes": {"box": {"host": "192.168.1.10"}}, "models": models}
@@ -116,6 +121,7 @@ def table() -> str:
         left = f"{next(s.free_bytes for s in layout.slots if s.gpus) / 2**30:.2f} GiB left"
         verdict = "no" if layout.unplaced else "yes"
         lines.append(
-            f"| {size} GB | {' + '.join(map(str, asks))} | **{verdict}** | {needs or '-'} | {splits or '-'} | {why or left} |"
+            f"| {size} GB | {' + '.join(map(str, asks))} | **{verdict}** | {needs or '-'} "
+            f"| {splits or '-'} | {why or left} |"
         )
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """Writes down what a release is: python -m tests.release
 
-`tests/releases/VERSION/`: households with the labels and files that this release gives them, as their nodes report
-them. Later releases must take them over without a change (`test_identity.py`). Written once, never anew."""
+`tests/releases/VERSION/`: households with the labels and files that this release gives them, as their nodes
+report them. Later releases must take them over without a change (`test_identity.py`). Written once, never
+anew."""
 
 from __future__ import annotations
 
@@ -47,9 +48,11 @@ models:
       - {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, args: {kv_cache_dtype: fp8}}
       - {engine: llamacpp, source: "Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M"}
   split: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 32k, args: {-tp: 2}}
-  pair: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, replicas: 2, priority: 5, args: {enforce-eager: true}}
+  pair:
+    {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, replicas: 2, priority: 5, args: {enforce-eager: true}}
   embed: {kind: embedding, engine: llamacpp, source: /models/tiny.gguf, context: 512, node: server, gpu: 1}
-  own: {engine: llamacpp, source: /models/tiny.gguf, context: 2048, node: laptop, port: 9000, args: {ctk: q8_0}}
+  own:
+    {engine: llamacpp, source: /models/tiny.gguf, context: 2048, node: laptop, port: 9000, args: {ctk: q8_0}}
 cloud: {claude: {model: anthropic/claude-sonnet-4-6, api_key: env:ANTHROPIC_API_KEY}}
 fallbacks: {big: [pair, claude]}
 """

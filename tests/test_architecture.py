@@ -14,10 +14,40 @@ from homelab.runtimes import RENDER
 
 ROOT = Path(__file__).parent.parent
 PURE = {
-    "errors", "facts", "inventory", "program", "hosting", "endpoints", "asked", "plugins", "clients", "secrets", "service", "templating", "resources", "placement", "gateway", "render", "plan", "documents",
-    "engines", "measured", "runtimes", "models.header", "models.shape", "models.gguf", "models.huggingface", "models.paged_kv", "models.source",
-    "models.catalog", "models.tensors", "models.ggml_graph", "models.projector", "fit", "cards",
-}  # fmt: skip
+    "errors",
+    "facts",
+    "inventory",
+    "program",
+    "hosting",
+    "endpoints",
+    "asked",
+    "plugins",
+    "clients",
+    "secrets",
+    "service",
+    "templating",
+    "resources",
+    "placement",
+    "gateway",
+    "render",
+    "plan",
+    "documents",
+    "engines",
+    "measured",
+    "runtimes",
+    "models.header",
+    "models.shape",
+    "models.gguf",
+    "models.huggingface",
+    "models.paged_kv",
+    "models.source",
+    "models.catalog",
+    "models.tensors",
+    "models.ggml_graph",
+    "models.projector",
+    "fit",
+    "cards",
+}
 EFFECTS = {
     "asyncio",
     "asyncssh",
@@ -115,7 +145,8 @@ def test_only_ssh_imports_asyncssh_and_only_deploy_the_docker_library() -> None:
 
 
 def test_only_deploy_changes_a_machine() -> None:
-    """`put`, `upload` and commands that write are called nowhere else; the agent's own folder is filled by discover."""
+    """`put`, `upload` and commands that write are called nowhere else; the agent's own folder is filled by
+    discover."""
     for name, tree in modules().items():
         if name.startswith(("deploy", "nodes")):
             continue

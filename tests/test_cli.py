@@ -146,7 +146,8 @@ def test_a_file_that_is_no_survey_is_refused(homelab, tmp_path: Path, content: s
 
 def test_what_does_not_fit_is_exit_3_with_the_arithmetic(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "inventory.yml").write_text(
-        "gateway: {node: workstation}\nnodes: {workstation: {host: 10.0.0.1}}\nmodels: {m: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 40960, concurrency: 8}}\n"
+        "gateway: {node: workstation}\nnodes: {workstation: {host: 10.0.0.1}}\nmodels: "
+        "{m: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 40960, concurrency: 8}}\n"
     )
     (tmp_path / "facts.json").write_text(
         survey(dict(household().models), workstation=workstation()).model_dump_json()
@@ -158,7 +159,10 @@ def test_what_does_not_fit_is_exit_3_with_the_arithmetic(homelab, tmp_path: Path
 
 
 def test_a_missing_environment_variable_is_named_before_anything_is_asked(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    text = "gateway: {node: a}\nnodes: {a: {host: localhost}}\ncloud: {c: {model: anthropic/x, api_key: env:NOT_THERE}}\n"
+    text = (
+        "gateway: {node: a}\nnodes: {a: {host: localhost}}\ncloud: {c: {model: anthropic/x, "
+        "api_key: env:NOT_THERE}}\n"
+    )
     (tmp_path / "inventory.yml").write_text(text)
     for verb in (["plan"], ["deploy", "--yes"]):
         done = homelab(*verb)
@@ -177,7 +181,8 @@ def test_deploy_without_a_terminal_and_without_yes_refuses(homelab, tmp_path: Pa
 
 def test_discover_asks_this_machine_and_prints_the_documented_json(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "inventory.yml").write_text(
-        "gateway: {node: a}\nnodes: {a: {host: localhost, address: 192.168.0.9}, gone: {host: 127.0.0.1, port: 1, away: true}}\n"
+        "gateway: {node: a}\nnodes: {a: {host: localhost, address: 192.168.0.9}, gone: "
+        "{host: 127.0.0.1, port: 1, away: true}}\n"
     )
     done = homelab("discover", "--json")
     document = json.loads(done.stdout)["nodes"]["a"]
@@ -195,7 +200,10 @@ def test_discover_asks_this_machine_and_prints_the_documented_json(homelab, tmp_
 
 
 def test_a_node_that_refuses_is_a_row_and_exit_4_unless_it_is_away(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    text = "gateway: {node: a}\nnodes: {a: {host: localhost, address: 192.168.0.9}, gone: {host: 127.0.0.2, port: 1%s}}\n"
+    text = (
+        "gateway: {node: a}\nnodes: {a: {host: localhost, address: 192.168.0.9}, gone: "
+        "{host: 127.0.0.2, port: 1%s}}\n"
+    )
     (tmp_path / "inventory.yml").write_text(text % "")
     done = homelab("discover")
     assert done.returncode == 4

@@ -1,4 +1,5 @@
-"""The documents say what is true: generated parts are fresh, links and files exist, commands parse, every JSON key is named."""
+"""The documents say what is true: generated parts are fresh, links and files exist, commands parse, every
+JSON key is named."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("ben
 COMMANDS: Any = typer.main.get_command(app)
 # Begins like a command, and is what a program said.
 SAID = ("homelab agent needs", "homelab has a bug")
-# What a document calls a file of this repository: a path that begins in one of its folders, or a file at its top.
+# What a document calls a file of this repository: a path that begins in one of its folders, or a file at
+# its top.
 FOLDERS = "homelab|agent|docs|tests|templates|examples|requirements|bench"
 NAMED = re.compile(
     rf"`((?:{FOLDERS})/[\w./-]*|[\w.-]+\.(?:md|toml)|Makefile|LICENSE|inventory\.example\.yml)`|(?<!\S)((?:{FOLDERS})/[\w./-]+\.\w+)"
@@ -68,7 +70,8 @@ def typed(text: str) -> str:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Each `homelab …` that a reader could type, as words after the name; what follows `|`, `>`, `||`, `#` is left out."""
+    """Each `homelab …` that a reader could type, as words after the name; what follows `|`, `>`, `||`, `#`
+    is left out."""
     for line in code(text):
         line = re.sub(r"^(\$ |Next: )", "", line.strip())
         for part in re.split(r"\s(?:\|\|?|&&|·|>|#)\s*|;\s", line):
@@ -80,7 +83,8 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def complaint(words: list[str]) -> str:
-    """What is wrong with a command line, empty when it would parse. Values are not looked at: they may be FILE or MODEL."""
+    """What is wrong with a command line, empty when it would parse. Values are not looked at: they may be
+    FILE or MODEL."""
     command, rest = COMMANDS, list(words)
     while rest:
         word = rest.pop(0)
@@ -167,7 +171,8 @@ def test_make_targets_exist(path: Path) -> None:
 def test_a_wrong_command_is_caught() -> None:
     found = list(
         commands(
-            "```\n$ homelab plan --cheek\nhomelab deploi\n```\nor `homelab -v logs x --lines 3` and `homelab -i x status --json | cat`"
+            "```\n$ homelab plan --cheek\nhomelab deploi\n```\nor `homelab -v logs x "
+            "--lines 3` and `homelab -i x status --json | cat`"
         )
     )
     assert [bool(complaint(words)) for words in found] == [True, True, True, False]

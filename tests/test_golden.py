@@ -1,4 +1,5 @@
-"""Whole households: given an inventory and facts, exactly these files and this plan. `pytest --update-golden` writes them anew."""
+"""Whole households: given an inventory and facts, exactly these files and this plan. `pytest
+--update-golden` writes them anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How a program comes to run on a node: what is missing is refused, and nobody gets another vendor's image."""
+"""How a program comes to run on a node: what is missing is refused, and nobody gets another vendor's
+image."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What runs stays as it is: a later homelab, another controller, another way to the node or a driver that counts
-otherwise change nothing. What somebody asks for changes that, and nothing else."""
+"""What runs stays as it is: a later homelab, another controller, another way to the node or a driver that
+counts otherwise change nothing. What somebody asks for changes that, and nothing else."""
 
 from __future__ import annotations
 

@@ -107,7 +107,10 @@ def test_the_error_is_a_share_of_what_is_used_and_counts_no_reserve() -> None:
 
 def test_a_plan_for_something_new_counts_what_was_measured_on_that_card() -> None:
     wanted = load(
-        "gateway: {node: n}\nnodes: {n: {host: 10.0.0.1}}\nmodels: {t: {engine: llamacpp, source: /models/tiny.gguf, context: 2048}}\n",
+        (
+            "gateway: {node: n}\nnodes: {n: {host: 10.0.0.1}}\nmodels: {t: {engine: "
+            "llamacpp, source: /models/tiny.gguf, context: 2048}}\n"
+        ),
         "i",
     )
     found = survey(n=workstation(weights=(tiny_gguf(),)))

@@ -1,4 +1,5 @@
-"""One machine, no Docker, real llama.cpp and real LiteLLM as processes: the quickstart's own way, from nothing to nothing."""
+"""One machine, no Docker, real llama.cpp and real LiteLLM as processes: the quickstart's own way, from
+nothing to nothing."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A new engine, a new GPU vendor and a new client are one new file each: dropped into a copy of the program, they are
-planned, rendered and listed."""
+"""A new engine, a new GPU vendor and a new client are one new file each: dropped into a copy of the
+program, they are planned, rendered and listed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ TOY_ENGINE = '''
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from homelab.engines import ArgValue, Device, Footprint, Launch, Offload, Request, Term, canonical as names, flags
+from homelab.engines import ArgValue, Device, Footprint, Launch, Offload, Request, Term, flags
+from homelab.engines import canonical as names
 from homelab.models.shape import ModelShape
 from homelab.program import Offer
 

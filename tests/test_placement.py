@@ -58,7 +58,10 @@ def test_a_model_goes_to_the_tightest_device_that_holds_it() -> None:
 
 
 def test_a_better_variant_wins_wherever_it_fits_and_the_next_one_is_taken_where_not() -> None:
-    models = "t: {context: 4096, variants: [{engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ}, {engine: llamacpp, source: /models/tiny.gguf}]}"
+    models = (
+        "t: {context: 4096, variants: [{engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ}, "
+        "{engine: llamacpp, source: /models/tiny.gguf}]}"
+    )
     small = laptop(weights=(tiny_gguf(),))
     nodes = "laptop: {host: 192.168.1.12}"
     assert only(place(inventory(models, nodes, "laptop"), survey(HUB, laptop=small))).engine == "llamacpp"
@@ -113,7 +116,10 @@ def test_replicas_spread_over_nodes_and_then_over_gpus() -> None:
 
 
 def test_priorities_decide_who_stays_outside() -> None:
-    big = "a: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 8192, priority: %d}\n  b: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 8192, priority: %d}"
+    big = (
+        "a: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 8192, priority: %d}\n  "
+        "b: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 8192, priority: %d}"
+    )
     one = survey(HUB, workstation=workstation())
     nodes = "workstation: {host: 192.168.1.10}"
     assert only(place(inventory(big % (1, 2), nodes), one)).model == "b"
@@ -121,7 +127,8 @@ def test_priorities_decide_who_stays_outside() -> None:
 
 
 def test_a_context_range_grows_into_what_is_left_after_everybody_has_a_place() -> None:
-    models = "a: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: {min: 4096, max: 40960}, concurrency: 4}\n  b: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: {min: 4096, max: 40960}, concurrency: 4}"
+    each = "{engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: {min: 4096, max: 40960}, concurrency: 4}"
+    models = f"a: {each}\n  b: {each}"
     small = machine("workstation", gpu("NVIDIA GeForce RTX 4080", 16000))
     found = {
         p.model: p
@@ -134,9 +141,13 @@ def test_a_context_range_grows_into_what_is_left_after_everybody_has_a_place() -
 
 
 def test_contexts_grow_to_the_most_tokens_in_all() -> None:
-    """One model's tokens cost four times the other's: whatever the dear one had, the cheap one has more of."""
+    """One model's tokens cost four times the other's: whatever the dear one had, the cheap one has more
+    of."""
     models = "\n  ".join(
-        f"{name}: {{engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: {{min: 2048, max: 40960}}, concurrency: {n}, priority: {n}}}"
+        (
+            f"{name}: {{engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: {{min: 2048, max: "
+            f"40960}}, concurrency: {n}, priority: {n}}}"
+        )
         for name, n in (("dear", 8), ("cheap", 2))
     )
     for free_mib in range(13_000, 24_001, 1000):
@@ -265,7 +276,10 @@ def test_no_order_of_nodes_or_models_changes_the_decision() -> None:
 
 def test_nothing_is_ever_promised_twice() -> None:
     models = "\n  ".join(
-        f"m{i}: {{engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: {{min: 1024, max: 40960}}, concurrency: {i + 1}, replicas: 2}}"
+        (
+            f"m{i}: {{engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: {{min: 1024, max: "
+            f"40960}}, concurrency: {i + 1}, replicas: 2}}"
+        )
         for i in range(6)
     )
     layout = place(inventory(models), survey(HUB, workstation=workstation(), server=server()))

@@ -118,9 +118,9 @@ def test_a_port_that_a_stranger_holds_blocks_the_gateway() -> None:
 
 
 def test_changes_that_share_a_gpu_are_one_lane_and_others_are_not() -> None:
-    text = (
-        TEXT
-        + "  a: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 0}\n  b: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 0}\n  c: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: 1}\n"
+    text = TEXT + "".join(
+        f"  {name}: {{engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: {gpu}}}\n"
+        for name, gpu in (("a", 0), ("b", 0), ("c", 1))
     )
     text = text.replace("context: 2048, node: server", "context: 2048, node: server, gpu: 1")
     _, plan = make(text, fresh())

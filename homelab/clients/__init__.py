@@ -13,7 +13,8 @@ from homelab.plugins import Plugins
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """What a client needs: the gateway's address, the file that holds its key, and the model to start with."""
+    """What a client needs: the gateway's address, the file that holds its key, and the model to start
+    with."""
 
     url: str
     key_file: str

@@ -1,4 +1,5 @@
-"""The order of a deploy: make room, bring what is needed, start engines one after the other on each device, the gateway last, clean up."""
+"""The order of a deploy: make room, bring what is needed, start engines one after the other on each device,
+the gateway last, clean up."""
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ SECRETS_FILE = "secrets.json"
 
 
 async def deploy(inventory: Inventory, plan: Plan, secrets: Secrets, tell: Tell) -> Outcome:
-    """Carry out every change of the plan. A failure on one service or node stops nothing elsewhere; the gateway is changed last.
+    """Carry out every change of the plan. A failure on one service or node stops nothing elsewhere; the
+    gateway is changed last.
 
-    A service that cannot be started is taken away again and the one that it replaced is started in its place."""
+    A service that cannot be started is taken away again and the one that it replaced is started in its
+    place."""
     done: list[tuple[str, str]] = []
     failed: list[HomelabError] = []
 
@@ -59,7 +62,8 @@ def waves(changes: Sequence[Change]) -> list[list[Change]]:
 
 
 def lanes(changes: Sequence[Change]) -> list[list[Change]]:
-    """Changes that share a device, together: they start strictly one after the other, and make room for each other first."""
+    """Changes that share a device, together: they start strictly one after the other, and make room for
+    each other first."""
     groups: list[tuple[set[str], list[Change]]] = []
     for change in changes:
         assert change.wanted is not None
@@ -174,7 +178,8 @@ class _Node:
         await self._fetch(service)
 
     async def _fetch(self, service: Service) -> None:
-        """Bring the image or environment that several services may share: what cannot be had is asked for once."""
+        """Bring the image or environment that several services may share: what cannot be had is asked for
+        once."""
         if service.already:
             return
         program = service.unit.program
@@ -208,7 +213,8 @@ class _Node:
         self.done.append((change.node, change.service))
 
     async def _take_back(self, change: Change, service: Service) -> None:
-        """Undo a failed replacement; leave a failed newcomer stopped, so that it can be looked at and holds no memory."""
+        """Undo a failed replacement; leave a failed newcomer stopped, so that it can be looked at and holds
+        no memory."""
         mine = DeployedService(
             cluster=self.inventory.cluster,
             name=service.name,
@@ -245,9 +251,11 @@ class _Node:
 
 
 async def drop(session: Session, cluster: str, old: DeployedService) -> None:
-    """Stop a service for good and remove its files. Nothing outside the cluster's own folder is ever removed."""
+    """Stop a service for good and remove its files. Nothing outside the cluster's own folder is ever
+    removed."""
     await RUNTIMES[old.runtime].remove(session, old)
     directory = f"{cluster_directory(cluster)}/{old.name}"
     await session.run(
-        f"rm -rf -- {shlex.quote(f'{directory}/{old.spec}')}; rmdir -- {shlex.quote(directory)} 2>/dev/null; true"
+        f"rm -rf -- {shlex.quote(f'{directory}/{old.spec}')}; rmdir -- "
+        f"{shlex.quote(directory)} 2>/dev/null; true"
     )

@@ -1,4 +1,5 @@
-"""A service in Docker Compose on a node: bring its image, start it, wait until it is healthy, stop and remove it."""
+"""A service in Docker Compose on a node: bring its image, start it, wait until it is healthy, stop and
+remove it."""
 
 from __future__ import annotations
 
@@ -54,7 +55,10 @@ async def fetch(session: Session, service: Service, tell: Tell) -> None:
 def _pull(client: docker.DockerClient, image: str, service: Service, tell: Tell) -> None:
     with _engine_errors(
         f"Image `{image}` cannot be pulled on node `{service.node}`",
-        "Check the tag, and that the node can reach the registry: `images:` in the inventory takes another one",
+        (
+            "Check the tag, and that the node can reach the registry: `images:` in the "
+            "inventory takes another one"
+        ),
     ):
         try:
             client.images.get(image)
@@ -112,7 +116,8 @@ async def start(session: Session, service: Service, *, again: bool = False) -> N
 async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
     """Return once the container is healthy.
 
-    Raises DeployError with the container's last lines when it dies, is unhealthy, or takes longer than a slow download would."""
+    Raises DeployError with the container's last lines when it dies, is unhealthy, or takes longer than a
+    slow download would."""
     limit = START_SECONDS + service.unit.load_bytes / SLOWEST_LOAD_BYTES_PER_SECOND
     async with engine(session) as client:
         begun, told = time.monotonic(), ""
@@ -191,7 +196,10 @@ def _last_line(container: Any) -> str:
 def _advice(lines: str, service: Service) -> str:
     low = lines.lower()
     if "out of memory" in low or "free memory on device" in low or "no available memory for the cache" in low:
-        return f"Something else took GPU memory meanwhile: homelab discover shows who; or give `{service.subject}` less `context`"
+        return (
+            "Something else took GPU memory meanwhile: homelab discover shows who; or give "
+            f"`{service.subject}` less `context`"
+        )
     if "gated" in low or "401" in low or "403" in low:
         return "The hub refuses: accept the licence there and give `hub: {token: env:HF_TOKEN}`"
     return f"homelab logs {service.subject}"

@@ -1,4 +1,5 @@
-"""A service as a supervised process on a node: bring its environment, start it, wait until it is healthy, stop and remove it."""
+"""A service as a supervised process on a node: bring its environment, start it, wait until it is healthy,
+stop and remove it."""
 
 from __future__ import annotations
 
@@ -63,7 +64,10 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
     begun, told = time.monotonic(), ""
     health = health_line(service.unit, service.unit.address)
     log = f"{shlex.quote(service.directory)}/log"
-    probe = f"{supervise('status', service.directory)}; ({health}) >/dev/null 2>&1; echo $?; tail -n 1 {log} 2>/dev/null"
+    probe = (
+        f"{supervise('status', service.directory)}; ({health}) >/dev/null 2>&1; echo $?; tail "
+        f"-n 1 {log} 2>/dev/null"
+    )
     while True:
         status_text, _, rest = (await session.run(probe)).text.partition("\n")
         code, _, line = rest.partition("\n")

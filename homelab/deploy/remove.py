@@ -1,4 +1,5 @@
-"""Takes a cluster, or some of its models, off the machines again. Only what carries the cluster's label is touched; caches stay."""
+"""Takes a cluster, or some of its models, off the machines again. Only what carries the cluster's label is
+touched; caches stay."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def chosen(
 async def remove(
     inventory: Inventory, services: Sequence[tuple[str, DeployedService]], tell: Tell, *, everything: bool
 ) -> Outcome:
-    """Remove these services, each given with its node; with `everything` also what else lies in the cluster's folder on their nodes."""
+    """Remove these services, each given with its node; with `everything` also what else lies in the
+    cluster's folder on their nodes."""
     done: list[tuple[str, str]] = []
     failed: list[HomelabError] = []
 
@@ -58,7 +60,8 @@ async def remove(
                 if everything and not any(e for e in failed if isinstance(e, NodeError)):
                     await session.run(compose.remove_network_command(inventory.cluster))
                     await session.run(
-                        f"rm -rf -- {shlex.quote(cluster_directory(inventory.cluster))}; rmdir .local/share/homelab 2>/dev/null; true"
+                        f"rm -rf -- {shlex.quote(cluster_directory(inventory.cluster))}; "
+                        "rmdir .local/share/homelab 2>/dev/null; true"
                     )
         except NodeError as e:
             failed.append(e)

@@ -1,5 +1,6 @@
-"""What an engine is to homelab: one module that says what a model costs on a device, how the engine is started, and
-how it is asked for its health. Modules are found by looking into this folder: a new engine is one new file."""
+"""What an engine is to homelab: one module that says what a model costs on a device, how the engine is
+started, and how it is asked for its health. Modules are found by looking into this folder: a new engine is
+one new file."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """One summand of a footprint. `where` is `device` (inside the engine's own budget), `context` (on the device,
-    outside that budget) or `host` (RAM)."""
+    """One summand of a footprint. `where` is `device` (inside the engine's own budget), `context` (on the
+    device, outside that budget) or `host` (RAM)."""
 
     name: str
     bytes: int
@@ -75,8 +76,8 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked of an engine: `context` tokens for each of `concurrency` requests at once, and the user's own
-    engine arguments, canonical. `outputs`: one of the engine's `OUTPUTS`; empty: its first."""
+    """What is asked of an engine: `context` tokens for each of `concurrency` requests at once, and the
+    user's own engine arguments, canonical. `outputs`: one of the engine's `OUTPUTS`; empty: its first."""
 
     kind: Kind
     context: int
@@ -101,8 +102,8 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offload:
-    """A way to keep a part of a model in RAM: an argument with the numbers that it may have, from nearly all of the
-    model on the device to the least, each with what it means in words."""
+    """A way to keep a part of a model in RAM: an argument with the numbers that it may have, from nearly
+    all of the model on the device to the least, each with what it means in words."""
 
     argument: str
     steps: tuple[tuple[int, str], ...]
@@ -173,8 +174,8 @@ def readers(format: str) -> list[str]:
 
 
 def canonical(args: Mapping[str, ArgValue], synonyms: Mapping[str, str]) -> dict[str, ArgValue]:
-    """Arguments without the dashes before them, with dashes for underscores, synonyms by the engine's own name. A
-    short one that is no synonym keeps its dash.
+    """Arguments without the dashes before them, with dashes for underscores, synonyms by the engine's own
+    name. A short one that is no synonym keeps its dash.
 
     Raises ValueError for one that is written twice, under whatever names."""
     out: dict[str, ArgValue] = {}
@@ -191,8 +192,8 @@ def canonical(args: Mapping[str, ArgValue], synonyms: Mapping[str, str]) -> dict
 
 
 def flags(args: Mapping[str, ArgValue]) -> list[str]:
-    """Canonical arguments as a command line: `true` and null are bare flags, `false` leaves a flag out, a list
-    repeats it."""
+    """Canonical arguments as a command line: `true` and null are bare flags, `false` leaves a flag out, a
+    list repeats it."""
     out: list[str] = []
     for name, value in args.items():
         flag = name if name.startswith("-") else f"--{name}"

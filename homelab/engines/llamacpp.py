@@ -1,8 +1,8 @@
 """llama.cpp's `llama-server`: GGUF files on NVIDIA, AMD, Apple and Intel GPUs, and on plain CPUs.
 
-Formulas from llama.cpp 0.6.0 (`src/llama-kv-cache*.cpp`, `src/llama-memory-recurrent.cpp`, `src/llama-model.cpp`),
-checked against its own `llama-fit-params` and against b11549 (`bench/fit`). Flags checked against the parser of the
-same release."""
+Formulas from llama.cpp 0.6.0 (`src/llama-kv-cache*.cpp`, `src/llama-memory-recurrent.cpp`,
+`src/llama-model.cpp`), checked against its own `llama-fit-params` and against b11549 (`bench/fit`). Flags
+checked against the parser of the same release."""
 
 from __future__ import annotations
 
@@ -52,18 +52,20 @@ KEY_VARIABLE = "LLAMA_API_KEY"
 BUDGETED = False
 IPC_HOST = False
 CACHES: tuple[str, ...] = ()
-# For how many tokens of a batch rows of logits are reserved: `all` is what `llama-fit-params` counts and older
-# servers do; `slots` what servers from 0.6.0 on reserve (`server-context.cpp`, `server_output_limits`): one for
-# each slot and draft token.
+# For how many tokens of a batch rows of logits are reserved: `all` is what `llama-fit-params` counts and
+# older servers do; `slots` what servers from 0.6.0 on reserve (`server-context.cpp`,
+# `server_output_limits`): one for each slot and draft token.
 OUTPUTS = ("all", "slots")
 
 MiB = 2**20
-# Context, kernels and the pool that grows with use: 0.4-0.6 GiB seen; WSL2 adds about 0.8 GiB. llama.cpp's own margin for both is 1 GiB.
+# Context, kernels and the pool that grows with use: 0.4-0.6 GiB seen; WSL2 adds about 0.8 GiB. llama.cpp's
+# own margin for both is 1 GiB.
 GPU_CONTEXT = {"nvidia": 600 * MiB, "amd": 600 * MiB, "intel": 600 * MiB, "apple": 256 * MiB}
 WSL_EXTRA = 800 * MiB
 PROCESS = 256 * MiB
-# llama-server keeps old prompts in RAM, up to 8 GiB by default, and up to 32 snapshots a slot of what cannot be rolled back (windows and
-# states: 0.3 GiB each in some models). Both get 1 GiB, less where the model itself lies in a small RAM.
+# llama-server keeps old prompts in RAM, up to 8 GiB by default, and up to 32 snapshots a slot of what
+# cannot be rolled back (windows and states: 0.3 GiB each in some models). Both get 1 GiB, less where the
+# model itself lies in a small RAM.
 CACHE_MIB, SMALLEST_CACHE_MIB = 1024, 128
 CHECKPOINTS = 8
 UBATCH = 512
@@ -143,7 +145,8 @@ INSTEAD = {
 
 
 def canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
-    """The user's arguments under llama.cpp's long names. `flash-attn: auto` is its default, and ours decides."""
+    """The user's arguments under llama.cpp's long names. `flash-attn: auto` is its default, and ours
+    decides."""
     named = canonical_names(args, SYNONYMS)
     worded = {n: WORDS[v] if n in ON_OR_OFF and isinstance(v, bool) else v for n, v in named.items()}
     return {n: v for n, v in worded.items() if (n, v) != ("flash-attn", "auto")}
@@ -243,7 +246,8 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
 
 
 def command(launch: Launch) -> list[str]:
-    """The arguments of `llama-server`, without the program's own name. The user's arguments come last and win."""
+    """The arguments of `llama-server`, without the program's own name. The user's arguments come last and
+    win."""
     args = launch.request.args
     local = launch.weights.startswith(("/", "~", "."))
     ours: dict[str, ArgValue] = {"model" if local else "hf-repo": launch.weights}
@@ -263,7 +267,8 @@ def environment(launch: Launch) -> dict[str, str]:
 
 
 def reported(log: str) -> dict[str, int]:
-    """The buffers that its log tells of at start, in bytes by the names of our terms: those on GPUs, or all where there is none."""
+    """The buffers that its log tells of at start, in bytes by the names of our terms: those on GPUs, or all
+    where there is none."""
     buffers = re.findall(r"(\S+)\s+(model|KV|RS|compute) buffer size\s*=\s*([\d.]+) MiB", log)
     on_gpu = [row for row in buffers if not row[0].startswith("CPU") and not row[0].endswith("_Host")]
     out: dict[str, int] = {}
@@ -301,7 +306,8 @@ def notes(shape: ModelShape, request: Request, device: Device) -> Iterator[str]:
         if most > 0:
             size = f"{most / 2**30:.2f} GiB"
             yield (
-                f"older servers (before 0.6.0) reserve up to {size} more, and `homelab plan` counts that: --outputs all"
+                f"older servers (before 0.6.0) reserve up to {size} more, and `homelab "
+                "plan` counts that: --outputs all"
             )
 
 
@@ -321,7 +327,8 @@ def _flags(
     out["n-gpu-layers"] = 0 if device.vendor == "cpu" else 999
     if device.count > 1:
         out |= {"split-mode": "layer", "tensor-split": ",".join(["1"] * device.count)}
-    # `--fit` is on by default and would shrink what was planned without a word, or give up and start all the same.
+    # `--fit` is on by default and would shrink what was planned without a word, or give up and start all
+    # the same.
     out |= {"fit": "off", "flash-attn": "on" if _flash(shape, args) else "off"}
     cache = (
         CACHE_MIB
@@ -343,7 +350,8 @@ def _flags(
     elif request.kind == "rerank":
         pooling, out["reranking"] = "rank", True
     if request.kind != "chat" and (not shape.causal or pooling != "last"):
-        # Such an input cannot be split: `input is too large to process. increase the physical batch size` (server `can_split`).
+        # Such an input cannot be split: `input is too large to process. increase the physical batch size`
+        # (server `can_split`).
         size = max(UBATCH, request.context)
         out |= {"batch-size": size, "ubatch-size": size}
     return out
@@ -352,21 +360,24 @@ def _flags(
 def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[str, ArgValue]) -> None:
     if shape.format not in FORMATS:
         raise Unsupported(
-            "llama.cpp reads GGUF files; name a GGUF repository with a quantisation, like Org/Repo-GGUF:Q4_K_M"
+            "llama.cpp reads GGUF files; name a GGUF repository with a quantisation, "
+            "like Org/Repo-GGUF:Q4_K_M"
         )
     if device.vendor not in VENDORS:
         raise Unsupported(f"llama.cpp has no backend here for a {device.vendor} device")
     stretched = any(name.startswith(("rope-", "yarn-")) for name in args)
     if shape.max_context and request.context > shape.max_context and not stretched:
         raise Unsupported(
-            f"the model was made for {shape.max_context} tokens and {request.context} are asked; lower `context`, or set `rope-scaling` and `yarn-orig-ctx` in `args`"
+            f"the model was made for {shape.max_context} tokens and {request.context} are "
+            "asked; lower `context`, or set `rope-scaling` and `yarn-orig-ctx` in `args`"
         )
     for name in ("cache-type-k", "cache-type-v"):
         if str(args.get(name, "f16")) not in CACHE_TYPES:
             raise Unsupported(f"llama.cpp has no {name} {args[name]}; it has {', '.join(CACHE_TYPES)}")
     if CACHE_TYPES[str(args.get("cache-type-v", "f16"))] < 2 and args.get("flash-attn") == "off":
         raise Unsupported(
-            "llama.cpp needs flash attention for a quantised V cache: leave `flash-attn` out, or `cache-type-v`"
+            "llama.cpp needs flash attention for a quantised V cache: leave `flash-attn` "
+            "out, or `cache-type-v`"
         )
     if request.kind == "chat" and shape.kind != "chat":
         raise Unsupported(
@@ -390,7 +401,8 @@ def _context(
         own = cells
         if layer.window and not _on(args, "swa-full"):
             own = pad(min(cells, layer.window * window_slots + ubatch))
-        # Without flash attention values lie transposed, and where layers differ all are as wide as the widest (`n_embd_v_gqa_max`).
+        # Without flash attention values lie transposed, and where layers differ all are as wide as the
+        # widest (`n_embd_v_gqa_max`).
         values = (
             max(x.kv_heads * x.value_dim for x in shape.layers)
             if args.get("flash-attn") == "off" and not shape.mla
@@ -432,7 +444,8 @@ def _placed(
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """(weights, context) on the fullest device, and in host RAM beside it."""
     if device.vendor == "cpu":
-        # Gemma 4 makes its output from the input table before the table itself, which gives a second copy even in RAM.
+        # Gemma 4 makes its output from the input table before the table itself, which gives a second copy
+        # even in RAM.
         second = shape.embedding_bytes if shape.architecture == "gemma4" and shape.tied_embeddings else 0
         return (shape.weights_bytes + second, sum(contexts)), (0, 0)
     count = len(shape.layers)
@@ -443,7 +456,8 @@ def _placed(
     first = count + 1 - offloaded  # the output layer is offloaded first (`i_gpu_start`)
     on_cpu = count if _on(args, "cpu-moe") else _number(args, "n-cpu-moe")
     layers_total = sum(layer.bytes for layer in shape.layers)
-    # With tied embeddings the table is kept twice: in RAM to look tokens up, on the device to give the output.
+    # With tied embeddings the table is kept twice: in RAM to look tokens up, on the device to give the
+    # output.
     output = shape.embedding_bytes if shape.tied_embeddings else shape.output_bytes
     rest = (
         shape.weights_bytes - layers_total - shape.embedding_bytes - shape.output_bytes - shape.lookup_bytes
@@ -466,7 +480,8 @@ def _placed(
 
 
 def _copies(shape: ModelShape, device: Device, args: Mapping[str, Any], cells: int, ubatch: int) -> int:
-    """Experts kept in RAM are copied to the device a layer at a time; a pipeline over devices keeps up to four copies of its inputs."""
+    """Experts kept in RAM are copied to the device a layer at a time; a pipeline over devices keeps up to
+    four copies of its inputs."""
     in_ram = device.vendor != "cpu" and (_on(args, "cpu-moe") or _number(args, "n-cpu-moe") > 0)
     experts = max((layer.expert_bytes for layer in shape.layers), default=0) if in_ram else 0
     return experts + (3 * ubatch * (cells * 2 + shape.hidden * 8) if device.count > 1 else 0)
@@ -481,8 +496,8 @@ def _flash(shape: ModelShape, args: Mapping[str, ArgValue]) -> bool:
 
 
 def projector(args: Mapping[str, ArgValue]) -> str | None:
-    """The vision projector that canonical arguments ask for: a path, or `auto` where llama.cpp looks for one; None
-    without."""
+    """The vision projector that canonical arguments ask for: a path, or `auto` where llama.cpp looks for
+    one; None without."""
     wanted = {
         name: args[name]
         for name in ("mmproj", "mmproj-url", "mmproj-auto")

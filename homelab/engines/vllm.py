@@ -1,7 +1,7 @@
 """vLLM 0.33.0: safetensors models on NVIDIA GPUs, one process, one paged pool.
 
-Formulas from its own code (`v1/worker/gpu_worker.py`, `v1/core/kv_cache_planning.py`), checked against figures that it logged on people's
-machines; `docs/memory.md` says how well each holds."""
+Formulas from its own code (`v1/worker/gpu_worker.py`, `v1/core/kv_cache_planning.py`), checked against
+figures that it logged on people's machines; `docs/memory.md` says how well each holds."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ OUTPUTS: tuple[str, ...] = ()
 
 GiB = 2**30
 BATCHED_TOKENS = 2048
-# With asynchronous scheduling, the default, two batches are under way at once (`config/vllm.py` max_concurrent_batches).
+# With asynchronous scheduling, the default, two batches are under way at once (`config/vllm.py`
+# max_concurrent_batches).
 BATCHES = 2
 SAMPLER_BYTES = 20  # an element of `requests * vocab`; from one published log, so rounded up from there
 # Measured on other people's machines; see docs/memory.md for each.
@@ -83,7 +84,8 @@ SYNONYMS = {
 }
 # What takes the place of an argument of ours, beside the argument itself.
 INSTEAD = {"enable-auto-tool-choice": "no-enable-auto-tool-choice"}
-# Without a parser named, vLLM returns a model's tool calls as plain text. By the start of the architecture's name.
+# Without a parser named, vLLM returns a model's tool calls as plain text. By the start of the
+# architecture's name.
 TOOL_PARSERS = {
     "Qwen3_5": "qwen3_coder",
     "Qwen3Next": "qwen3_coder",
@@ -119,7 +121,8 @@ def device_count(args: Mapping[str, ArgValue]) -> int | None:
 
 
 def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
-    """What one vLLM instance takes on each GPU, in bytes, by terms: what its budget must hold, and the CUDA context outside of it.
+    """What one vLLM instance takes on each GPU, in bytes, by terms: what its budget must hold, and the CUDA
+    context outside of it.
 
     Raises Unsupported when vLLM would refuse the model, the length or the arguments, whatever the memory."""
     args = request.args
@@ -186,7 +189,8 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
 
 
 def command(launch: Launch) -> list[str]:
-    """The arguments after `vllm serve`, which is the image's entry point. The user's arguments come last, and ours give way to them."""
+    """The arguments after `vllm serve`, which is the image's entry point. The user's arguments come last,
+    and ours give way to them."""
     args = launch.request.args
     ours: dict[str, ArgValue] = {"served-model-name": launch.model, "host": launch.host, "port": launch.port}
     ours |= launch.footprint.flags
@@ -208,8 +212,9 @@ def environment(launch: Launch) -> dict[str, str]:
 
 
 def reported(log: str) -> dict[str, int]:
-    """What its log tells of its memory at start, in bytes by the names of our terms (vLLM 0.32: `v1/worker/gpu/model_runner.py`; the
-    longer line of `gpu_worker.py` comes only without `--kv-cache-memory-bytes`)."""
+    """What its log tells of its memory at start, in bytes by the names of our terms (vLLM 0.32:
+    `v1/worker/gpu/model_runner.py`; the longer line of `gpu_worker.py` comes only without
+    `--kv-cache-memory-bytes`)."""
     patterns = {
         "weights": r"Model loading took ([\d.]+) GiB",
         "cuda_graphs": r"Graph capturing finished in [\d.]+ secs, took ([\d.]+) GiB",
@@ -235,7 +240,8 @@ def notes(shape: ModelShape, request: Request, device: Device) -> Iterator[str]:
 
 
 def served_context(document: Any) -> int | None:
-    """The longest request it takes, from the answer to `CONTEXT_PATH` (vLLM 0.33: ModelCard.max_model_len)."""
+    """The longest request it takes, from the answer to `CONTEXT_PATH` (vLLM 0.33:
+    ModelCard.max_model_len)."""
     try:
         return int(document["data"][0]["max_model_len"])
     except (KeyError, IndexError, TypeError, ValueError):
@@ -247,7 +253,8 @@ def _check(
 ) -> None:
     if shape.format not in FORMATS:
         raise Unsupported(
-            "vLLM 0.33 reads safetensors, not GGUF: name the original repository or an AWQ, GPTQ or FP8 one, or use llamacpp"
+            "vLLM 0.33 reads safetensors, not GGUF: name the original repository or an "
+            "AWQ, GPTQ or FP8 one, or use llamacpp"
         )
     if device.vendor not in VENDORS:
         raise Unsupported(f"homelab runs vLLM on NVIDIA GPUs only, and {device.name} is {device.vendor}")
@@ -259,11 +266,13 @@ def _check(
     dtype = str(args.get("kv-cache-dtype", "auto"))
     if dtype in ("fp8", "fp8_e4m3", "fp8_per_token_head") and capability < 8.9:
         raise Unsupported(
-            f"an FP8 (e4m3) KV cache needs compute capability 8.9, and {device.name} has {device.compute_capability}: use `kv-cache-dtype: fp8_e5m2` or int8_per_token_head"
+            f"an FP8 (e4m3) KV cache needs compute capability 8.9, and {device.name} has "
+            f"{device.compute_capability}: use `kv-cache-dtype: fp8_e5m2` or int8_per_token_head"
         )
     if dtype not in DTYPES:
         raise Unsupported(
-            f"homelab cannot compute the memory of `kv-cache-dtype: {dtype}`; it can for {', '.join(sorted(DTYPES))}"
+            f"homelab cannot compute the memory of `kv-cache-dtype: {dtype}`; it can for "
+            f"{', '.join(sorted(DTYPES))}"
         )
     if shape.max_context and context > shape.max_context and not {"hf-overrides", "rope-scaling"} & set(args):
         raise Unsupported(
@@ -282,7 +291,8 @@ def _check(
         )
     if request.kind == "rerank" and shape.kind == "chat" and not {"convert", "hf-overrides"} & set(args):
         raise Unsupported(
-            "vLLM reranks with classifiers, and this model generates text: name a variant for classification, or set `hf-overrides`"
+            "vLLM reranks with classifiers, and this model generates text: name a "
+            "variant for classification, or set `hf-overrides`"
         )
 
 
@@ -323,7 +333,8 @@ def _weights(shape: ModelShape, args: Mapping[str, ArgValue], tp: int) -> int:
 
 
 def _activation(shape: ModelShape, request: Request, seqs: int, batched: int, tp: int) -> int:
-    """The larger of two peaks that vLLM profiles: a forward pass over a full batch, and sampling for every request at once."""
+    """The larger of two peaks that vLLM profiles: a forward pass over a full batch, and sampling for every
+    request at once."""
     query = (
         max(
             (layer.heads * layer.key_dim for layer in shape.layers if layer.attention in ("full", "sliding")),
@@ -357,7 +368,8 @@ def _graph_sizes(args: Mapping[str, ArgValue], seqs: int) -> list[int] | None:
 
 
 def _graphs(sizes: list[int] | None) -> int:
-    """0.11 GiB was seen for 4 sizes, 0.36 for 16, 0.52 for 51 (twice captured); not better than a third of a GiB."""
+    """0.11 GiB was seen for 4 sizes, 0.36 for 16, 0.52 for 51 (twice captured); not better than a third of
+    a GiB."""
     return int(min(0.6, 0.1 + 0.02 * len(sizes)) * GiB) if sizes else 0
 
 

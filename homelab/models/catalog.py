@@ -1,7 +1,9 @@
-"""Models that people run at home, described well enough to say what they take before anything is downloaded and without a network.
+"""Models that people run at home, described well enough to say what they take before anything is downloaded
+and without a network.
 
-Each entry of `catalog.yml` holds the model's `config.json` as far as memory goes, and the repositories that have it in one quantisation or
-another. From these this module makes the same header documents that the files themselves would give."""
+Each entry of `catalog.yml` holds the model's `config.json` as far as memory goes, and the repositories that
+have it in one quantisation or another. From these this module makes the same header documents that the
+files themselves would give."""
 
 from __future__ import annotations
 
@@ -18,10 +20,21 @@ from homelab.models.tensors import Tensor, ggml_bytes, ggml_type, hub_bytes, hub
 
 HUB_WEIGHTS = frozenset({"bf16", "fp8", "awq", "mxfp4"})
 ARCHITECTURES = {  # llama.cpp's name for each `model_type`
-    "qwen3": "qwen3", "qwen3_moe": "qwen3moe", "qwen3_next": "qwen3next", "qwen3_5_text": "qwen35", "qwen3_5_moe_text": "qwen35moe",
-    "llama": "llama", "mistral": "llama", "gpt_oss": "gpt-oss", "gemma3_text": "gemma3", "gemma4_text": "gemma4", "gemma4_unified_text": "gemma4", "deepseek_v2": "deepseek2",
-    "glm4_moe": "glm4moe", "glm4_moe_lite": "deepseek2",
-}  # fmt: skip
+    "qwen3": "qwen3",
+    "qwen3_moe": "qwen3moe",
+    "qwen3_next": "qwen3next",
+    "qwen3_5_text": "qwen35",
+    "qwen3_5_moe_text": "qwen35moe",
+    "llama": "llama",
+    "mistral": "llama",
+    "gpt_oss": "gpt-oss",
+    "gemma3_text": "gemma3",
+    "gemma4_text": "gemma4",
+    "gemma4_unified_text": "gemma4",
+    "deepseek_v2": "deepseek2",
+    "glm4_moe": "glm4moe",
+    "glm4_moe_lite": "deepseek2",
+}
 NOTE = "figures are the catalog's: the file's own header may differ by some percent"
 
 
@@ -43,7 +56,8 @@ class Variant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A model of the catalog. `parameters` is the published number; `text_parameters` that of the language model alone where they differ."""
+    """A model of the catalog. `parameters` is the published number; `text_parameters` that of the language
+    model alone where they differ."""
 
     name: str
     repo: str
@@ -75,7 +89,8 @@ class Catalog:
     entries: Mapping[str, Entry]
 
     def find(self, source: str) -> tuple[Entry, Variant] | None:
-        """The entry that a source names: a variant's source in any case, a repository, or the entry's own name."""
+        """The entry that a source names: a variant's source in any case, a repository, or the entry's own
+        name."""
         wanted = source.lower()
         for entry in self.entries.values():
             for variant in entry.variants:
@@ -171,7 +186,8 @@ def _gguf_document(entry: Entry, weights: str) -> dict[str, Any]:
 
 
 def _ggml_name(tensor: Tensor, architecture: str) -> str:
-    """llama.cpp calls the norm before the feed-forward part one way in some architectures and another in others."""
+    """llama.cpp calls the norm before the feed-forward part one way in some architectures and another in
+    others."""
     if tensor.name == "post_attention_norm.weight" and architecture in (
         "llama",
         "qwen3",

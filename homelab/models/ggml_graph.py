@@ -1,8 +1,10 @@
-"""How large llama.cpp's compute buffer is: the graph of one micro-batch, at the moment when most of it is alive.
+"""How large llama.cpp's compute buffer is: the graph of one micro-batch, at the moment when most of it is
+alive.
 
-ggml's allocator gives the same place to tensors that do not live at the same time, so the buffer is the largest of a few moments, in rows of
-floats for each token. Found from what llama.cpp b11549 reserves for 35 models (`bench/fit`): exact for most with flash attention, elsewhere a
-few MiB too much, and never too little in some thousand runs with up to 100 slots."""
+ggml's allocator gives the same place to tensors that do not live at the same time, so the buffer is the
+largest of a few moments, in rows of floats for each token. Found from what llama.cpp b11549 reserves for 35
+models (`bench/fit`): exact for most with flash attention, elsewhere a few MiB too much, and never too
+little in some thousand runs with up to 100 slots."""
 
 from __future__ import annotations
 
@@ -24,10 +26,11 @@ def pad(tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """One micro-batch of `ubatch` tokens over `cells` of cache for each of `slots` sequences, with logits for `outputs` of the tokens.
+    """One micro-batch of `ubatch` tokens over `cells` of cache for each of `slots` sequences, with logits
+    for `outputs` of the tokens.
 
-    `flash`: flash attention, which never writes all scores out. `windowed`: sliding layers cache their window only.
-    `streams`: 1 where all slots share the cells (`--kv-unified`), else one for each."""
+    `flash`: flash attention, which never writes all scores out. `windowed`: sliding layers cache their
+    window only. `streams`: 1 where all slots share the cells (`--kv-unified`), else one for each."""
 
     cells: int
     ubatch: int
@@ -76,7 +79,8 @@ class Graph:
                 if shape.mla
                 else 0
             )
-            # The scores leave holes into which a row of the hidden size, or the queries where those are wider, does not fit.
+            # The scores leave holes into which a row of the hidden size, or the queries where those are
+            # wider, does not fit.
             spare = max(shape.hidden, query) * (2 if near else 1)
             moments = [max(moments) + FLOAT * self.ubatch * spare, FLOAT * self.ubatch * row + copied]
         elif shape.mla:
@@ -84,21 +88,24 @@ class Graph:
         return max(moments) + mask + self.ubatch * INPUT_BYTES
 
     def _head(self, shape: ModelShape, mask: int) -> int:
-        """The logits, and five or six rows of the hidden size: that depends on the holes which earlier tensors left. The mask of the last attention
-        is not needed any more: where the logits fit into its place, they take it."""
+        """The logits, and five or six rows of the hidden size: that depends on the holes which earlier
+        tensors left. The mask of the last attention is not needed any more: where the logits fit into its
+        place, they take it."""
         rest = FLOAT * self.ubatch * (6 * shape.hidden + shape.lookup_width)
         logits = FLOAT * self.outputs * shape.vocab
         return rest + (0 if logits + rest <= mask else logits)
 
     def _feed_forward(self, shape: ModelShape) -> int:
-        """Floats for each token: gate, up and their product beside the residual; of experts, what each gives before they are added up."""
+        """Floats for each token: gate, up and their product beside the residual; of experts, what each
+        gives before they are added up."""
         beside = 6 if (shape.hybrid and not _delta(shape)) or shape.architecture in PARALLEL else 5
         routed = shape.expert_intermediate
         experts = 2 * shape.experts_used * shape.hidden + routed + 3 * shape.hidden if routed else 0
         return max(3 * shape.intermediate + beside * shape.hidden + 2 * shape.lookup_width, experts)
 
     def _states(self, shape: ModelShape) -> int:
-        """Recurrent layers: every slot's state before and after, its convolution's window, and the mixer's own rows."""
+        """Recurrent layers: every slot's state before and after, its convolution's window, and the mixer's
+        own rows."""
         r = shape.recurrent
         if r is None:
             return 0

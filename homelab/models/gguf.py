@@ -1,5 +1,5 @@
-"""The shape of a model from the header of its GGUF file. Which layers slide, recur or compress is decided as llama.cpp does
-(`src/llama-model.cpp`, `src/models/*.cpp`, 0.6.0)."""
+"""The shape of a model from the header of its GGUF file. Which layers slide, recur or compress is decided
+as llama.cpp does (`src/llama-model.cpp`, `src/models/*.cpp`, 0.6.0)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from homelab.errors import InventoryError
 from homelab.models.projector import projectors
 from homelab.models.shape import Attention, Layer, ModelShape, Pooling, Purpose, Recurrent, layer_count, need
 
-# architecture: (one full layer in so many, whether that one comes first). llama.cpp `load_swa_pattern`; only when a window is set.
+# architecture: (one full layer in so many, whether that one comes first). llama.cpp `load_swa_pattern`;
+# only when a window is set.
 SLIDING = {
     "afmoe": (4, False),
     "cohere2": (4, False),
@@ -133,7 +134,8 @@ FILE_TYPES |= {31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE
 def shape(document: Mapping[str, Any]) -> ModelShape:
     """The shape of a GGUF model.
 
-    Raises InventoryError when the header lacks a key (named), or when it is one part of a split file without the others."""
+    Raises InventoryError when the header lacks a key (named), or when it is one part of a split file
+    without the others."""
     metadata: Mapping[str, Any] = need(document, "metadata", what="The GGUF header")
     tensors: list[list[Any]] = need(document, "tensors", what="The GGUF header")
     architecture = str(need(metadata, "general.architecture", what="The GGUF header"))
@@ -158,7 +160,8 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
     embedding = outside.get("token_embd.weight")
     if embedding is None:
         raise InventoryError(
-            "The GGUF header lacks the tensor `token_embd.weight`: it is not a language model (a vision projector?)"
+            "The GGUF header lacks the tensor `token_embd.weight`: it is not a language "
+            "model (a vision projector?)"
         )
     mtp = min(count, int(reader.get("nextn_predict_layers") or 0))
     layers = tuple(_layer(reader, i, by_layer[i], count - mtp) for i in range(count))
@@ -166,7 +169,10 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         ()
         if architecture in SLIDING or architecture in GENERIC or architecture in CACHELESS
         else (
-            f"architecture {architecture} is not known here: every layer is counted as full attention, an upper bound",
+            (
+                f"architecture {architecture} is not known here: every layer is counted as "
+                "full attention, an upper bound"
+            ),
         )
     )
     output = outside.get("output.weight", ([], 0))[1]
@@ -219,7 +225,8 @@ class _Reader:
         return need(self.metadata, f"{self.architecture}.{key}", what="The GGUF header")
 
     def at(self, key: str, layer: int) -> Any:
-        """The value for a layer; None when absent, or when the array was too long for the document to carry."""
+        """The value for a layer; None when absent, or when the array was too long for the document to
+        carry."""
         value = self.get(key)
         if isinstance(value, Mapping):
             return None
@@ -233,7 +240,8 @@ def _layer(reader: _Reader, index: int, tensors: Mapping[str, tuple[list[int], i
     experts = sum(t[1] for name, t in tensors.items() if "_exps" in name)
     heads = int(reader.at("attention.head_count", index) or 0)
     recurrent = any(name.startswith(("ssm_", "shortconv", "time_mix_")) for name in tensors)
-    # The trunk never attends to the prediction layers, and without a draft they have no cache (llama.cpp filters `il < n_layer`).
+    # The trunk never attends to the prediction layers, and without a draft they have no cache (llama.cpp
+    # filters `il < n_layer`).
     attends = any(name.startswith(("attn_k.", "attn_kv", "attn_k_b", "attn_k_norm")) for name in tensors) or (
         "attn_qkv.weight" in tensors and not recurrent
     )
@@ -284,7 +292,8 @@ def _layer(reader: _Reader, index: int, tensors: Mapping[str, tuple[list[int], i
 
 
 def _dense(by_layer: Mapping[int, Mapping[str, tuple[list[int], int]]], reader: _Reader) -> int:
-    """Width of the widest feed-forward part that is not of experts. Some files give one in their metadata that no layer has."""
+    """Width of the widest feed-forward part that is not of experts. Some files give one in their metadata
+    that no layer has."""
     widths = [t["ffn_up.weight"][0][-1] for t in by_layer.values() if "ffn_up.weight" in t]
     experts = any("_exps" in name for t in by_layer.values() for name in t)
     return max(widths, default=0 if experts else _largest(reader.get("feed_forward_length")))

@@ -1,5 +1,6 @@
-"""From a header document, as the agent and the hub give it, to a model's shape. The document is a stranger's: whatever is in it, the answer is
-a shape with numbers that can be reckoned with, or an InventoryError."""
+"""From a header document, as the agent and the hub give it, to a model's shape. The document is a
+stranger's: whatever is in it, the answer is a shape with numbers that can be reckoned with, or an
+InventoryError."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ HINT = "The file may be cut off or damaged. Fetch it again, or name another sour
 def from_header(document: Mapping[str, Any]) -> ModelShape:
     """The shape of the model whose header document this is.
 
-    Raises InventoryError when the format is unknown, a key is missing (named), or the values make no sense; never another exception."""
+    Raises InventoryError when the format is unknown, a key is missing (named), or the values make no sense;
+    never another exception."""
     if not isinstance(document, Mapping):
         raise InventoryError("A model's header is not a document", hint=HINT)
     try:

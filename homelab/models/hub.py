@@ -1,6 +1,8 @@
-"""Reads the headers of models without their weights: from a Hugging Face hub by ranged requests, or from a file on this machine.
+"""Reads the headers of models without their weights: from a Hugging Face hub by ranged requests, or from a
+file on this machine.
 
-Effects: network, a cache folder, and the agent's reader as a subprocess (it parses strangers' bytes, so not in this process)."""
+Effects: network, a cache folder, and the agent's reader as a subprocess (it parses strangers' bytes, so not
+in this process)."""
 
 from __future__ import annotations
 
@@ -48,10 +50,12 @@ class _Repository:
 def read_header(
     source: str, *, endpoint: str | None = None, token: str | None = None, cache_dir: Path | None = None
 ) -> dict[str, Any]:
-    """The header document of a hub model: `Org/Repo` (safetensors, or its GGUF when it has nothing else) or `Org/Repo:QUANT`.
+    """The header document of a hub model: `Org/Repo` (safetensors, or its GGUF when it has nothing else) or
+    `Org/Repo:QUANT`.
 
-    Cached by repository, quantisation and commit; without network the last one read is the answer. Raises InventoryError for what the user
-    wrote (no such repository, gated, no such quantisation) and NodeError when the hub cannot be reached; never another exception."""
+    Cached by repository, quantisation and commit; without network the last one read is the answer. Raises
+    InventoryError for what the user wrote (no such repository, gated, no such quantisation) and NodeError
+    when the hub cannot be reached; never another exception."""
     parsed = parse_source(source)
     if parsed.repo is None:
         raise InventoryError(f"`{source}` is not on the hub")
@@ -90,7 +94,8 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def choose_gguf(names: list[str], quant: str | None) -> list[str]:
-    """The files of a repository that llama.cpp would take for a quantisation, all parts of a split one in order; empty when none matches.
+    """The files of a repository that llama.cpp would take for a quantisation, all parts of a split one in
+    order; empty when none matches.
 
     Without a quantisation Q4_K_M, then Q8_0, then the first (llama.cpp 0.6.0 `find_best_model`)."""
     models = [
@@ -175,7 +180,8 @@ def _gguf(repository: _Repository, quant: str | None) -> dict[str, Any]:
     first["tensors"] = [tensor for document in documents for tensor in document["tensors"]]
     first["file_bytes"] = sum(document["file_bytes"] for document in documents)
     first["files"] = [[name, repository.sizes[name]] for name in names]
-    # Only their sizes: most users of a model with projectors run it without, and each header is another request.
+    # Only their sizes: most users of a model with projectors run it without, and each header is another
+    # request.
     beside = {n: size for n, size in repository.sizes.items() if "mmproj" in n and n.endswith(".gguf")}
     first["projectors"] = {name: {"file_bytes": size} for name, size in beside.items()}
     return first
@@ -214,7 +220,8 @@ def _gguf_header(repository: _Repository, name: str) -> dict[str, Any]:
 
 
 def _fetch(repository: _Repository, name: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of a file; a server that ignores ranges sends all, and only what was asked is taken."""
+    """Bytes [start, end) of a file; a server that ignores ranges sends all, and only what was asked is
+    taken."""
     from huggingface_hub import get_session, get_token, hf_hub_url, hf_raise_for_status
 
     url = hf_hub_url(repository.name, name, revision=repository.revision, endpoint=repository.api.endpoint)
@@ -260,7 +267,10 @@ def _explained(repo: str, endpoint: str | None) -> Iterator[None]:
     except HomelabError:
         raise
     except errors.GatedRepoError as e:
-        hint = f"Accept its licence at https://huggingface.co/{repo} and set HF_TOKEN, or `hub: {{token: env:HF_TOKEN}}`"
+        hint = (
+            f"Accept its licence at https://huggingface.co/{repo} and set HF_TOKEN, or `hub: "
+            f"{{token: env:HF_TOKEN}}`"
+        )
         raise InventoryError(f"`{repo}` is gated", cause=_words(e), hint=hint) from e
     except errors.RepositoryNotFoundError as e:
         hint = "Check the spelling; for a private one set HF_TOKEN, or `hub: {token: env:HF_TOKEN}`"

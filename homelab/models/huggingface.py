@@ -1,5 +1,5 @@
-"""The shape of a model from its `config.json` and the headers of its safetensors files, read as vLLM 0.33.0 reads them
-(`transformers_utils/model_arch_config_convertor.py`, `config/model.py`)."""
+"""The shape of a model from its `config.json` and the headers of its safetensors files, read as vLLM 0.33.0
+reads them (`transformers_utils/model_arch_config_convertor.py`, `config/model.py`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from homelab.models.shape import Attention, Layer, ModelShape, Purpose, Recurrent, layer_count, need
 
-# `model_type`s whose layers are what the generic keys say: full attention, or the layer kinds that `layer_types` names.
+# `model_type`s whose layers are what the generic keys say: full attention, or the layer kinds that
+# `layer_types` names.
 GENERIC = frozenset(
     {
         "llama",
@@ -110,7 +111,8 @@ VISION = (
     "model.multi_modal",
     "model.embed_vision",
 )
-# rope types whose `max_position_embeddings` already includes the factor (vLLM 0.33 `_get_and_verify_max_len`).
+# rope types whose `max_position_embeddings` already includes the factor (vLLM 0.33
+# `_get_and_verify_max_len`).
 SCALED = frozenset({"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default"})
 SLIDING = frozenset({"sliding_attention", "chunked_attention", "sliding", "local"})
 RECURRENT = frozenset({"linear_attention", "mamba", "mamba2", "recurrent", "conv", "gated_deltanet"})
@@ -139,7 +141,10 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         []
         if model_type in GENERIC
         else [
-            f"model_type {model_type or '?'} is not known here: layers without a kind are counted as full attention, an upper bound"
+            (
+                f"model_type {model_type or '?'} is not known here: layers without a kind are "
+                "counted as full attention, an upper bound"
+            )
         ]
     )
     return ModelShape(
@@ -263,7 +268,8 @@ def _kinds(config: Mapping[str, Any], model_type: str, count: int) -> list[str]:
 
 
 def _recurrent(config: Mapping[str, Any], model_type: str) -> Recurrent | None:
-    """vLLM `model_executor/layers/mamba/mamba_utils.py`: convolution rows in the model's dtype, state in `mamba_ssm_dtype`."""
+    """vLLM `model_executor/layers/mamba/mamba_utils.py`: convolution rows in the model's dtype, state in
+    `mamba_ssm_dtype`."""
     wide = str(
         _first(config, "mamba_ssm_dtype", "mamba_ssm_cache_dtype")
     ) == "float32" or model_type.startswith("qwen3_5")
@@ -321,7 +327,8 @@ def _max_context(config: Mapping[str, Any], outer: Mapping[str, Any], encoder: b
 
 
 def _intermediate(config: Mapping[str, Any]) -> int:
-    """The widest activation of a token: the dense layer, or all experts that one token visits together with the shared one."""
+    """The widest activation of a token: the dense layer, or all experts that one token visits together with
+    the shared one."""
     hidden = int(_first(config, "hidden_size", "n_embd", "d_model") or 0)
     dense = int(_first(config, "intermediate_size", "ffn_hidden_size", "n_inner") or 4 * hidden)
     expert = int(_first(config, "moe_intermediate_size") or 0)
@@ -376,7 +383,8 @@ def _kind(architecture: str, encoder: bool) -> Purpose:
 
 
 def _sum(groups: Mapping[str, Any], chosen: Callable[[str], bool]) -> int:
-    """Bytes of the groups chosen by name. A group of another dtype than its namesake's is called `name DTYPE`."""
+    """Bytes of the groups chosen by name. A group of another dtype than its namesake's is called `name
+    DTYPE`."""
     return sum(int(group[1]) for name, group in groups.items() if chosen(name.partition(" ")[0]))
 
 

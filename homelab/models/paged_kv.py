@@ -1,5 +1,6 @@
-"""How an engine that pages its KV cache spends memory on a request: layers in groups of equal size, one block table for each group, one
-pool for all. vLLM 0.33.0, `v1/core/kv_cache_planning.py` and `v1/kv_cache_interface.py`; the formulas are derived anew."""
+"""How an engine that pages its KV cache spends memory on a request: layers in groups of equal size, one
+block table for each group, one pool for all. vLLM 0.33.0, `v1/core/kv_cache_planning.py` and
+`v1/kv_cache_interface.py`; the formulas are derived anew."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ BLOCK = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Element:
-    """How one number of the cache is stored: bytes of it, and bytes of the scale of each head of each token (0: none)."""
+    """How one number of the cache is stored: bytes of it, and bytes of the scale of each head of each token
+    (0: none)."""
 
     bytes: float = 2
     scale_bytes: int = 0
@@ -21,8 +23,9 @@ class Element:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paging:
-    """What the arithmetic depends on beside the model: `in_flight` tokens are scheduled and not yet settled, `states` recurrent states are
-    held for one request, `alignment` is what a hybrid model's block is rounded up to, in tokens."""
+    """What the arithmetic depends on beside the model: `in_flight` tokens are scheduled and not yet
+    settled, `states` recurrent states are held for one request, `alignment` is what a hybrid model's block
+    is rounded up to, in tokens."""
 
     element: Element = Element()
     dtype_bytes: int = 2
@@ -37,14 +40,16 @@ class Paging:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """`block_bytes` of one block id in all layers of a group, and how many block ids a request of full length takes."""
+    """`block_bytes` of one block id in all layers of a group, and how many block ids a request of full
+    length takes."""
 
     block_bytes: int
     blocks_per_request: int
     block_tokens: int
 
     def bytes(self, requests: int) -> int:
-        """Bytes for so many requests of full length. One block is never given out: block 0 is the null block."""
+        """Bytes for so many requests of full length. One block is never given out: block 0 is the null
+        block."""
         return self.block_bytes * (self.blocks_per_request * requests + 1) if self.block_bytes else 0
 
 
@@ -134,7 +139,8 @@ def _token_bytes(layer: Layer, paging: Paging) -> int:
 
 
 def _state_bytes(shape: ModelShape, paging: Paging) -> int:
-    """Bytes of one state of one recurrent layer: convolution rows in the model's dtype, the matrix in its own."""
+    """Bytes of one state of one recurrent layer: convolution rows in the model's dtype, the matrix in its
+    own."""
     r = shape.recurrent
     if r is None:
         return 0

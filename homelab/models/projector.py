@@ -1,7 +1,9 @@
-"""llama.cpp's vision projector (`mmproj`): a second GGUF beside the model, and the buffer in which an image becomes tokens.
+"""llama.cpp's vision projector (`mmproj`): a second GGUF beside the model, and the buffer in which an image
+becomes tokens.
 
-Which sizes count follows llama.cpp 0.6.0 (`tools/mtmd/clip.cpp`); the floats a patch were checked with b11549's `mtmd_get_memory_usage` on
-six kinds of projector: never too little, at most half too much with flash attention."""
+Which sizes count follows llama.cpp 0.6.0 (`tools/mtmd/clip.cpp`); the floats a patch were checked with
+b11549's `mtmd_get_memory_usage` on six kinds of projector: never too little, at most half too much with
+flash attention."""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# (most tokens of an image, patches along one side of a token) where the header does not say. `clip_model_loader::load_hparams`.
+# (most tokens of an image, patches along one side of a token) where the header does not say.
+# `clip_model_loader::load_hparams`.
 TOKENS = {
     "gemma3": (256, 4), "gemma4v": (1120, 3), "glm4v": (4096, 2), "kimivl": (1024, 2), "pixtral": (1024, 2),
     "qwen2vl_merger": (4096, 2), "qwen2.5vl_merger": (4096, 2), "qwen3vl_merger": (4096, 2),
 }  # fmt: skip
-# `--image-max-tokens` lowers no further: images of one size, and small ones encoded together (`mtmd_context_params.batch_max_tokens`).
+# `--image-max-tokens` lowers no further: images of one size, and small ones encoded together
+# (`mtmd_context_params.batch_max_tokens`).
 LEAST_TOKENS = {"gemma3": 256, "gemma4v": 1024}
 UNKNOWN_COMPUTE = 2**30
 UNKNOWN_BYTES = 3 * 2**29  # the largest seen in 16 bits have 1.2 GiB
@@ -22,8 +26,9 @@ UNKNOWN_BYTES = 3 * 2**29  # the largest seen in 16 bits have 1.2 GiB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Projector:
-    """A projector's file. `floats` a patch, of which the largest image has `token_patches` for each of `tokens`; `floats` is 0 when its header
-    was not read or is of a kind not known here. `windowed`: with a mask of every patch against every other."""
+    """A projector's file. `floats` a patch, of which the largest image has `token_patches` for each of
+    `tokens`; `floats` is 0 when its header was not read or is of a kind not known here. `windowed`: with a
+    mask of every patch against every other."""
 
     name: str
     bytes: int
@@ -46,13 +51,15 @@ class Projector:
 
 
 def projectors(document: Mapping[str, Any]) -> tuple[Projector, ...]:
-    """Those that lie beside a model, from its header document: whole headers where they were read, else only the sizes of files."""
+    """Those that lie beside a model, from its header document: whole headers where they were read, else
+    only the sizes of files."""
     found = document.get("projectors") or {}
     return tuple(_projector(str(name), header) for name, header in sorted(found.items()))
 
 
 def chosen(found: tuple[Projector, ...], wanted: str) -> Projector:
-    """The one of this path or name; for another (`auto`, an address) the largest there is, and a guess where nothing is known."""
+    """The one of this path or name; for another (`auto`, an address) the largest there is, and a guess
+    where nothing is known."""
     name = wanted.rpartition("/")[2]
     named = next((p for p in found if p.name.rpartition("/")[2] == name), None)
     return named or max(found, key=lambda p: p.bytes, default=Projector(name=wanted, bytes=UNKNOWN_BYTES))

@@ -1,6 +1,8 @@
-"""What a model is, as far as memory and limits go: its layers, what each of them caches, and how many bytes its tensors have.
+"""What a model is, as far as memory and limits go: its layers, what each of them caches, and how many bytes
+its tensors have.
 
-Built from a header document by `homelab.models.gguf` or `homelab.models.huggingface`; nothing here knows where the document came from."""
+Built from a header document by `homelab.models.gguf` or `homelab.models.huggingface`; nothing here knows
+where the document came from."""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ Pooling = Literal["none", "mean", "cls", "last", "rank"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One layer: what it keeps for every token (`attention`), whether it keeps a state for every request (`recurrent`), and the bytes of
-    its tensors (0 where the header does not say by layer)."""
+    """One layer: what it keeps for every token (`attention`), whether it keeps a state for every request
+    (`recurrent`), and the bytes of its tensors (0 where the header does not say by layer)."""
 
     attention: Attention
     heads: int = 0
@@ -36,7 +38,8 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recurrent:
-    """The state that one recurrent layer keeps for one request, in elements: a convolution window and a matrix state."""
+    """The state that one recurrent layer keeps for one request, in elements: a convolution window and a
+    matrix state."""
 
     conv_rows: int
     conv_channels: int
@@ -49,13 +52,13 @@ class Recurrent:
 class ModelShape:
     """A model's dimensions and the sizes of its tensors, in bytes.
 
-    `weights_bytes` counts every tensor in the files. Parts of it: `embedding_bytes` (the input table), `output_bytes` (0 when tied),
-    `lookup_bytes` (further tables that llama.cpp keeps in RAM; `lookup_width`
+    `weights_bytes` counts every tensor in the files. Parts of it: `embedding_bytes` (the input table),
+    `output_bytes` (0 when tied), `lookup_bytes` (further tables that llama.cpp keeps in RAM; `lookup_width`
     elements of them for a token), `vision_bytes`, `mtp_bytes`, `kv_projection_bytes`, and
     `replicated_bytes` (what tensor parallelism copies to every rank instead of splitting).
 
-    `intermediate` is the widest activation of a token: a dense layer's, or that of all experts which one token visits;
-    `expert_intermediate` the latter alone."""
+    `intermediate` is the widest activation of a token: a dense layer's, or that of all experts which one
+    token visits; `expert_intermediate` the latter alone."""
 
     format: Format
     architecture: str
@@ -111,7 +114,8 @@ class ModelShape:
         return sum(layer.expert_bytes for layer in self.layers)
 
     def kv_bytes_per_token(self, element_bytes: float = 2) -> float:
-        """Bytes that every further token of a long request costs: layers that grow, without windows and states."""
+        """Bytes that every further token of a long request costs: layers that grow, without windows and
+        states."""
         return sum(
             (
                 layer.key_dim

@@ -14,7 +14,8 @@ _HUB = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::(?P<quant
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """`Org/Repo` and `Org/Repo:Q4_K_M` lie on the hub, `/abs/…` and `~/…` on the node, `./…` on the controller."""
+    """`Org/Repo` and `Org/Repo:Q4_K_M` lie on the hub, `/abs/…` and `~/…` on the node, `./…` on the
+    controller."""
 
     text: str
     where: Where
@@ -45,5 +46,6 @@ def parse_source(text: str) -> Source:
     if m := _HUB.fullmatch(text):
         return Source(text=text, where="hub", repo=m["repo"], quant=m["quant"])
     raise ValueError(
-        f"{text!r} is no model source: `Org/Repo` or `Org/Repo:Q4_K_M` on the hub, `/path` or `~/path` on the node, `./path` on this machine"
+        f"{text!r} is no model source: `Org/Repo` or `Org/Repo:Q4_K_M` on the hub, "
+        "`/path` or `~/path` on the node, `./path` on this machine"
     )

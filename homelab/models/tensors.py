@@ -1,7 +1,9 @@
-"""The tensors of a model from its `config.json` alone: names, dimensions, and what each quantisation makes of their bytes.
+"""The tensors of a model from its `config.json` alone: names, dimensions, and what each quantisation makes
+of their bytes.
 
-This is for models that nobody has downloaded yet: a header, where there is one, is always the better source. Parameter counts are checked
-against the published ones. Which tensor gets which type in a GGUF follows llama.cpp's `llama_tensor_get_type` (`src/llama-quant.cpp`, 0.6.0)."""
+This is for models that nobody has downloaded yet: a header, where there is one, is always the better
+source. Parameter counts are checked against the published ones. Which tensor gets which type in a GGUF
+follows llama.cpp's `llama_tensor_get_type` (`src/llama-quant.cpp`, 0.6.0)."""
 
 from __future__ import annotations
 
@@ -23,15 +25,25 @@ GGML = {
 GGML |= {"Q4_K": (256, 144), "IQ4_XS": (256, 136), "MXFP4": (32, 17)}
 AWQ_BYTES = 0.5 + 2.5 / 128  # four bits, and a 16-bit scale with a 4-bit zero for each 128
 HUB_NAMES = {
-    "token_embd": "model.embed_tokens", "output": "lm_head", "output_norm": "model.norm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa", "attn_q_a": "self_attn.q_a_proj",
-    "ffn_gate_inp": "mlp.gate", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-}  # fmt: skip
+    "token_embd": "model.embed_tokens",
+    "output": "lm_head",
+    "output_norm": "model.norm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_q_a": "self_attn.q_a_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor under llama.cpp's name, its dimensions with the row first; `layer` is None outside of the layers."""
+    """A tensor under llama.cpp's name, its dimensions with the row first; `layer` is None outside of the
+    layers."""
 
     name: str
     dims: tuple[int, ...]
@@ -75,7 +87,8 @@ def tensors(config: Mapping[str, Any]) -> Iterator[Tensor]:
 
 
 def layer_kinds(config: Mapping[str, Any]) -> list[str]:
-    """`full_attention`, `sliding_attention` or `linear_attention` for each layer; `every` is the catalog's short form."""
+    """`full_attention`, `sliding_attention` or `linear_attention` for each layer; `every` is the catalog's
+    short form."""
     count = int(config["num_hidden_layers"])
     if isinstance(named := config.get("layer_types"), list):
         return [str(k) for k in named]
@@ -205,7 +218,8 @@ def hub_name(tensor: Tensor) -> str:
 
 
 def hub_bytes(tensor: Tensor, weights: str) -> int:
-    """Bytes in a safetensors file: `bf16`, `fp8` (blocks of 128 by 128), `awq` (four bits, groups of 128) or `mxfp4` (experts only)."""
+    """Bytes in a safetensors file: `bf16`, `fp8` (blocks of 128 by 128), `awq` (four bits, groups of 128)
+    or `mxfp4` (experts only)."""
     linear = len(tensor.dims) >= 2 and not tensor.name.startswith(
         ("token_embd", "output.", "ffn_gate_inp.", "ssm_conv1d", "ssm_a", "ssm_b")
     )

@@ -1,4 +1,5 @@
-"""Which model runs on which device of which node, with how many bytes, and why. Pure: the same inventory and survey give the same placements."""
+"""Which model runs on which device of which node, with how many bytes, and why. Pure: the same inventory
+and survey give the same placements."""
 
 from __future__ import annotations
 
@@ -21,11 +22,13 @@ __all__ = ["Layout", "Placement", "Slot", "Unplaced", "place", "problem_of", "un
 
 
 def place(inventory: Inventory, survey: Survey) -> Layout:
-    """Placements for everything asked for, as far as it fits into what is free now plus what our own services hold.
+    """Placements for everything asked for, as far as it fits into what is free now plus what our own
+    services hold.
 
-    The best choice in this order: models with a place, by priority; replicas, by priority; running placements kept; better variants; larger
-    contexts; weights that are there; replicas spread over nodes. Contexts then grow into what is left. What finds no place is in
-    `unplaced` with the arithmetic; `gap` says how far from the best a household too large for an exact answer may be."""
+    The best choice in this order: models with a place, by priority; replicas, by priority; running
+    placements kept; better variants; larger contexts; weights that are there; replicas spread over nodes.
+    Contexts then grow into what is left. What finds no place is in `unplaced` with the arithmetic; `gap`
+    says how far from the best a household too large for an exact answer may be."""
     known = Candidates(inventory, survey)
     choices = _Choices(known)
     answer = solve(choices.problem)
@@ -39,7 +42,8 @@ def problem_of(inventory: Inventory, survey: Survey) -> Problem:
 
 
 def unsettled(inventory: Inventory, survey: Survey) -> frozenset[str]:
-    """The models whose headers must be known: none as long as everything asked for stays as it is, else all, for anything may have to give."""
+    """The models whose headers must be known: none as long as everything asked for stays as it is, else
+    all, for anything may have to give."""
     known = Candidates(inventory, survey)
     devices = {(s.node, n): s.free_bytes for s in known.slots if len(s.gpus) <= 1 for n in names_of(s.gpus)}
     for name, model in inventory.models.items():
@@ -98,7 +102,8 @@ class _Choices:
         )
 
     def _running(self) -> set[tuple[str, str]]:
-        """Options for what runs; the devices whose running services hold more than is free take nothing new, and keep what they have."""
+        """Options for what runs; the devices whose running services hold more than is free take nothing
+        new, and keep what they have."""
         services = [
             (number, p, s) for number, name in enumerate(self.names) for p, s in self.known.running(name)
         ]
@@ -245,8 +250,9 @@ class _Finisher:
             for k in range(count[n], self.inventory.models[n].replicas)
         ]
         slots = tuple(
-            replace(s, free_bytes=min(self.free[s.node, n] for n in names_of(s.gpus))) for s in self.choices.slots
-        )  # fmt: skip
+            replace(s, free_bytes=min(self.free[s.node, n] for n in names_of(s.gpus)))
+            for s in self.choices.slots
+        )
         placed = tuple(sorted(explained, key=lambda p: (p.model, p.node, p.service)))
         return Layout(
             placements=placed, unplaced=tuple(missing), slots=slots, gap=self.answer.gap(self.choices.problem)
@@ -269,7 +275,8 @@ class _Finisher:
         taken = {q.port for q in self.placements if q.node == p.node} | {
             m.port for m in self.inventory.models.values() if m.port
         }
-        # Services that are kept are all among the placements by now; what else of ours listens is about to go.
+        # Services that are kept are all among the placements by now; what else of ours listens is about to
+        # go.
         if p.node == self.inventory.gateway.node:
             taken.add(self.inventory.gateway.port)
         before = _port_of(facts.services, self.inventory.cluster, service)
@@ -279,8 +286,9 @@ class _Finisher:
         return next(port for port in range(engines()[p.engine].PORT, 65536) if port not in used)
 
     def _grow_all(self) -> set[int]:
-        """Contexts as large as fits, from what was chosen or from the least that was asked for, whichever ends with more tokens in all. Those
-        whose tokens take the fewest bytes come first. Gives back which are less than was asked for."""
+        """Contexts as large as fits, from what was chosen or from the least that was asked for, whichever
+        ends with more tokens in all. Those whose tokens take the fewest bytes come first. Gives back which
+        are less than was asked for."""
         asked = {
             i: c
             for i, p in enumerate(self.placements)

@@ -1,4 +1,5 @@
-"""Every way to run each model on each device of the household, or why not: what the search chooses from. Pure."""
+"""Every way to run each model on each device of the household, or why not: what the search chooses from.
+Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from homelab.placement.resume import revive
 
 DEFAULT_CONTEXT = 8192
 CONTEXT_STEP = 256
-# How many contexts between the least and the most that is asked for are weighed against each other, these two among them.
+# How many contexts between the least and the most that is asked for are weighed against each other, these
+# two among them.
 RUNGS = 6
 # Disk that stays free beside the weights.
 DISK_MARGIN_BYTES = GIB
@@ -42,7 +44,8 @@ def rungs(context: Context) -> list[int]:
 
 
 def largest_context(low: int, high: int, fits: Callable[[int], Placement | None]) -> Placement | None:
-    """The placement with the most context from `low` to `high` that `fits`, in steps of 256; None where none does."""
+    """The placement with the most context from `low` to `high` that `fits`, in steps of 256; None where
+    none does."""
     if (most := fits(high)) is not None:
         return most
     best = fits(low)
@@ -140,8 +143,8 @@ class Candidates:
     # -- what runs already
 
     def running(self, name: str) -> Iterator[tuple[Placement, DeployedService]]:
-        """Placements of this request as they are now, with their service. A node that is briefly away keeps its models: they come back
-        with it, and nothing is downloaded elsewhere meanwhile."""
+        """Placements of this request as they are now, with their service. A node that is briefly away keeps
+        its models: they come back with it, and nothing is downloaded elsewhere meanwhile."""
         model = self.inventory.models[name]
         for node, facts in (*self.facts.items(), *self.remembered.items()):
             if model.node not in (None, node):
@@ -173,8 +176,10 @@ class Candidates:
         """The devices that what the user wrote leaves for this variant."""
         model = self.inventory.models[name]
         return [
-            s for s in self.slots if model.node in (None, s.node) and _gpu_matches(model.gpu, s) and _count_matches(variant, s)
-        ]  # fmt: skip
+            s
+            for s in self.slots
+            if model.node in (None, s.node) and _gpu_matches(model.gpu, s) and _count_matches(variant, s)
+        ]
 
     def draft(self, name: str, index: int, slot: Slot) -> Placement | str:
         """A placement without its numbers, or why there can be none whatever the memory."""
@@ -200,7 +205,10 @@ class Candidates:
             return f"{engine.NAME} does not read {shape.format} files"
         if (needed := self.fetch(variant.source, slot.node)) > self.disk(slot.node):
             disk = next(d for d in facts.disks if d.purpose == "models")
-            return f"disk too small for the weights: {gib(needed)} GiB to fetch, {gib(disk.free_bytes)} GiB free at {disk.path}"
+            return (
+                f"disk too small for the weights: {gib(needed)} GiB to fetch, "
+                f"{gib(disk.free_bytes)} GiB free at {disk.path}"
+            )
         if refusal := self._port_refusal(model, facts):
             return refusal
         return Placement(
@@ -267,7 +275,10 @@ class Candidates:
     def _port_refusal(self, model: Model, facts: Facts) -> str | None:
         if model.port is None or model.port not in (strangers := self.strangers(facts)):
             return None
-        return f"port {model.port} is in use by {strangers[model.port] or 'another process'}: choose another `port`"
+        return (
+            f"port {model.port} is in use by {strangers[model.port] or 'another process'}: "
+            "choose another `port`"
+        )
 
     def own_ports(self, facts: Facts) -> set[int]:
         labels = (

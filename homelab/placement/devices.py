@@ -11,7 +11,8 @@ from homelab.inventory import Inventory, Node
 from homelab.service import numbers_of
 
 GIB = 1024**3
-# What a desktop may still grow by, where the inventory gives no `reserve`: a browser tab with video is 100-300 MiB.
+# What a desktop may still grow by, where the inventory gives no `reserve`: a browser tab with video is
+# 100-300 MiB.
 DISPLAY_RESERVE_BYTES = GIB // 2
 # What the operating system keeps of a pool that models share with it.
 RAM_RESERVE_BYTES = GIB
@@ -33,7 +34,8 @@ class Slot:
 
 
 def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
-    """The devices of a node: each GPU (MIG slices by themselves), groups of like GPUs, and the RAM where there is no GPU that can be planned."""
+    """The devices of a node: each GPU (MIG slices by themselves), groups of like GPUs, and the RAM where
+    there is no GPU that can be planned."""
     node = inventory.nodes[name]
     ours = [s for s in facts.services if s.cluster == inventory.cluster]
     single = [s for gpu in facts.gpus for s in _gpu_slots(name, node, facts, gpu, ours)]
@@ -117,7 +119,8 @@ def _gpu_slots(
         return
     labels = {p.service for p in gpu.processes if p.service}
     held = sum(p.memory_bytes or 0 for p in gpu.processes if p.service)
-    # A service of ours that NVML shows no process for (another pid namespace): what was planned for it, as far as it is in use.
+    # A service of ours that NVML shows no process for (another pid namespace): what was planned for it, as
+    # far as it is in use.
     hidden = sum(
         _planned(s)
         for s in ours

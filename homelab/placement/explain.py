@@ -1,4 +1,5 @@
-"""Why a model is where it is, why not elsewhere, and what keeps the rest out: every rejection with its arithmetic. Pure.
+"""Why a model is where it is, why not elsewhere, and what keeps the rest out: every rejection with its
+arithmetic. Pure.
 
 "Free" is what the other placements leave in the end."""
 
@@ -30,8 +31,8 @@ class Explainer:
         self.inventory = known.inventory
 
     def explained(self, p: Placement, *, short: bool) -> Placement:
-        """The placement with its reason, and with why not in the other places of its variant and the better ones. `short`: a larger context
-        was asked for."""
+        """The placement with its reason, and with why not in the other places of its variant and the better
+        ones. `short`: a larger context was asked for."""
         model = self.inventory.models[p.model]
         rejected: list[str] = []
         also: list[Placement] = []
@@ -72,9 +73,8 @@ class Explainer:
             parts.append("not where it runs now: that place is needed for what fits nowhere else")
         if model.replicas > 1:
             mine = [q for q in self.placements if q.model == p.model]
-            parts.append(
-                f"replica {next(i for i, q in enumerate(mine) if q.service == p.service and q.node == p.node) + 1} of {model.replicas}"
-            )
+            number = next(i for i, q in enumerate(mine, 1) if (q.service, q.node) == (p.service, p.node))
+            parts.append(f"replica {number} of {model.replicas}")
         return ", ".join(parts)
 
     def _decisive(self, p: Placement, also: Sequence[Placement]) -> str:
@@ -124,7 +124,8 @@ class Explainer:
         )
 
     def _suggestion(self, name: str) -> str:
-        """The first simple change that would give the model a place: less context, fewer requests at once, something else gone."""
+        """The first simple change that would give the model a place: less context, fewer requests at once,
+        something else gone."""
         model = self.inventory.models[name]
         drafts = []
         for index, variant in enumerate(model.variants):

@@ -15,7 +15,8 @@ from homelab.program import Program, image_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """One instance of a model on one node: `reason` says why there, `elsewhere` why not in the places that were better or as good."""
+    """One instance of a model on one node: `reason` says why there, `elsewhere` why not in the places that
+    were better or as good."""
 
     model: str
     service: str
@@ -83,8 +84,9 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unplaced:
-    """A model (or one of its replicas) that found no place. `unreachable` names nodes that could not be asked; `suggestion` is what would
-    give it one, as "on laptop GPU 0 with `context: 8192`", where something simple would."""
+    """A model (or one of its replicas) that found no place. `unreachable` names nodes that could not be
+    asked; `suggestion` is what would give it one, as "on laptop GPU 0 with `context: 8192`", where
+    something simple would."""
 
     model: str
     reason: str
@@ -95,8 +97,8 @@ class Unplaced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """The decision: what goes where, what does not, and what each device has left. `gap` is how far from the best it may be, for instance
-    `2 replicas with a place`; None when it is proven to be the best."""
+    """The decision: what goes where, what does not, and what each device has left. `gap` is how far from
+    the best it may be, for instance `2 replicas with a place`; None when it is proven to be the best."""
 
     placements: tuple[Placement, ...]
     unplaced: tuple[Unplaced, ...]
@@ -108,7 +110,10 @@ class Layout:
         """How good the decision is, as a sentence."""
         if self.gap is None:
             return "No better placement exists."
-        return f"The household is too large to look at everything: a better placement is at most {self.gap} away."
+        return (
+            "The household is too large to look at everything: a better placement is at most "
+            f"{self.gap} away."
+        )
 
     def __iter__(self) -> Iterator[Placement]:
         return iter(self.placements)

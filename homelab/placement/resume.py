@@ -1,5 +1,5 @@
-"""What runs already, read back from the labels of its service: a healthy placement whose request is unchanged keeps its
-numbers. Pure."""
+"""What runs already, read back from the labels of its service: a healthy placement whose request is
+unchanged keeps its numbers. Pure."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def revive(
     service: DeployedService,
     slot_with: Callable[[Sequence[str]], Slot | None],
 ) -> Placement | None:
-    """The placement that a service was started for; None if another is asked for now, or if its labels cannot be
-    read."""
+    """The placement that a service was started for; None if another is asked for now, or if its labels
+    cannot be read."""
     model = inventory.models[name]
     recorded = read_label(service.labels, "homelab.asked").get("model")
     if service.state == "missing" or not asked.same_model(model, recorded):

@@ -1,4 +1,5 @@
-"""How a placed service is run. A runtime is one module with `render(unit) -> Service`: pure, everything it would write or start is a value."""
+"""How a placed service is run. A runtime is one module with `render(unit) -> Service`: pure, everything it
+would write or start is a value."""
 
 from __future__ import annotations
 

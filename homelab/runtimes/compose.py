@@ -1,5 +1,5 @@
-"""A unit as a Compose project of its own: one project per service revision, so that an old one can wait, stopped,
-beside a new one."""
+"""A unit as a Compose project of its own: one project per service revision, so that an old one can wait,
+stopped, beside a new one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from homelab.service import (
 )
 from homelab.templating import render_template
 
-# Weights are read at no less than this, a first download included; until then a container counts as starting, not
-# as unhealthy.
+# Weights are read at no less than this, a first download included; until then a container counts as
+# starting, not as unhealthy.
 SLOWEST_LOAD_BYTES_PER_SECOND = 10 * 1024**2
 START_SECONDS = 900
 
@@ -65,9 +65,9 @@ def render(unit: Unit) -> Service:
 
 
 def network(cluster: str) -> str:
-    """The cluster's network on a node. Between two networks of one machine Docker lets nothing through, not even to
-    a published port of the machine's own address (where it runs without its userland proxy, or behind a firewall
-    such as ufw)."""
+    """The cluster's network on a node. Between two networks of one machine Docker lets nothing through, not
+    even to a published port of the machine's own address (where it runs without its userland proxy, or
+    behind a firewall such as ufw)."""
     return f"homelab-{cluster}"
 
 

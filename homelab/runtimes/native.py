@@ -1,4 +1,5 @@
-"""A plain supervised process: for machines without Docker, and for engines that no container can give a GPU (macOS)."""
+"""A plain supervised process: for machines without Docker, and for engines that no container can give a GPU
+(macOS)."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ TOOLS = ("supervise.py", "provision.py")
 
 
 def render(unit: Unit) -> Service:
-    """The unit's service.json, 0600 environment file and configuration files, its program, and the tools that run it."""
+    """The unit's service.json, 0600 environment file and configuration files, its program, and the tools
+    that run it."""
     environment = dict(unit.environment)
     if unit.gpus and unit.hosting.visible:
         environment[unit.hosting.visible] = ",".join(unit.gpus)
@@ -86,7 +88,8 @@ def program_files(program: Program) -> list[File]:
 
 
 def tools_directory() -> str:
-    """Where the supervisor and its companion lie on a node: named by their content, so that versions do not meet."""
+    """Where the supervisor and its companion lie on a node: named by their content, so that versions do not
+    meet."""
     return f"{CACHE}/tools-{_digest(*(_files()[name] for name in TOOLS))}"
 
 
@@ -113,7 +116,8 @@ def link_command(program: PythonEnvironment, target: str) -> str:
 
 
 def _identity(program: Program) -> str:
-    """Changes when a program of ours does: its lock or the file that starts it. Others are named in the files."""
+    """Changes when a program of ours does: its lock or the file that starts it. Others are named in the
+    files."""
     if not isinstance(program, PythonEnvironment):
         return ""
     return _digest(*(_files().get(n, "") for n in (f"{program.name}.lock", program.program)))

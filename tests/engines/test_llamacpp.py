@@ -123,7 +123,8 @@ def test_a_server_reserves_logits_for_its_slots_only(
     assert said_mib - 0.01 <= found <= said_mib * (1.001 if flash == "on" else 1.04)
 
 
-# model, -c, -np, -ub, flash attention, all slots share the cells, rows of logits, and the compute buffer in the log in MiB
+# model, -c, -np, -ub, flash attention, all slots share the cells, rows of logits, and the compute buffer in
+# the log in MiB
 CROWDED = [
     ("lfm2", 24576, 48, 512, "on", False, "slots", 35.6),
     ("lfm2", 33792, 33, 16, "on", True, "all", 4.58),
@@ -167,7 +168,8 @@ def test_many_slots_never_take_more_than_is_said(
     outputs: Literal["all", "slots"],
     said_mib: float,
 ) -> None:
-    """As llama.cpp b11549 reserves: as many tokens of each slot, a window of each slot where they share the cells."""
+    """As llama.cpp b11549 reserves: as many tokens of each slot, a window of each slot where they share the
+    cells."""
     args: dict[str, ArgValue] = {"ubatch-size": ubatch, "flash-attn": flash, "kv-unified": unified}
     request = Request(kind="chat", context=tokens // slots, concurrency=slots, args=args)
     found = (

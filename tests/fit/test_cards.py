@@ -1,4 +1,5 @@
-"""What is promised for cards of usual sizes. The table with its bytes is in docs/memory.md, and compared there."""
+"""What is promised for cards of usual sizes. The table with its bytes is in docs/memory.md, and compared
+there."""
 
 from __future__ import annotations
 

@@ -89,7 +89,8 @@ def test_what_articles_promise(
 def test_the_article_s_pair_fits_on_a_4090_in_no_quantisation(
     weights: str, cache: dict[str, ArgValue]
 ) -> None:
-    """`--gpu-memory-utilization` 0.25 for the 4B and 0.60 for the 30B, 65 536 tokens each: neither has its share."""
+    """`--gpu-memory-utilization` 0.25 for the 4B and 0.60 for the 30B, 65 536 tokens each: neither has its
+    share."""
     for name, share in (("qwen3-4b", 0.25), ("qwen3-30b-a3b", 0.60)):
         budget = fit.take(model(name, weights), ask(65536, 1, cache | LONG), card(23.52)).budget_bytes
         assert budget > share * 23.52 * GIB
