@@ -18,10 +18,17 @@ Action = Literal["create", "replace", "restart", "move", "remove", "keep"]
 ALIVE = frozenset({"running", "starting", "unhealthy"})
 
 
+Place = tuple[str, str]  # node, service
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What happens to one service on one node. `wanted` is null for a removal, `actual` for a creation;
-    `blocked` says why it cannot be done, `newer` what this homelab would write otherwise."""
+    `blocked` says why it cannot be done, `newer` what this homelab would write otherwise.
+
+    A move is two changes: the one that arrives, and the one that `leaves_for` its place. What leaves goes
+    last, when the other is healthy and the gateway knows it. `first`: it must be stopped before, for there
+    is no memory for both."""
 
     action: Action
     node: str
@@ -31,6 +38,12 @@ class Change:
     actual: tuple[DeployedService, ...] = ()
     blocked: str = ""
     newer: str = ""
+    leaves_for: Place | None = None
+    first: bool = False
+
+    @property
+    def place(self) -> Place:
+        return self.node, self.service
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,20 +84,85 @@ def diff(
                 actual.setdefault((node, service.name), []).append(service)
     wanted = {(s.node, s.name): s for s in services}
     left = {place: there for place, there in actual.items() if place not in wanted}
-    moved = {name: node for (node, _), there in left.items() for s in there for name in _identity(s)}
+    moves = _moves(wanted, actual, left)
     changes = [
-        _change(inventory, survey, service, tuple(actual.get(place, ())), moved, options)
+        _change(inventory, survey, service, tuple(actual.get(place, ())), moves.get(place), options)
         for place, service in wanted.items()
     ]
     goes_on = {name for s in services for name in _identity(s)}
-    for (node, name), there in left.items():
-        reason = _why_removed(inventory, there[0], goes_on)
-        changes.append(Change(action="remove", node=node, service=name, reason=reason, actual=tuple(there)))
+    targets = {origin: target for target, origin in moves.items()}
+    for place, there in left.items():
+        change = Change(
+            action="remove",
+            node=place[0],
+            service=place[1],
+            reason=_why_removed(inventory, there[0], goes_on),
+            actual=tuple(there),
+            leaves_for=targets.get(place),
+        )
+        in_the_way = change.leaves_for is not None and not _room_beside(survey, change, changes)
+        changes.append(replace(change, first=in_the_way))
     return Plan(
         layout=_with_gateway(inventory, layout, services, survey),
         services=tuple(services),
         changes=tuple(sorted(changes, key=lambda c: (c.node, c.action == "remove", c.service))),
     )
+
+
+def _moves(
+    wanted: Mapping[Place, Service],
+    actual: Mapping[Place, Sequence[DeployedService]],
+    left: Mapping[Place, Sequence[DeployedService]],
+) -> dict[Place, Place]:
+    """What arrives at a new place, and the place that the same thing leaves for it, one for one."""
+    free = list(left)
+    moves: dict[Place, Place] = {}
+    for place, service in wanted.items():
+        names = set(_identity(service))
+        origin = next((o for o in free if names & {n for s in left[o] for n in _identity(s)}), None)
+        if place not in actual and origin is not None:
+            free.remove(origin)
+            moves[place] = origin
+    return moves
+
+
+def _room_beside(survey: Survey, leaves: Change, changes: Sequence[Change]) -> bool:
+    """Whether all that is new on the devices of what leaves fits there beside it. Not known is no."""
+    facts = survey.nodes[leaves.node].facts
+    devices = devices_of(leaves)
+    come = [c for c in changes if c.node == leaves.node and c.action in ("create", "move", "replace")]
+    come = [c for c in come if devices_of(c) & devices]
+    if not come:
+        return True
+    for device in devices:
+        needed = [
+            int(c.wanted.unit.numbers.get("bytes", 0)) for c in come if c.wanted and device in devices_of(c)
+        ]
+        gone = sum(
+            int(numbers_of(s.labels).get("bytes", 0)) for c in come for s in c.actual if s.state in ALIVE
+        )
+        gpu = next((g for g in facts.gpus if g.uuid == device), None) if facts else None
+        free = (
+            facts.memory_available_bytes
+            if facts and device == RAM
+            else gpu.memory_free_bytes
+            if gpu
+            else None
+        )
+        if free is None or sum(needed) > free + gone:
+            return False
+    return True
+
+
+RAM = "ram"
+
+
+def devices_of(change: Change) -> set[str]:
+    """The devices that a change concerns: UUIDs of GPUs, or the node's RAM."""
+    devices = set(change.wanted.unit.gpus) if change.wanted else set()
+    for old in change.actual:
+        devices |= {uuid for uuid in old.labels.get("homelab.gpus", "").split(",") if uuid}
+    return devices or {RAM}
 
 
 def _identity(service: Service | DeployedService) -> tuple[str, ...]:
@@ -120,7 +198,7 @@ def _change(
     survey: Survey,
     service: Service,
     there: tuple[DeployedService, ...],
-    moved: Mapping[str, str],
+    origin: Place | None,
     options: Options,
 ) -> Change:
     def change(action: Action, reason: str, **more: Any) -> Change:
@@ -150,8 +228,8 @@ def _change(
     if current is not None:
         reason = "; ".join(_differences(current, service)) or "its files changed"
         return change("replace", reason, actual=there, blocked=blocked)
-    if origin := next((moved[name] for name in _identity(service) if name in moved), None):
-        return change("move", f"from {origin}", blocked=blocked)
+    if origin is not None:
+        return change("move", f"from {origin[0]}", blocked=blocked)
     return change("create", "not there yet", blocked=blocked)
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from homelab.deploy.apply import lanes, waves
+from homelab.deploy.order import lanes, settle, turns, waves
 from homelab.deploy.remove import chosen
-from homelab.facts import Survey
+from homelab.facts import Facts, Survey
 from homelab.inventory import Inventory, load
 from homelab.placement import place
 from homelab.plan import Change, Plan, diff
 from homelab.render import render
-from tests.machines import HUB, KEYS, deployed, listening, server, survey, tiny_gguf, workstation
+from tests.machines import (
+    HUB,
+    KEYS,
+    MIB,
+    deployed,
+    listening,
+    pi,
+    server,
+    survey,
+    tiny_gguf,
+    workstation,
+)
 
 TEXT = """\
 gateway: {node: workstation}
@@ -104,8 +115,70 @@ def test_what_is_no_longer_asked_for_is_removed_and_nothing_of_another_cluster()
 def test_a_model_that_changes_its_node_moves() -> None:
     _, plan = make(TEXT.replace("node: workstation}\n  t", "node: server}\n  t"), fresh())
     _, changed = make(TEXT, after(plan))
-    found = {(c.action, c.node): c.reason for c in changed.changes if c.service == "q"}
-    assert found == {("move", "workstation"): "from server", ("remove", "server"): "`q` goes elsewhere"}
+    moves = {(c.action, c.node): c for c in changed.changes if c.service == "q"}
+    assert {place: c.reason for place, c in moves.items()} == {
+        ("move", "workstation"): "from server",
+        ("remove", "server"): "`q` goes elsewhere",
+    }
+    # The old one goes last, and nothing has to make room for the new one.
+    leaves = moves["remove", "server"]
+    assert (leaves.leaves_for, leaves.first) == (("workstation", "q"), False)
+    assert leaves not in [c for wave in waves(changed.todo) for c in wave]
+
+
+def two_that_change_places() -> Plan:
+    text = """\
+gateway: {node: pi}
+nodes: {workstation: {host: 192.168.1.10}, server: {host: 192.168.1.11}, pi: {host: 192.168.1.2}}
+models:
+  a: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 8192, node: workstation}
+  b: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 4096, node: server, gpu: 0}
+"""
+
+    def with_room(free_mib: int) -> dict[str, Facts]:
+        def filled(facts: Facts) -> Facts:
+            cards = [g.model_copy(update={"memory_free_bytes": free_mib * MIB}) for g in facts.gpus]
+            return facts.model_copy(update={"gpus": tuple(cards)})
+
+        return {"workstation": filled(workstation()), "server": filled(server()), "pi": pi()}
+
+    _, plan = make(text, survey(HUB, **with_room(23000)))
+    now = {
+        n: f.model_copy(update={"services": deployed(plan.services, n)}) for n, f in with_room(2000).items()
+    }
+    swapped = text.replace("8192, node: workstation", "8192, node: server, gpu: 0")
+    swapped = swapped.replace("4096, node: server, gpu: 0", "4096, node: workstation")
+    return make(swapped, survey(HUB, **now))[1]
+
+
+def test_what_leaves_a_full_card_is_stopped_first_and_started_again_when_the_other_cannot_come() -> None:
+    plan = two_that_change_places()
+    leaving = {c.service: c for c in plan.todo if c.leaves_for}
+    assert {c.service: c.first for c in leaving.values()} == {"a": True, "b": True}
+    a, b = leaving["a"], leaving["b"]
+    assert (a.node, a.leaves_for) == ("workstation", ("server", "a"))
+    stopped = {a.place: (), b.place: ()}
+    both = {("server", "a"), ("workstation", "b"), ("pi", "gateway")}
+    # All of it worked: both go.
+    assert settle(plan.todo, both, stopped, gateway=True).drop == (b, a)
+    # `b` did not start on the workstation: it goes on where it was, so `a` that came there gives way again.
+    only_a = settle(plan.todo, {("server", "a")}, stopped, gateway=True)
+    assert {c.service for c in only_a.resume} == {"a", "b"}
+    assert [c.place for c in only_a.undo] == [("server", "a")]
+    assert only_a.drop == ()
+    # The gateway could not be told: nobody leaves.
+    untold = settle(plan.todo, both, stopped, gateway=False)
+    assert ({c.service for c in untold.resume}, untold.drop) == ({"a", "b"}, ())
+
+
+def test_replicas_of_a_model_are_replaced_one_after_the_other() -> None:
+    text = TEXT.replace("8192, node: workstation}", "8192, replicas: 3}")
+    _, plan = make(text, fresh())
+    _, changed = make(text.replace("context: 8192", "context: 4096"), after(plan))
+    wave = waves(changed.todo)[0]
+    assert sorted(c.service for c in wave) == ["q", "q", "q-2"]
+    assert [len(turn) for turn in turns(wave)] == [1, 1, 1]
+    assert [len(turn) for turn in turns(waves(plan.todo)[0])] == [4]  # new ones wait for nobody
 
 
 def test_a_port_that_a_stranger_holds_blocks_the_gateway() -> None:

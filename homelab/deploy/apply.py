@@ -5,111 +5,134 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from homelab.deploy import compose, native
 from homelab.deploy.events import Event, Outcome, Tell
+from homelab.deploy.order import Settlement, lanes, settle, turns, waves
 from homelab.errors import DeployError, HomelabError, NodeError
 from homelab.facts import DeployedService
 from homelab.inventory import Inventory
 from homelab.nodes import connect
 from homelab.nodes.session import Session
-from homelab.plan import Change, Plan
+from homelab.plan import ALIVE, Change, Place, Plan, devices_of
 from homelab.program import PythonEnvironment, image_of
 from homelab.runtimes.native import tool_files
 from homelab.secrets import Secrets
-from homelab.service import File, Role, Service, cluster_directory
+from homelab.service import File, Service, cluster_directory
 
 RUNTIMES = {"docker": compose, "native": native}
 SECRETS_FILE = "secrets.json"
 
 
 async def deploy(inventory: Inventory, plan: Plan, secrets: Secrets, tell: Tell) -> Outcome:
-    """Carry out every change of the plan. A failure on one service or node stops nothing elsewhere; the
-    gateway is changed last.
+    """Carry out every change of the plan. A failure on one service or node stops nothing elsewhere.
 
     A service that cannot be started is taken away again and the one that it replaced is started in its
-    place."""
-    done: list[tuple[str, str]] = []
-    failed: list[HomelabError] = []
-
-    async def on(node: str, changes: Sequence[Change]) -> None:
-        try:
-            async with connect(node, inventory.nodes[node]) as session:
-                await _Node(inventory, session, secrets, tell, done, failed).carry_out(changes)
-        except NodeError as e:
-            failed.append(e)
-            tell(Event(node=node, service="", step="failed", error=e))
-
-    for wave in waves(plan.todo):
-        nodes = sorted({c.node for c in wave})
-        await asyncio.gather(*(on(n, [c for c in wave if c.node == n]) for n in nodes))
-    return Outcome(done=tuple(sorted(done)), failed=tuple(failed))
+    place. What moves is at its new place, and known to the gateway, before the old one goes."""
+    return await _Deploy(inventory, plan, secrets, tell).run()
 
 
-def waves(changes: Sequence[Change]) -> list[list[Change]]:
-    """Changes in the order of their roles: each when all that it comes `after` is done, removals first."""
-    roles = {c.wanted.role for c in changes if c.wanted is not None}
+class _Deploy:
+    """One deploy, all nodes."""
 
-    def depth(role: Role, after: Mapping[Role, tuple[Role, ...]]) -> int:
-        return 1 + max((depth(r, after) for r in after.get(role, ()) if r in roles), default=-1)
+    def __init__(self, inventory: Inventory, plan: Plan, secrets: Secrets, tell: Tell) -> None:
+        self.inventory, self.plan, self.secrets, self.tell = inventory, plan, secrets, tell
+        self.tried: set[Place] = set()
+        self.done: set[Place] = set()
+        self.failed: list[HomelabError] = []
+        # What leaves and was stopped to make room, with those of its containers or processes that ran.
+        self.stopped: dict[Place, tuple[DeployedService, ...]] = {}
 
-    after = {c.wanted.role: c.wanted.unit.after for c in changes if c.wanted is not None}
-    groups: dict[int, list[Change]] = {}
-    for change in changes:
-        groups.setdefault(depth(change.wanted.role, after) if change.wanted else 0, []).append(change)
-    return [groups[number] for number in sorted(groups)]
+    async def run(self) -> Outcome:
+        leaving = [c for c in self.plan.todo if c.leaves_for is not None]
+        for wave in waves(self.plan.todo):
+            for turn in turns(wave):
+                changes = [c for c in turn if self._goes_on(c)]
+                room = [c for c in leaving if c.first and c.place not in self.stopped] if changes else []
+                room = [
+                    c
+                    for c in room
+                    if any(x.node == c.node and devices_of(x) & devices_of(c) for x in changes)
+                ]
+                await self._on_nodes([*changes, *room], lambda node, mine: node.carry_out(mine))
+            # What could not move goes on at its old place at once, before anything else is tried.
+            await self._put_back(settle(self.plan.todo, self.done, self.stopped, gateway=True))
+        settlement = settle(self.plan.todo, self.done, self.stopped, gateway=self._gateway_knows())
+        await self._put_back(settlement)
+        await self._on_nodes(settlement.drop, lambda node, mine: node.leave(mine))
+        return Outcome(done=tuple(sorted(self.done)), failed=tuple(self.failed))
 
+    def _goes_on(self, change: Change) -> bool:
+        """Whether a change is still to be tried after what has failed; what is not is said."""
+        wanted = change.wanted
+        if change.action == "replace" and wanted is not None:
+            mine = set(wanted.unit.serves)
+            lost = [c for c in self._failed_engines() if wanted.role == "gateway" and c.action == "move"]
+            if lost:
+                names = ", ".join(f"`{c.service}`" for c in lost)
+                self._fail(
+                    change, f"{names} could not move, and is found where it was through the gateway as it is"
+                )
+                return False
+            replicas = [c for c in self._failed_engines() if c.wanted and mine & set(c.wanted.unit.serves)]
+            if wanted.role == "engine" and replicas:
+                self._fail(change, f"its replica on `{replicas[0].node}` failed: this one is left as it is")
+                return False
+        self.tried.add(change.place)
+        return True
 
-def lanes(changes: Sequence[Change]) -> list[list[Change]]:
-    """Changes that share a device, together: they start strictly one after the other, and make room for
-    each other first."""
-    groups: list[tuple[set[str], list[Change]]] = []
-    for change in changes:
-        assert change.wanted is not None
-        devices = set(change.wanted.unit.gpus) or {"ram"}
-        for old in change.actual:
-            devices |= {u for u in old.labels.get("homelab.gpus", "").split(",") if u}
-        together = [lane for lane in groups if lane[0] & devices]
-        merged = (
-            devices.union(*(lane[0] for lane in together)),
-            [c for lane in together for c in lane[1]] + [change],
+    def _failed_engines(self) -> list[Change]:
+        tried = [c for c in self.plan.todo if c.wanted is not None and c.wanted.role == "engine"]
+        return [c for c in tried if c.place in self.tried - self.done]
+
+    def _gateway_knows(self) -> bool:
+        """Whether clients find the new places: the gateway was told, or had nothing to be told."""
+        told = [c for c in self.plan.todo if c.wanted is not None and c.wanted.role == "gateway"]
+        return all(c.place in self.done for c in told)
+
+    def _fail(self, change: Change, why: str) -> None:
+        e = DeployError(
+            f"`{change.service}` on node `{change.node}` was not changed", cause=why, hint="homelab deploy"
         )
-        groups = [lane for lane in groups if lane not in together] + [merged]
-    return [lane[1] for lane in groups]
+        self.failed.append(e)
+        self.tell(Event(node=change.node, service=change.service, step="failed", error=e))
+
+    async def _put_back(self, settlement: Settlement) -> None:
+        """Undo what has come in the place of something that has to go on, and let that go on."""
+        await self._on_nodes(settlement.undo, lambda node, mine: node.undo(mine))
+        await self._on_nodes(settlement.resume, lambda node, mine: node.put_back(mine))
+
+    async def _on_nodes(
+        self, changes: Sequence[Change], work: Callable[[_Node, Sequence[Change]], Awaitable[None]]
+    ) -> None:
+        async def on(name: str, mine: Sequence[Change]) -> None:
+            try:
+                async with connect(name, self.inventory.nodes[name]) as session:
+                    await work(_Node(self, session), mine)
+            except NodeError as e:
+                self.failed.append(e)
+                self.tell(Event(node=name, service="", step="failed", error=e))
+
+        names = sorted({c.node for c in changes})
+        await asyncio.gather(*(on(name, [c for c in changes if c.node == name]) for name in names))
 
 
 class _Node:
     """One node's share of a deploy."""
 
-    def __init__(
-        self,
-        inventory: Inventory,
-        session: Session,
-        secrets: Secrets,
-        tell: Tell,
-        done: list[tuple[str, str]],
-        failed: list[HomelabError],
-    ) -> None:
-        self.inventory, self.session, self.secrets, self.tell, self.done, self.failed = (
-            inventory,
-            session,
-            secrets,
-            tell,
-            done,
-            failed,
-        )
+    def __init__(self, deploy: _Deploy, session: Session) -> None:
+        self.deploy, self.session, self.tell = deploy, session, deploy.tell
+        self.inventory = deploy.inventory
         self.missing: set[str] = set()
 
     async def carry_out(self, changes: Sequence[Change]) -> None:
-        runtimes = {s.runtime for c in changes for s in c.actual} | {
-            c.wanted.runtime for c in changes if c.wanted
-        }
-        if "native" in runtimes:
-            # What runs may have been started by the supervisor of another release; this one's works on it.
-            await self.session.put(tool_files())
+        """Remove, make room, bring what is needed, start. Those among the changes that leave for another
+        place are only stopped."""
+        await self._bring_tools(changes)
+        leaving = [c for c in changes if c.leaves_for is not None]
         for change in changes:
-            if change.action == "remove":
+            if change.action == "remove" and change not in leaving:
                 await self._guarded(change, self._remove(change))
         ready = []
         for change in changes:
@@ -118,14 +141,60 @@ class _Node:
             ):
                 ready.append(change)
         for lane in lanes(ready):
-            for change in lane:
-                for old in change.actual:
-                    if change.action == "replace" and old.state in ("running", "starting", "unhealthy"):
-                        self._say(change, "stop", change.reason)
-                        await self._guarded(change, RUNTIMES[old.runtime].stop(self.session, old))
-            for change in lane:
+            devices = set[str]().union(*(devices_of(c) for c in lane))
+            for change in leaving:
+                if devices_of(change) & devices and change.place not in self.deploy.stopped:
+                    await self._guarded(change, self._make_room(change))
+            stopped = [c for c in lane if await self._guarded(c, self._stop_old(c))]
+            for change in stopped:
                 assert change.wanted is not None
                 await self._guarded(change, self._start(change, change.wanted))
+
+    async def leave(self, changes: Sequence[Change]) -> None:
+        """Take away what has moved."""
+        await self._bring_tools(changes)
+        for change in changes:
+            await self._guarded(change, self._remove(change))
+
+    async def put_back(self, changes: Sequence[Change]) -> None:
+        """Start again what was stopped to make room."""
+        await self._bring_tools(changes)
+        for change in changes:
+            await self._guarded(change, self._resume(change))
+
+    async def undo(self, changes: Sequence[Change]) -> None:
+        """Take away what has come in the place of something that has to go on."""
+        await self._bring_tools(changes)
+        for change in changes:
+            assert change.wanted is not None
+            self._say(change, "rolled-back", "its place is needed again for what could not move")
+            await self._guarded(change, self._drop(self._deployed(change.wanted)))
+            self.deploy.done.discard(change.place)
+
+    async def _bring_tools(self, changes: Sequence[Change]) -> None:
+        """What runs may have been started by the supervisor of another release; this one's works on it."""
+        wanted = {c.wanted.runtime for c in changes if c.wanted}
+        if "native" in wanted | {s.runtime for c in changes for s in c.actual}:
+            await self.session.put(tool_files())
+
+    async def _make_room(self, change: Change) -> None:
+        ran = tuple(s for s in change.actual if s.state in ALIVE)
+        self._say(change, "stop", f"{change.reason}: there is no memory for both")
+        for old in ran:
+            await RUNTIMES[old.runtime].stop(self.session, old)
+        self.deploy.stopped[change.place] = ran
+
+    async def _resume(self, change: Change) -> None:
+        for old in self.deploy.stopped.pop(change.place):
+            await RUNTIMES[old.runtime].resume(self.session, old)
+        self._say(change, "rolled-back", f"`{change.service}` runs again where it was")
+
+    async def _stop_old(self, change: Change) -> None:
+        """Stop what is replaced. Where that fails, nothing is started beside it."""
+        for old in change.actual:
+            if change.action == "replace" and old.state in ALIVE:
+                self._say(change, "stop", change.reason)
+                await RUNTIMES[old.runtime].stop(self.session, old)
 
     async def _guarded(self, change: Change, work: object) -> bool:
         """Run one step; a failure is told and kept, and the next service goes on."""
@@ -134,7 +203,7 @@ class _Node:
         except NodeError:
             raise
         except HomelabError as e:
-            self.failed.append(e)
+            self.deploy.failed.append(e)
             self.tell(Event(node=change.node, service=change.service, step="failed", error=e))
             return False
         return True
@@ -155,7 +224,7 @@ class _Node:
             files.append(
                 File(
                     path=f"{cluster_directory(self.inventory.cluster)}/{SECRETS_FILE}",
-                    content=self.secrets.to_json(),
+                    content=self.deploy.secrets.to_json(),
                     mode=0o600,
                 )
             )
@@ -199,44 +268,43 @@ class _Node:
     async def _start(self, change: Change, service: Service) -> None:
         runtime = RUNTIMES[service.runtime]
         self._say(change, "start")
+        loading = next((s for s in change.actual if s.spec == service.spec and s.state == "starting"), None)
         try:
-            loading = any(old.spec == service.spec and old.state == "starting" for old in change.actual)
-            await runtime.start(self.session, service, again=change.action == "restart" and not loading)
-            await runtime.wait_healthy(self.session, service, self.tell)
-        except DeployError as e:
+            await runtime.start(self.session, service, again=change.action == "restart" and loading is None)
+            await runtime.wait_healthy(
+                self.session, service, self.tell, restarts=loading.restarts if loading else 0
+            )
+        except DeployError:
             await self._take_back(change, service)
-            raise e
+            raise
         self._say(change, "healthy")
         for old in change.actual:
             if old.spec != service.spec:
                 await self._drop(old)
-        self.done.append((change.node, change.service))
+        self.deploy.done.add(change.place)
 
-    async def _take_back(self, change: Change, service: Service) -> None:
-        """Undo a failed replacement; leave a failed newcomer stopped, so that it can be looked at and holds
-        no memory."""
-        mine = DeployedService(
+    def _deployed(self, service: Service) -> DeployedService:
+        """A service of this deploy, as the runtimes know what is there."""
+        return DeployedService(
             cluster=self.inventory.cluster,
             name=service.name,
             role=service.role,
             spec=service.spec,
-            runtime="docker" if service.runtime == "docker" else "native",
+            runtime=service.runtime,
             state="stopped",
             project=service.project,
             directory=service.directory,
         )
-        before = next(
-            (
-                s
-                for s in change.actual
-                if s.spec != service.spec and s.state in ("running", "starting", "unhealthy")
-            ),
-            None,
-        )
+
+    async def _take_back(self, change: Change, service: Service) -> None:
+        """Undo a failed replacement; leave a failed newcomer stopped, so that it can be looked at and holds
+        no memory. The old one is started again whatever becomes of the new one."""
+        mine = self._deployed(service)
+        before = next((s for s in change.actual if s.spec != service.spec and s.state in ALIVE), None)
         if before is None:
             await RUNTIMES[mine.runtime].stop(self.session, mine)
             return
-        await self._drop(mine)
+        await self._guarded(change, self._drop(mine))
         await RUNTIMES[before.runtime].resume(self.session, before)
         self._say(change, "rolled-back", f"`{service.name}` runs again as it was before")
 
@@ -244,7 +312,7 @@ class _Node:
         for old in change.actual:
             await self._drop(old)
         self._say(change, "removed", change.reason)
-        self.done.append((change.node, change.service))
+        self.deploy.done.add(change.place)
 
     async def _drop(self, old: DeployedService) -> None:
         await drop(self.session, self.inventory.cluster, old)

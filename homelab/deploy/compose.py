@@ -113,8 +113,8 @@ async def start(session: Session, service: Service, *, again: bool = False) -> N
         )
 
 
-async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
-    """Return once the container is healthy.
+async def wait_healthy(session: Session, service: Service, tell: Tell, *, restarts: int = 0) -> None:
+    """Return once the container is healthy. `restarts`: how often Docker had started it again before.
 
     Raises DeployError with the container's last lines when it dies, is unhealthy, or takes longer than a
     slow download would."""
@@ -123,11 +123,11 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
         begun, told = time.monotonic(), ""
         while True:
             container = await asyncio.to_thread(_container, client, service)
-            state, health, restarts = _state(container)
+            state, health, restarted = _state(container)
             if state == "running" and health == "healthy":
                 return
             # Docker calls a container unhealthy too when it has just exited.
-            died = state in ("exited", "dead", "missing", "restarting") or restarts > 0
+            died = state in ("exited", "dead", "missing", "restarting") or restarted > restarts
             if died or health == "unhealthy" or time.monotonic() - begun > limit:
                 what = (
                     f"died at start{_exit_code(container)}"

@@ -56,8 +56,8 @@ async def start(session: Session, service: Service, *, again: bool = False) -> N
     await _supervise(session, service.name, "start", service.directory)
 
 
-async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
-    """Return once the service answers its health path with 200.
+async def wait_healthy(session: Session, service: Service, tell: Tell, *, restarts: int = 0) -> None:
+    """Return once the service is healthy. `restarts`: how often its supervisor had started it again before.
 
     Raises DeployError with the last lines of its log."""
     limit = START_SECONDS + service.unit.load_bytes / SLOWEST_LOAD_BYTES_PER_SECOND
@@ -74,7 +74,7 @@ async def wait_healthy(session: Session, service: Service, tell: Tell) -> None:
         status = _parse(status_text)
         if code.strip() == "0" and status.get("status") == "running":
             return
-        dead = status.get("status") in ("failed", "stopped") or status.get("restarts", 0) != 0
+        dead = status.get("status") in ("failed", "stopped") or status.get("restarts", 0) != restarts
         if dead or time.monotonic() - begun > limit:
             what = (
                 f"died at start (exit code {status.get('exit_code')})"

@@ -57,7 +57,8 @@ async def remove(
                     await session.put(native.tool_files())
                 for service in sorted(mine, key=_order):
                     await _one(session, service)
-                if everything and not any(e for e in failed if isinstance(e, NodeError)):
+                # Where something could not be stopped its files stay: they are what shows it.
+                if everything and all((node, s.name) in done for s in mine):
                     await session.run(compose.remove_network_command(inventory.cluster))
                     await session.run(
                         f"rm -rf -- {shlex.quote(cluster_directory(inventory.cluster))}; "
