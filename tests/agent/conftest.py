@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -64,7 +63,7 @@ def fake_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the lab's libnvidia-ml.so.1, which answers from a text file."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        pytest.skip("no C compiler")
+        pytest.skip("no C compiler: apt-get install gcc libc6-dev")
     folder = tmp_path_factory.mktemp("nvml")
     library = folder / "libnvidia-ml.so.1"
     source = LAB / "fakenvml" / "fakenvml.c"
@@ -82,8 +81,3 @@ def fake_nvml(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=True,
     )
     return folder
-
-
-def pythons() -> list[Path]:
-    """Interpreters beside the one that runs the tests."""
-    return sorted(Path(os.path.expanduser("~/.pyenv/versions")).glob("*/bin/python"))

@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 
+from tests.pythons import MISSING, pythons
+
 SUPERVISE = Path(__file__).resolve().parents[2] / "templates" / "native" / "supervise.py"
 LINUX = sys.platform.startswith("linux")
 
 
 def python38() -> str | None:
     named = [Path(folder, "python3.8") for folder in os.get_exec_path()]
-    for path in [*sorted(Path("~/.pyenv/versions").expanduser().glob("3.8*/bin/python3.8")), *named]:
+    for path in [*pythons("3.8*"), *named]:
         if (
             path.exists()
             and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
@@ -100,7 +102,7 @@ class House:
 def house(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[House]:
     python = PYTHONS[request.param]
     if python is None:
-        pytest.skip("no Python 3.8 here")
+        pytest.skip(MISSING)
     house = House(tmp_path / "ser vice", python)
     yield house
     house("stop", "--timeout", "0.2")
