@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -49,6 +51,16 @@ def pytest_report_collectionfinish(config: pytest.Config) -> list[str]:
         f"slow tests: turn {turn}, share {turn % SHARES + 1} of {SHARES}:",
         *(f"  {name}" for name in chosen),
     ]
+
+
+@pytest.fixture(scope="session")
+def libgomp() -> None:
+    """What llama.cpp needs and no wheel brings."""
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libgomp.so.1")
+        except OSError:
+            pytest.skip("llama.cpp needs libgomp: apt-get install libgomp1, or dnf install libgomp")
 
 
 @pytest.fixture(autouse=True)
