@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from homelab import gateway
 from homelab.engines import llamacpp, vllm
+from tests.lab import engine
 from tests.lab.fixtures import HouseholdFactory, Lab
 from tests.lab.household import Household, start
 from tests.lab.hub import Hub, Repo
@@ -24,6 +27,7 @@ from tests.lab.models import tiny_qwen3
 from tests.lab.node import HERE, Node, NodeSpec
 
 pytestmark = pytest.mark.lab
+ROOT = Path(__file__).resolve().parent.parent
 CUDA = llamacpp.OFFER.images["cuda"]
 CPU = llamacpp.OFFER.images["cpu"]
 RTX4090 = "GPU-4090aaaa-0000-4000-8000-000000000001"
@@ -92,6 +96,24 @@ def home(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Househo
     front.run("cd c && docker compose up -d")
     yield made
     made.remove()
+
+
+def test_labs_in_two_folders_do_not_meet(lab: Lab, tmp_path: Path) -> None:
+    """Another one is made ready and taken down while this one runs."""
+    script = """
+from tests.lab import engine, layout
+engine.ready()
+print(engine.NETWORK, engine.subnet(), layout.NODE_IMAGE, layout.container_name("box", "seed"))
+"""
+    other = os.environ | {"HOMELAB_LAB": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    here, there = (
+        subprocess.check_output([sys.executable, "-c", script], env=env, text=True).split()
+        for env in (other | {"HOMELAB_LAB": str(engine.STATE)}, other)
+    )
+    assert here[:2] == [engine.NETWORK, engine.subnet()] and not set(here) & set(there)
+    subprocess.run([sys.executable, "-m", "tests.lab", "down"], env=other, cwd=ROOT, check=True)
+    networks = engine.docker("network", "ls", "--format", "{{.Name}}").split()
+    assert here[0] in networks and there[0] not in networks
 
 
 # ---- what NVML says; the same library that nodes have, in a process of its own ----

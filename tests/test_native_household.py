@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, int]]:
+def machine(libgomp: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, int]]:
     """A fresh home, whose cache of downloads is the user's own: what is installed there is installed once."""
     home = tmp_path_factory.mktemp("home")
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -206,9 +206,9 @@ def _wheel(tag: str, sha256: str) -> bytes | None:
     if hashlib.sha256(content).hexdigest() != sha256:
         return None
     cached.parent.mkdir(parents=True, exist_ok=True)
-    partial = cached.with_suffix(".part")
-    partial.write_bytes(content)
-    partial.replace(cached)
+    with tempfile.NamedTemporaryFile(dir=cached.parent, suffix=".part", delete=False) as partial:
+        partial.write(content)
+    Path(partial.name).replace(cached)
     return content
 
 

@@ -16,11 +16,13 @@ import pytest
 
 from agent import host, netlink, ports, processes
 from homelab.facts import parse_facts
-from tests.agent.conftest import LAB, ROOT, pythons
+from tests.agent.conftest import LAB, ROOT
+from tests.pythons import MISSING, pythons
 
 Run = Callable[..., dict[str, Any]]
-NEW = [p for p in pythons() if not p.parts[-3].startswith(("2.", "3.6", "3.7"))]
-OLD = [p for p in pythons() if p.parts[-3].startswith(("2.", "3.6", "3.7"))]
+NO_PYTHON = [pytest.param(Path("/no/such/python"), marks=pytest.mark.skip(MISSING))]
+NEW = [p for p in pythons() if not p.parts[-3].startswith(("2.", "3.6", "3.7"))] or NO_PYTHON
+OLD = [p for p in pythons() if p.parts[-3].startswith(("2.", "3.6", "3.7"))] or NO_PYTHON
 
 
 def name(python: Path) -> str:

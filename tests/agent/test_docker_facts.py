@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socketserver
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -107,8 +108,15 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    server = Engine(str(tmp_path / "docker.sock"))
+def socket_path() -> Iterator[str]:
+    """It holds 107 characters on Linux, and the folder for a test's files may have as many."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield f"{folder}/docker.sock"
+
+
+@pytest.fixture
+def engine(socket_path: str) -> Iterator[Engine]:
+    server = Engine(socket_path)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -299,12 +307,12 @@ def test_a_user_outside_the_docker_group_is_told_in_dockers_words(
     )
 
 
-def test_an_engine_that_is_down_is_told_in_dockers_words(run_agent: Run, tmp_path: Path) -> None:
-    docker = run_agent(docker=str(tmp_path / "none.sock"))["docker"]
+def test_an_engine_that_is_down_is_told_in_dockers_words(run_agent: Run, socket_path: str) -> None:
+    docker = run_agent(docker=socket_path)["docker"]
     assert docker["reachable"] is False
     assert (
         docker["error"]
-        == f"Cannot connect to the Docker daemon at unix://{tmp_path}/none.sock. Is the docker daemon running?"
+        == f"Cannot connect to the Docker daemon at unix://{socket_path}. Is the docker daemon running?"
     )
 
 

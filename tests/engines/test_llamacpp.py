@@ -422,7 +422,9 @@ def test_it_is_found_as_an_engine() -> None:
 
 @pytest.mark.parametrize("kind", ["chat", "embedding", "rerank"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_llama_cpp_parses_every_flag(kind: str, count: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_llama_cpp_parses_every_flag(
+    kind: str, count: int, libgomp: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The real parser, out of the wheel `xllamacpp`, which carries llama.cpp's own `common_params_parse`."""
     xllamacpp = pytest.importorskip("xllamacpp")
     parse = ctypes.PyDLL(sys.modules["xllamacpp.xllamacpp"].__file__)[

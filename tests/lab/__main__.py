@@ -32,7 +32,8 @@ def up(words: list[str]) -> None:
         f"known hosts: {made.known_hosts}\nidentity:    {made.identity}\nmodel:       {made.model} on every machine"
     )
     say(
-        f"GPUs:        edit {STATE}/nodes/lab-{household.BY_HAND}-NAME/lab/gpu/devices while it runs\ninventory:   python -m tests.lab inventory"
+        f"GPUs:        edit {made[next(iter(specs))].folder}/lab/gpu/devices while it runs, or another's\n"
+        "inventory:   python -m tests.lab inventory"
     )
 
 
@@ -51,6 +52,8 @@ def inventory() -> None:
     print("nodes:")
     for line in docker(
         "ps",
+        "--filter",
+        f"label={LABEL}",
         "--filter",
         f"label=lab-group={household.BY_HAND}",
         "--format",

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-STATE = Path(os.environ.get("HOMELAB_LAB", "/var/tmp/homelab-lab"))
-NETWORK = "homelab-lab"
-SUBNET = "10.77.0"
-GATEWAY = f"{SUBNET}.1"
-LABEL = "homelab-lab"
+import platformdirs
+
+
+def _state() -> Path:
+    """The folder of the lab. Who is not root starts no machines, and has some of its files to himself."""
+    if given := os.environ.get("HOMELAB_LAB"):
+        return Path(given).absolute()
+    return platformdirs.user_cache_path("homelab-lab") if os.geteuid() else Path("/var/tmp/homelab-lab")
+
+
+STATE = _state()
+# Labs in several folders share this box's engine: all that one of them makes there carries its folder.
+TAG = hashlib.sha256(bytes(STATE)).hexdigest()[:6]
+LABEL = f"homelab-lab={STATE}"
+NETWORK = f"homelab-lab-{TAG}"
 
 # A node is made of this box's own packages, so they must be installed here; the last few are for the images and the fake NVML.
 NODE_PACKAGES = (
@@ -108,7 +120,32 @@ def ready() -> None:
             with timed("started dockerd"):
                 _start_engine()
         if not docker("network", "ls", "-q", "--filter", f"name=^{NETWORK}$"):
-            docker("network", "create", "--internal", "--subnet", f"{SUBNET}.0/24", NETWORK)
+            _make_network()
+
+
+def _make_network() -> None:
+    """On the first addresses that no other network of this box's engine has: another lab's, for one."""
+    create = ["network", "create", "--internal", "--label", LABEL]
+    for number in range(256):
+        try:
+            docker(*create, "--subnet", f"10.77.{number}.0/24", NETWORK)
+            return
+        except LabError as error:
+            if "overlaps" not in str(error):
+                raise
+    raise LabError("every network in 10.77.0.0/16 is taken: docker network ls, and remove what is not used")
+
+
+@cache
+def subnet() -> str:
+    """The first three numbers of every address on the lab's network."""
+    line = docker("network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", NETWORK)
+    return line.rpartition(".")[0]
+
+
+def gateway() -> str:
+    """This box, as the machines see it."""
+    return f"{subnet()}.1"
 
 
 def _answers() -> bool:
@@ -136,5 +173,5 @@ def _start_engine() -> None:
 
 
 def labelled(*more: str) -> list[str]:
-    """Ids of the lab's containers."""
+    """Ids of this lab's containers."""
     return docker("ps", "-aq", "--filter", f"label={LABEL}", *more).split()

@@ -22,16 +22,16 @@ HouseholdFactory = Callable[..., Household]
 class Lab:
     """The lab is ready to start machines. `model` is a small GGUF, as nodes see it; `gguf` the same file on this box."""
 
-    gateway = engine.GATEWAY
     state = engine.STATE
 
     def __init__(self) -> None:
+        self.gateway = engine.gateway()
         self.gguf = gguf()
         self.model = f"/models/{self.gguf.name}"
 
     def hub(self, repos: Mapping[str, Repo | Path], **options: Any) -> Hub:
         """Reachable at one URL from the tests, the nodes and their containers."""
-        return Hub(repos, engine.GATEWAY, **options)
+        return Hub(repos, self.gateway, **options)
 
     def tiny_model(self, folder: Path) -> Path:
         return tiny_qwen3(folder)

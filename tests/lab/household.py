@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 from tests.lab import engine
 from tests.lab.engine import STATE, docker
 from tests.lab.images import ensure_seed
-from tests.lab.layout import claim, create, prepare
+from tests.lab.layout import claim, container_name, create, prepare
 from tests.lab.models import gguf
 from tests.lab.node import Node, NodeSpec, remove_folder
 
@@ -28,7 +29,7 @@ class Household:
     nodes: dict[str, Node]
     home: Path
     group: str
-    gateway: str = engine.GATEWAY  # this box, as the nodes see it
+    gateway: str = field(default_factory=engine.gateway)
     model: str = field(default_factory=lambda: f"/models/{gguf().name}")
 
     def __getitem__(self, name: str) -> Node:
@@ -122,6 +123,8 @@ def remove_orphans() -> None:
     """Machines of tests that were killed before they could clean up."""
     for owner in (STATE / "nodes").glob("*/owner"):
         folder = owner.parent
-        if not folder.name.startswith(f"lab-{BY_HAND}-") and not Path(f"/proc/{owner.read_text()}").exists():
-            docker("rm", "-f", folder.name, check=False)
-            remove_folder(folder)
+        with contextlib.suppress(FileNotFoundError):  # another process removes it
+            gone = not Path(f"/proc/{owner.read_text()}").exists()
+            if gone and not folder.name.startswith(container_name("", BY_HAND)):
+                docker("rm", "-f", folder.name, check=False)
+                remove_folder(folder)

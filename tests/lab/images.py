@@ -140,6 +140,20 @@ def seed_folder(vllm: bool) -> Path:
     return STATE / "seeds" / seed_name(vllm)
 
 
+def ensure_tree(made: Recipe) -> Path:
+    """The installed packages of an image; both seeds are made of them."""
+    folder = made.folder
+    with engine.locked(f"tree-{folder.name}"):
+        if not folder.exists():
+            part = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            TREES.mkdir(parents=True, exist_ok=True)
+            with timed(f"installed {made.version}"):
+                made.tree(part)
+            part.rename(folder)
+    return folder
+
+
 def _in_seed(folder: Path) -> dict[str, str]:
     manifest = folder / "lab-images.json"
     return json.loads(manifest.read_text()) if manifest.exists() else {}
@@ -155,10 +169,7 @@ def ensure_seed(vllm: bool = False) -> Path:
         if vllm and not folder.exists():
             _copy_seed(ensure_seed(), folder)
         for made in images.values():
-            if not made.folder.exists():
-                TREES.mkdir(parents=True, exist_ok=True)
-                with timed(f"installed {made.version}"):
-                    made.tree(made.folder)
+            ensure_tree(made)
         _fill(folder, images, digests)
     return folder
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from tests.lab import engine
 from tests.lab.debian_image import import_image
-from tests.lab.engine import LABEL, NETWORK, NODE_PACKAGES, STATE, SUBNET, docker, docker_binary, timed
+from tests.lab.engine import LABEL, NETWORK, NODE_PACKAGES, STATE, TAG, docker, docker_binary, subnet, timed
 from tests.lab.node import HERE, Node, NodeSpec, meminfo, remove_folder
 from tests.lab.wheels import compose_binary
 
-NODE_IMAGE = f"homelab-lab/node:{hashlib.sha256(' '.join(NODE_PACKAGES).encode()).hexdigest()[:12]}"
+NODE_IMAGE = f"homelab-lab/node:{TAG}-{hashlib.sha256(' '.join(NODE_PACKAGES).encode()).hexdigest()[:12]}"
 SEED_INSIDE = "/opt/lab-seed"
 
 
@@ -51,7 +51,9 @@ def prepare() -> None:
         (STATE / "models").mkdir(exist_ok=True)
         if not docker("images", "-q", NODE_IMAGE):
             with timed("node image"):
-                import_image([docker_binary()], NODE_IMAGE, NODE_PACKAGES, {}, [])
+                key_name, _, folder = LABEL.partition("=")
+                label = f'LABEL {key_name}="{folder}"'
+                import_image([docker_binary()], NODE_IMAGE, NODE_PACKAGES, {}, [label])
 
 
 def _link_engine_data(seed: Path, target: Path) -> None:
@@ -71,16 +73,26 @@ def _link_engine_data(seed: Path, target: Path) -> None:
             (target / "overlay2" / layer.name / "diff").symlink_to(f"{SEED_INSIDE}/{layer.name}/diff")
 
 
+def container_name(name: str, group: str) -> str:
+    return f"lab-{TAG}-{group}-{name}"
+
+
+def _address_in(file: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):  # another process removes that machine just now
+        return file.read_text()
+    return ""
+
+
 def claim(name: str, group: str) -> tuple[Path, str]:
     """A folder and an address for a new machine."""
-    container = f"lab-{group}-{name}"
+    container = container_name(name, group)
     folder = STATE / "nodes" / container
     docker("rm", "-f", container, check=False)
     remove_folder(folder)
     with engine.locked("addresses"):
-        taken = {f.read_text() for f in (STATE / "nodes").glob("*/address")}
+        taken = {_address_in(f) for f in (STATE / "nodes").glob("*/address")}
         folder.mkdir(parents=True)
-        address = next(a for n in range(10, 250) if (a := f"{SUBNET}.{n}") not in taken)
+        address = next(a for n in range(10, 250) if (a := f"{subnet()}.{n}") not in taken)
         (folder / "address").write_text(address)
         (folder / "owner").write_text(str(os.getpid()))
     return folder, address

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.lab.engine import STATE, LabError, timed
+from tests.lab.engine import STATE, LabError, locked, timed
 
 WHEELS = STATE / "wheels"
 
@@ -21,47 +21,45 @@ def _pip() -> list[str]:
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     venv = STATE / "tools"
-    if not (venv / "bin/pip").exists():
-        subprocess.run(["/usr/bin/python3", "-m", "venv", venv], check=True)
+    with locked("tools"):
+        if not (venv / "bin/pip").exists():
+            subprocess.run(["/usr/bin/python3", "-m", "venv", venv], check=True)
     return [str(venv / "bin/pip")]
+
+
+@contextlib.contextmanager
+def _downloaded(requirement: str) -> Iterator[Path]:
+    """A wheel as the index has it, in a folder that lasts as long as the `with` block."""
+    with tempfile.TemporaryDirectory(dir=STATE, prefix="wheel-") as folder, timed(f"{requirement} from PyPI"):
+        command = [*_pip(), "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", folder]
+        done = subprocess.run([*command, requirement], capture_output=True, text=True)
+        if done.returncode:
+            raise LabError(f"pip download {requirement} failed: {done.stderr.strip()}")
+        [path] = Path(folder).glob("*.whl")
+        yield path
 
 
 def wheel(requirement: str) -> Path:
     """A wheel as the index has it; it is kept."""
     folder = WHEELS / requirement.replace("=", "").replace("*", "x")
-    if not list(folder.glob("*.whl")):
-        with timed(f"{requirement} from PyPI"):
-            command = [
-                *_pip(),
-                "download",
-                "-q",
-                "--no-deps",
-                "--only-binary",
-                ":all:",
-                "-d",
-                str(folder),
-                requirement,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise LabError(f"pip download {requirement} failed: {done.stderr.strip()}")
+    with locked(f"wheel-{folder.name}"):
+        if not list(folder.glob("*.whl")):
+            folder.mkdir(parents=True, exist_ok=True)
+            with _downloaded(requirement) as path:
+                path.rename(folder / path.name)
     return max(folder.glob("*.whl"))
 
 
 def file_from_wheel(requirement: str, ending: str, target: Path) -> Path:
     """The one file of a wheel whose path ends so, unpacked to `target` unless it is there."""
-    if target.exists():
-        return target
-    found = wheel(requirement)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(found) as opened:
-        member = next(name for name in opened.namelist() if name.endswith(ending))
-        part = target.with_name(target.name + ".part")
-        with opened.open(member) as source, part.open("wb") as out:
-            shutil.copyfileobj(source, out, 1 << 20)
-    part.chmod(0o755)
-    part.rename(target)
-    shutil.rmtree(found.parent)
+    with locked(f"file-{target.name}"):
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with _downloaded(requirement) as path, zipfile.ZipFile(path) as opened:
+                member = next(name for name in opened.namelist() if name.endswith(ending))
+                part = Path(opened.extract(member, path.parent))
+                part.chmod(0o755)
+                part.rename(target)
     return target
 
 
@@ -81,10 +79,8 @@ def _pip_setting(key: str) -> str:
 
 
 def install_tree(target: Path, requirements: Sequence[str], *options: str) -> None:
-    """Packages installed for /usr/bin/python3 into a folder of their own; it appears under its name only when complete."""
+    """Packages installed for /usr/bin/python3 into a folder of their own."""
     uv = file_from_wheel("uv", "/scripts/uv", STATE / "lib/uv")
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
     # uv does not read pip's settings, and on this box they may name the only index that answers.
     settings = [
         word
@@ -93,12 +89,9 @@ def install_tree(target: Path, requirements: Sequence[str], *options: str) -> No
         for word in (flag, v)
     ]
     command = [
-        str(uv), "pip", "install", "-q", "--no-cache", "--system-certs", "--python", "/usr/bin/python3", "--link-mode", "copy", "--target", str(part),
+        str(uv), "pip", "install", "-q", "--no-cache", "--system-certs", "--python", "/usr/bin/python3", "--link-mode", "copy", "--target", str(target),
         *settings, *options, *requirements,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise LabError(f"uv pip install {' '.join(requirements)} failed: {done.stderr.strip()}")
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(target)
-    part.rename(target)

@@ -52,7 +52,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def python() -> str:
+def python(libgomp: None) -> str:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "homelab" / "tests"
     command = [
         sys.executable,

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.pythons import MISSING, pythons
+
 NATIVE = Path(__file__).resolve().parents[2] / "templates" / "native"
 PROVISION = NATIVE / "provision.py"
 
@@ -190,9 +192,9 @@ def test_a_python_that_is_too_old_for_the_lock(place: Place) -> None:
 
 @pytest.mark.native
 def test_an_old_python3_finds_a_newer_one(place: Place) -> None:
-    old = sorted(Path("~/.pyenv/versions").expanduser().glob("3.8*/bin/python3.8"))
+    old = pythons("3.8*")
     if not old:
-        pytest.skip("no Python 3.8 here")
+        pytest.skip(MISSING)
     path = f"{Path(sys.executable).resolve().parent}:{old[0].parent}"
     version = ".".join(map(str, sys.version_info[:2]))
     if not Path(sys.executable).resolve().with_name(f"python{version}").exists():

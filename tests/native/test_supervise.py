@@ -12,7 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from tests.pythons import MISSING, pythons
 
 SUPERVISE = Path(__file__).resolve().parents[2] / "templates" / "native" / "supervise.py"
 LINUX = sys.platform.startswith("linux")
@@ -20,7 +23,7 @@ LINUX = sys.platform.startswith("linux")
 
 def python38() -> str | None:
     named = [Path(folder, "python3.8") for folder in os.get_exec_path()]
-    for path in [*sorted(Path("~/.pyenv/versions").expanduser().glob("3.8*/bin/python3.8")), *named]:
+    for path in [*pythons("3.8*"), *named]:
         if (
             path.exists()
             and subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
@@ -41,10 +44,10 @@ def until(look: Callable[[], Any], seconds: float = 10) -> Any:
 
 
 def living(pid: int) -> bool:
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return bool(state) and not state.startswith("Z")
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class House:
@@ -100,7 +103,7 @@ class House:
 def house(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[House]:
     python = PYTHONS[request.param]
     if python is None:
-        pytest.skip("no Python 3.8 here")
+        pytest.skip(MISSING)
     house = House(tmp_path / "ser vice", python)
     yield house
     house("stop", "--timeout", "0.2")

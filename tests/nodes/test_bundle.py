@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,17 @@ def test_psutil_for_another_platform_is_fetched_once(pip: list[list[str]]) -> No
     assert {"macosx_11_0_arm64", "--no-deps", "--only-binary=:all:", f"psutil=={bundle.PSUTIL}"} <= set(
         command
     )
+
+
+def test_several_that_fetch_the_same_wheel_at_once_all_get_it(tmp_path: Path, pip: list[list[str]]) -> None:
+    """As two homelabs do, or one that meets two such nodes."""
+    mac = Platform("darwin", "arm64")
+    whole = bundle.pack(mac)
+    for _ in range(8):
+        shutil.rmtree(tmp_path / "cache")
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(bundle.pack, [mac] * 8)) == {whole}
+    assert [p.suffix for p in (tmp_path / "cache/homelab/wheels").iterdir()] == [".whl"]
 
 
 def test_a_wheel_with_another_hash_is_not_used(pip: list[list[str]]) -> None:
