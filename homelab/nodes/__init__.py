@@ -1,4 +1,4 @@
-"""The seam to the machines: everything that reaches a node goes through a `Session`, and `connect` opens one."""
+"""The seam to the machines: all that reaches a node goes through a `Session`, and `connect` opens one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Packs the agent for a node, and writes the shell commands that run it there or unpack it first.
 
-The bundle is its own code, pynvml, and psutil built for the node. Its name is the hash of what is in it, so a node that has the
-folder has the right agent. One exchange runs a cached agent; where it is missing, a second one sends it on standard input."""
+The bundle is its own code, pynvml, and psutil built for the node. Its name is the hash of what is
+in it, so a node that has the folder has the right agent. One exchange runs a cached agent; where it is
+missing, a second one sends it on standard input."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ OLD_PYTHON = 98
 MARKER = "homelab-agent-missing"
 
 PSUTIL = "7.2.2"
-# The wheels on PyPI, all abi3 for Python 3.6 and later: (system, machine, libc) -> platform tag for pip, sha256.
+# The wheels on PyPI, all abi3 for Python 3.6 and later:
+# (system, machine, libc) -> platform tag for pip, sha256.
 WHEELS: dict[tuple[str, str, str], tuple[str, str]] = {
     ("linux", "x86_64", "glibc"): (
         "manylinux2014_x86_64",
@@ -67,7 +69,7 @@ class Platform:
 
 
 def platform_of(output: str) -> Platform:
-    """The platform, from what `launch_command` prints when the node lacks the bundle; an empty one when it is not there."""
+    """The platform, from what `launch_command` prints when the node lacks the bundle; else an empty one."""
     for line in output.splitlines():
         words = line.split()
         if len(words) >= 3 and words[0] == MARKER:
@@ -100,7 +102,7 @@ def _sources() -> tuple[tuple[str, bytes], ...]:
 
 @cache
 def fingerprint() -> str:
-    """The name of the bundle: a hash of the agent, pynvml and psutil's version. Takes a few milliseconds and packs nothing."""
+    """The name of the bundle: a hash of the agent, pynvml and psutil's version. Packs nothing."""
     digest = hashlib.sha256(f"psutil {PSUTIL}\n".encode())
     for name, content in _sources():
         digest.update(f"{name} {len(content)}\n".encode() + content)
@@ -110,7 +112,7 @@ def fingerprint() -> str:
 def pack(node: Platform) -> bytes:
     """The bundle for a platform as tar.gz: the same bytes for the same input.
 
-    Without psutil when there is no wheel for the node or it cannot be fetched: the agent then looks for the node's own."""
+    Without psutil when no wheel for the node can be had: the agent then looks for the node's own."""
     import gzip
     import tarfile
 
@@ -162,7 +164,7 @@ def _own_psutil() -> dict[str, bytes]:
 
 
 def _wheel(tag: str, sha256: str) -> bytes | None:
-    """The wheel from our cache, else by pip. None when it cannot be had; anything with another hash is not used."""
+    """The wheel from our cache, else by pip. None when it cannot be had, or its hash is another."""
     import subprocess
     import sys
     import tempfile
@@ -174,28 +176,10 @@ def _wheel(tag: str, sha256: str) -> bytes | None:
         return content
     with tempfile.TemporaryDirectory(prefix="homelab-") as folder:
         command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--only-binary=:all:",
-        ]
-        command += [
-            "--platform",
-            tag,
-            "--implementation",
-            "cp",
-            "--abi",
-            "abi3",
-            "--python-version",
-            "3.8",
-            "--dest",
-            folder,
-            f"psutil=={PSUTIL}",
-        ]
+            sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+            "--only-binary=:all:", "--platform", tag, "--implementation", "cp", "--abi", "abi3",
+            "--python-version", "3.8", "--dest", folder, f"psutil=={PSUTIL}",
+        ]  # fmt: skip
         try:
             subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, timeout=DOWNLOAD_TIMEOUT_S, check=True
@@ -212,24 +196,28 @@ def _wheel(tag: str, sha256: str) -> bytes | None:
     return content
 
 
-# Apple's /usr/bin/python3 is a stub that opens a window when the developer tools are missing, so it is asked for first.
+# Apple's /usr/bin/python3 opens a window where the developer tools are missing, so they are asked for first.
 FIND_PYTHON = """\
 IFS='
 '
 pythons() {
   if [ -n "$given" ]; then command -v "$given"; return; fi
-  for p in python3 /opt/homebrew/bin/python3 /usr/local/bin/python3 python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8; do
+  set -- python3 /opt/homebrew/bin/python3 /usr/local/bin/python3
+  set -- "$@" python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8
+  for p in "$@"; do
     f=$(command -v "$p") || continue
-    if [ "$f" = /usr/bin/python3 ] && [ -d /System/Library ] && ! xcode-select -p >/dev/null 2>&1; then continue; fi
+    if [ "$f" = /usr/bin/python3 ] && [ -d /System/Library ]; then
+      xcode-select -p >/dev/null 2>&1 || continue
+    fi
     echo "$f"
   done
 }
-found=$(pythons)
-if [ -z "$found" ]; then echo "${given:-python3} was not found on this node" >&2; exit 97; fi
+paths=$(pythons)
+if [ -z "$paths" ]; then echo "${given:-python3} was not found on this node" >&2; exit 97; fi
 """
 # A python3 that is too old says 98; a newer one may stand beside it under its full name.
 RUN = """\
-for p in $found; do
+for p in $paths; do
   [ "$p" = "$tried" ] && continue
   "$p" -I "$d" "$request" && exit 0
   s=$?
@@ -237,10 +225,12 @@ for p in $found; do
 done
 exit 98
 """
-# The common case first: looking for other Pythons starts a dozen processes. On Linux the agent needs no installed package, so no `site` (-S).
+# The common case first: looking for other Pythons starts a dozen processes. On Linux the agent needs no
+# installed package, so no `site` (-S).
 QUICK = """\
 tried=
-if [ -z "$given" ] && [ -f "$d/__main__.py" ] && [ ! -d /System/Library ] && command -v python3 >/dev/null; then
+if [ -z "$given" ] && [ -f "$d/__main__.py" ] && [ ! -d /System/Library ] &&
+   command -v python3 >/dev/null; then
   python3 -I -S "$d/__main__.py" "$request"
   s=$?
   [ $s = 98 ] || exit $s
@@ -250,17 +240,20 @@ fi
 LAUNCH = """\
 if [ ! -f "$d/__main__.py" ]; then
   libc=
-  if [ "$(uname -s)" = Linux ]; then libc=glibc; for m in /lib/ld-musl-*; do [ -e "$m" ] && libc=musl; done; fi
+  if [ "$(uname -s)" = Linux ]; then
+    libc=glibc
+    for m in /lib/ld-musl-*; do [ -e "$m" ] && libc=musl; done
+  fi
   echo MARKER "$(uname -s)" "$(uname -m)" $libc
   exit 96
 fi
 """
-# rename(2) puts the folder there whole or not at all; when another controller was first, its folder is the same.
+# rename(2) puts the folder there whole or not at all. Where another controller was first, it is the same one.
 INSTALL = """\
 mkdir -p "$b" && t=$(mktemp -d "$b/new.XXXXXX") || exit 95
 trap 'rm -rf "$t"' EXIT
 tar -xzf - -C "$t" || exit 95
-set -- $found
+set -- $paths
 "$1" -I -c "import os, sys; os.rename(sys.argv[1], sys.argv[2])" "$t" "$d" 2>/dev/null
 if [ ! -f "$d/__main__.py" ]; then echo "the agent could not be put into $d" >&2; exit 95; fi
 find "$b" -mindepth 1 -maxdepth 1 -type d -mtime +KEPT ! -name NAME -exec rm -rf {} + 2>/dev/null
@@ -283,8 +276,9 @@ def launch_command(name: str, request: str, *, python: str | None = None) -> str
 
 
 def install_command(name: str, *, python: str | None = None) -> str:
-    """One command line for sh that reads the archive of `pack` from standard input, puts it in place whole or not at all,
-    and removes bundles that nobody ran for a week. Exit status: 0, NO_PYTHON or UNPACK_FAILED."""
+    """One command line for sh that puts the archive of `pack`, its input, in place whole or not at all.
+
+    It removes bundles that nobody ran for a week. Exit status: 0, NO_PYTHON or UNPACK_FAILED."""
     return _named(name, python) + FIND_PYTHON + INSTALL.replace("KEPT", str(KEPT_DAYS)).replace("NAME", name)
 
 

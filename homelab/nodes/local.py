@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from homelab.errors import NodeError
-from homelab.nodes.session import Result
+from homelab.nodes.session import GRACE_SECONDS, Result, lines_of, not_written, source_file, took_too_long
 
 if TYPE_CHECKING:
     from homelab.service import File
 
 logger = logging.getLogger(__name__)
 
-CHUNK_BYTES = 4 * 1024**2
+COPY_BYTES = 4 * 1024**2
+READ_BYTES = 64 * 1024
 
 
 class LocalSession:
@@ -32,29 +35,25 @@ class LocalSession:
 
     async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Result:
         logger.info("%s: %s", self.node, " ".join(command.split())[:300])
-        process = await asyncio.create_subprocess_exec(
-            "sh",
-            "-c",
-            command,
-            cwd=self._home,
-            stdin=asyncio.subprocess.PIPE if input is not None else asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        process = await self._start(command, stdin=DEVNULL if input is None else PIPE, stderr=PIPE)
+        ended = False
         try:
-            stdout, stderr = await asyncio.wait_for(process.communicate(input), timeout)
+            async with asyncio.timeout(timeout):
+                stdout, stderr = await process.communicate(input)
+            ended = True
         except TimeoutError as e:
-            raise NodeError(
-                f"Node `{self.node}` took longer than {timeout:.0f} s", cause=command[:200], kind="timeout"
-            ) from e
+            raise took_too_long(self.node, command, timeout) from e
         finally:
-            if process.returncode is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            if not ended:
+                _signal(process, signal.SIGKILL)
                 await process.wait()
-        logger.debug("%s: exit %s %s", self.node, process.returncode, stderr[-2000:].decode(errors="replace"))
+        # communicate() has waited for the end, so there is a status; a negative one is a signal's number.
+        status = process.returncode or 0
+        logger.debug("%s: exit %s %s", self.node, status, stderr[-2000:].decode(errors="replace"))
         return Result(
-            stdout=stdout, stderr=stderr.decode(errors="replace"), exit_status=process.returncode or 0
+            stdout=stdout,
+            stderr=stderr.decode(errors="replace"),
+            exit_status=status if status >= 0 else 128 - status,
         )
 
     async def put(self, files: Sequence[File]) -> None:
@@ -63,45 +62,75 @@ class LocalSession:
                 with aside(self._home / file.path, file.mode) as out:
                     out.write(file.content.encode())
             except OSError as e:
-                raise NodeError(
-                    f"Cannot write `~/{file.path}` on node `{self.node}`", cause=str(e), kind="write"
-                ) from e
+                what = f"Cannot write `~/{file.path}` on node `{self.node}`"
+                raise not_written(what, e.strerror or "") from e
 
     async def upload(self, local: str, path: str, progress: Callable[[int], None]) -> None:
-        try:
-            with open(local, "rb") as source, aside(self._home / path, 0o644) as out:
-                while chunk := await asyncio.to_thread(source.read, CHUNK_BYTES):
-                    out.write(chunk)
-                    progress(len(chunk))
-        except OSError as e:
-            raise NodeError(f"Cannot copy `{local}` to node `{self.node}`", cause=str(e), kind="write") from e
+        what = f"Cannot copy `{local}` to node `{self.node}`"
+        with source_file(local, what) as source:
+            try:
+                with aside(self._home / path, 0o644) as out:
+                    while chunk := await asyncio.to_thread(source.read, COPY_BYTES):
+                        out.write(chunk)
+                        progress(len(chunk))
+            except OSError as e:
+                raise not_written(what, e.strerror or "") from e
 
     async def lines(self, command: str) -> AsyncIterator[str]:
-        process = await asyncio.create_subprocess_exec(
-            "sh",
-            "-c",
-            command,
-            cwd=self._home,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
+        process = await self._start(command, stdin=DEVNULL, stderr=STDOUT)
+        ended = False
         try:
-            async for line in process.stdout:
-                yield line.decode(errors="replace").rstrip("\n")
-        finally:
-            if process.returncode is None:
-                try:
-                    os.killpg(process.pid, signal.SIGTERM)
-                except ProcessLookupError:
-                    pass
+            async with aclosing(lines_of(_chunks(process))) as lines:
+                async for line in lines:
+                    yield line
             await process.wait()
+            ended = True
+        finally:
+            if not ended:
+                await _end(process)
 
     @asynccontextmanager
     async def socket(self, path: str) -> AsyncIterator[str]:
         yield path
+
+    async def _start(self, command: str, *, stdin: int, stderr: int) -> Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                "sh", "-c", command,
+                cwd=self._home, stdin=stdin, stdout=PIPE, stderr=stderr, start_new_session=True,
+            )  # fmt: skip
+        except OSError as e:
+            raise NodeError(
+                f"Cannot run a command on node `{self.node}`",
+                cause=f"{e.filename}: {e.strerror}" if e.filename else str(e.strerror),
+                kind="run",
+            ) from e
+
+
+async def _chunks(process: Process) -> AsyncGenerator[bytes, None]:
+    assert process.stdout is not None
+    while chunk := await process.stdout.read(READ_BYTES):
+        yield chunk
+
+
+async def _end(process: Process) -> None:
+    _signal(process, signal.SIGTERM)
+    try:
+        async with asyncio.timeout(GRACE_SECONDS):
+            async for _ in _chunks(process):
+                pass  # its output ends when all that it started has ended
+            await process.wait()
+    except TimeoutError:
+        _signal(process, signal.SIGKILL)
+        await process.wait()
+
+
+def _signal(process: Process, number: int) -> None:
+    """To the command and all that it started: its shell may have ended before them."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass
 
 
 @contextmanager
@@ -110,6 +139,8 @@ def aside(path: Path, mode: int) -> Iterator[BinaryIO]:
 
     Raises OSError; then nothing is left behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():  # rename(2) would put a file in the place of a link to a folder
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import logging
 import os
+import re
 import shlex
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import asyncssh
 
 from homelab.errors import NodeError
 from homelab.inventory import Node
-from homelab.nodes.session import Result
+from homelab.nodes.session import GRACE_SECONDS, Result, lines_of, not_written, source_file, took_too_long
 
 if TYPE_CHECKING:
     from homelab.service import File
@@ -26,18 +29,27 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_SECONDS = 15
+COPY_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024
+# For the commands that end another one: a node that hangs shall not keep anybody waiting.
+END_SECONDS = 3.0
+GROUP = b"homelab-process-group "
 
 
 class _Client(asyncssh.SSHClient):
-    """Remembers the host key that was not known and where it was looked for, so that the refusal can show it."""
+    """Remembers the host key that was not known and where it was looked for, and why the connection ended."""
 
     def __init__(self) -> None:
+        self.lost: Exception | None = None
         self.refused: tuple[str, int, asyncssh.SSHKey] | None = None
         self.files: list[Path] = []
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
         self.refused = (host, port, key)
         return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = exc
 
 
 COMPARE = "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
@@ -60,7 +72,7 @@ class UnknownHostKey(NodeError):
 
 @asynccontextmanager
 async def connect(name: str, node: Node, *, timeout: float) -> AsyncIterator[SSHSession]:
-    """A session to a node; host keys are checked against the known hosts of the user, whose ~/.ssh/config is honoured.
+    """A session to a node. Host keys are checked against the user's known hosts; ~/.ssh/config is honoured.
 
     Raises NodeError: refused, timed out, unknown or changed host key, no login."""
     client = _Client()
@@ -84,7 +96,7 @@ async def connect(name: str, node: Node, *, timeout: float) -> AsyncIterator[SSH
     except (asyncssh.Error, OSError, ValueError) as e:
         raise _refusal(name, node, client, e) from e
     try:
-        yield SSHSession(name, connection)
+        yield SSHSession(name, connection, client)
     finally:
         connection.close()
         await connection.wait_closed()
@@ -112,8 +124,8 @@ def accept(error: UnknownHostKey) -> None:
 def _known_hosts_files(node: Node) -> list[Path]:
     """Where ssh looks for a node's key; the first is where it writes.
 
-    asyncssh itself leaves out the system's file, fails on a file that is not there, and takes `UserKnownHostsFile none` as leave to check
-    nothing. A user without a file of known hosts is still asked once, not at every command."""
+    asyncssh itself leaves out the system's file, fails on a file that is not there, and takes
+    `UserKnownHostsFile none` as leave to check nothing. A user without such a file is asked only once."""
     who: dict[str, Any] = {
         "host": node.host,
         "port": node.port,
@@ -134,11 +146,13 @@ def _readable(path: Path) -> bool:
 def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
     where = f"connect to host {node.host} port {node.port}"
     target = f"{node.user}@{node.host}" if node.user else node.host
-    login = f"ssh {'' if node.port == 22 else f'-p {node.port} '}{target}"
+    port_option = "" if node.port == 22 else f"-p {node.port} "
+    login = f"ssh {port_option}{target}"
     if client.refused is not None:
         host, port, key = client.refused
         if (file := _known_in(client.files, host, port)) is not None:
             usual = file == Path.home() / ".ssh" / "known_hosts"
+            known_in = "~/.ssh/known_hosts" if usual else file
             forget = [
                 "ssh-keygen",
                 *([] if usual else ["-f", str(file)]),
@@ -147,8 +161,10 @@ def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
             ]
             return NodeError(
                 f"The host key of node `{name}` has CHANGED",
-                cause=f"{host} port {port} offers {key.get_algorithm()} {key.get_fingerprint()}, another one is in {'~/.ssh/known_hosts' if usual else file}",
-                hint=f"If the machine was installed anew: {shlex.join(forget)}. If not, somebody stands in between",
+                cause=f"{host} port {port} offers {key.get_algorithm()} {key.get_fingerprint()}, "
+                f"another one is in {known_in}",
+                hint=f"If the machine was installed anew: {shlex.join(forget)}. "
+                "If not, somebody stands in between",
                 kind="host-key-changed",
             )
         return UnknownHostKey(name, host, port, key, client.files[0], login)
@@ -156,14 +172,15 @@ def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
         return NodeError(
             f"Node `{name}` lets nobody in with these keys",
             cause=f"{target}: {e.reason}",
-            hint=f"ssh-copy-id {'' if node.port == 22 else f'-p {node.port} '}{target}, or give `user` and `identity` in the inventory",
+            hint=f"ssh-copy-id {port_option}{target}, or give `user` and `identity` in the inventory",
             kind="login",
         )
     if isinstance(e, ConnectionRefusedError):
         return NodeError(
             f"Cannot reach node `{name}`",
             cause=f"{where}: Connection refused",
-            hint=f"Start sshd there (Debian: sudo apt install openssh-server), or write `away: true` under nodes.{name}",
+            hint="Start sshd there (Debian: sudo apt install openssh-server), "
+            f"or write `away: true` under nodes.{name}",
             kind="refused",
         )
     if (
@@ -215,121 +232,204 @@ def _known_in(files: Sequence[Path], host: str, port: int) -> Path | None:
 class SSHSession:
     """One connection, many commands."""
 
-    def __init__(self, node: str, connection: asyncssh.SSHClientConnection) -> None:
+    def __init__(self, node: str, connection: asyncssh.SSHClientConnection, client: _Client) -> None:
         self.node = node
         self._connection = connection
+        self._client = client
 
     async def run(self, command: str, *, input: bytes | None = None, timeout: float | None = None) -> Result:
-        # The login shell may be fish or csh: the command itself is always sh's.
-        line = f"sh -c {shlex.quote(command)}"
         logger.info("%s: %s", self.node, " ".join(command.split())[:300])
         try:
-            done = await self._connection.run(
-                line,
-                input=input,
-                stdin=asyncssh.DEVNULL if input is None else asyncssh.PIPE,
-                encoding=None,
-                timeout=timeout,
-            )
-        except (asyncssh.TimeoutError, TimeoutError) as e:
-            raise NodeError(
-                f"Node `{self.node}` took longer than {timeout:.0f} s", cause=command[:200], kind="timeout"
-            ) from e
-        except (asyncssh.Error, OSError) as e:
-            raise self._lost(e) from e
-        logger.debug(
-            "%s: exit %s %s",
-            self.node,
-            done.exit_status,
-            _bytes(done.stderr)[-2000:].decode(errors="replace"),
-        )
-        status = done.exit_status if done.exit_status is not None and done.exit_status >= 0 else 255
-        return Result(
-            stdout=_bytes(done.stdout),
-            stderr=_bytes(done.stderr).decode(errors="replace"),
-            exit_status=status,
-        )
+            async with asyncio.timeout(timeout), self._started(command, stdin=input is not None) as remote:
+                if input is not None:
+                    with suppress(BrokenPipeError):  # the command needs no input and has ended already
+                        remote.process.stdin.write(input)
+                    remote.process.stdin.write_eof()
+                result = await self._result(remote)
+        except TimeoutError as e:
+            raise took_too_long(self.node, command, timeout) from e
+        logger.debug("%s: exit %s %s", self.node, result.exit_status, result.stderr[-2000:])
+        return result
 
     async def put(self, files: Sequence[File]) -> None:
-        path = ""
-        try:
-            async with self._connection.start_sftp_client() as sftp:
-                for folder in sorted({os.path.dirname(f.path) for f in files}):
-                    path = folder
-                    await sftp.makedirs(folder, exist_ok=True)
-                for file in files:
-                    path = file.path
-                    temporary = f"{file.path}.new"
-                    if await sftp.exists(temporary):
-                        await sftp.remove(temporary)
-                    attributes = asyncssh.SFTPAttrs(permissions=file.mode)
-                    async with sftp.open(temporary, "wb", attributes) as out:
-                        await out.write(file.content.encode())
-                    await sftp.posix_rename(temporary, file.path)
-        except asyncssh.SFTPError as e:
-            raise NodeError(
-                f"Cannot write `~/{path}` on node `{self.node}`",
-                cause=e.reason,
-                hint="Is the disk full? homelab discover shows what is free",
-                kind="write",
-            ) from e
-        except (asyncssh.Error, OSError) as e:
-            raise self._lost(e) from e
+        for file in files:
+            what = f"Cannot write `~/{file.path}` on node `{self.node}`"
+            content = file.content.encode()
+            await self._write(what, file.path, file.mode, len(content), io.BytesIO(content), lambda _: None)
 
     async def upload(self, local: str, path: str, progress: Callable[[int], None]) -> None:
-        before = 0
-
-        def moved(_source: bytes, _target: bytes, done: int, _total: int) -> None:
-            nonlocal before
-            progress(done - before)
-            before = done
-
-        try:
-            async with self._connection.start_sftp_client() as sftp:
-                await sftp.makedirs(os.path.dirname(path), exist_ok=True)
-                await sftp.put(local, f"{path}.new", progress_handler=moved)
-                await sftp.posix_rename(f"{path}.new", path)
-        except asyncssh.SFTPError as e:
-            raise NodeError(
-                f"Cannot copy `{local}` to node `{self.node}`",
-                cause=e.reason,
-                hint="Is the disk full? homelab discover shows what is free",
-                kind="write",
-            ) from e
-        except (asyncssh.Error, OSError) as e:
-            raise self._lost(e) from e
+        what = f"Cannot copy `{local}` to node `{self.node}`"
+        with source_file(local, what) as source:
+            await self._write(what, path, 0o644, os.fstat(source.fileno()).st_size, source, progress)
 
     async def lines(self, command: str) -> AsyncIterator[str]:
-        try:
-            async with self._connection.create_process(
-                f"sh -c {shlex.quote(command)}", stdin=asyncssh.DEVNULL, stderr=asyncssh.STDOUT, encoding=None
-            ) as process:
-                async for line in process.stdout:
-                    if not line:
-                        continue  # the end: asyncssh gives it as a line too
-                    yield _bytes(line).decode(errors="replace").rstrip("\n")
-        except (asyncssh.Error, OSError) as e:
-            raise self._lost(e) from e
+        # On the node both streams are one, in the order in which they are written; SSH carries them apart.
+        async with self._started(f"exec 2>&1\n{command}", grace=GRACE_SECONDS) as remote:
+            async with aclosing(lines_of(remote.chunks())) as lines:
+                async for line in lines:
+                    yield line
+            await self._result(remote)
 
     @asynccontextmanager
     async def socket(self, path: str) -> AsyncIterator[str]:
         with tempfile.TemporaryDirectory(prefix="homelab-") as folder:
             here = os.path.join(folder, "engine.sock")
-            listener = await self._connection.forward_local_path(here, path)
+            try:
+                listener = await self._connection.forward_local_path(here, path)
+            except OSError as e:
+                raise NodeError(
+                    f"Cannot reach `{path}` on node `{self.node}`",
+                    cause=f"{here}: {e.strerror or e}",
+                    hint="A socket's path is short: TMPDIR=/tmp",
+                    kind="socket",
+                ) from e
             try:
                 yield here
             finally:
                 listener.close()
                 await listener.wait_closed()
 
-    def _lost(self, e: Exception) -> NodeError:
+    async def _write(
+        self, what: str, path: str, mode: int, size: int, source: BinaryIO, progress: Callable[[int], None]
+    ) -> None:
+        """Not by SFTP: there a full disk is no more than "Failure", and not every sshd has it."""
+        command = _write_command(path, mode, size)
+        async with self._started(command, stdin=True, grace=GRACE_SECONDS) as remote:
+            with suppress(BrokenPipeError):  # the command has ended early, and says why
+                while chunk := await asyncio.to_thread(source.read, COPY_BYTES):
+                    remote.process.stdin.write(chunk)
+                    await remote.process.stdin.drain()
+                    progress(len(chunk))
+            remote.process.stdin.write_eof()
+            result = await self._result(remote)
+        if result.exit_status != 0:
+            raise not_written(what, result.cause)
+
+    @asynccontextmanager
+    async def _started(
+        self, command: str, *, stdin: bool = False, grace: float = 0
+    ) -> AsyncIterator[_Remote]:
+        """A running command. If it has not ended with the block, it is ended, with `grace` seconds for it."""
+        try:
+            process = await self._connection.create_process(
+                _for_any_shell(command), stdin=asyncssh.PIPE if stdin else asyncssh.DEVNULL, encoding=None
+            )
+            remote = _Remote(process)
+            try:
+                async for line in process.stdout:
+                    _, here, group = line.partition(GROUP)
+                    if here:  # what the login shell said before is not the command's
+                        remote.group, remote.unread = int(group), b""
+                        break
+                    remote.unread += line
+                yield remote
+            finally:
+                if not remote.ended:
+                    await self._end(remote, grace)
+        except (asyncssh.Error, OSError) as e:
+            raise self._lost(e) from e
+
+    async def _end(self, remote: _Remote, grace: float) -> None:
+        """By a second command: OpenSSH (9.2) passes no signal on to what root or a forced command runs."""
+        try:
+            async with asyncio.timeout(grace + END_SECONDS):
+                if grace:
+                    await self._signal(remote, "TERM")
+                    try:
+                        async with asyncio.timeout(grace):
+                            await remote.process.communicate()
+                            return
+                    except TimeoutError:
+                        pass
+                await self._signal(remote, "KILL")
+        except (asyncssh.Error, OSError):
+            pass  # the connection is gone, or the node hangs
+        finally:
+            remote.process.close()
+
+    async def _signal(self, remote: _Remote, name: str) -> None:
+        if remote.group is not None:
+            await self._connection.run(
+                _for_any_shell(f"kill -s {name} -- -{remote.group}"), stdin=asyncssh.DEVNULL
+            )
+
+    async def _result(self, remote: _Remote) -> Result:
+        """How it ended, with the output that was not read yet."""
+        stdout, stderr = await remote.process.communicate()
+        remote.ended = True
+        status = remote.process.returncode
+        if status is None:  # only a connection that ends is no end of a command
+            raise self._lost(self._client.lost)
+        return Result(
+            stdout=remote.unread + stdout,
+            stderr=stderr.decode(errors="replace"),
+            exit_status=status if status >= 0 else 128 - status,
+        )
+
+    def _lost(self, e: Exception | None) -> NodeError:
         return NodeError(
             f"The connection to node `{self.node}` was lost",
-            cause=str(e) or type(e).__name__,
+            cause=str(e) or type(e).__name__ if e else "it was closed by the node",
             hint="Run the same command again: it goes on where it stopped",
             kind="lost",
         )
 
 
-def _bytes(data: bytes | str | None) -> bytes:
-    return data.encode() if isinstance(data, str) else bytes(data or b"")
+@dataclass
+class _Remote:
+    """A command on a node: its process group, what was read before that was known, whether it is over."""
+
+    process: asyncssh.SSHClientProcess[bytes]
+    group: int | None = None
+    unread: bytes = b""
+    ended: bool = False
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        if self.unread:
+            yield self.unread
+            self.unread = b""
+        while chunk := await self.process.stdout.read(READ_BYTES):
+            yield chunk
+
+
+# The group is the command's own where the login shell makes way for it, else the login shell's.
+START = (
+    "kill -s 0 -- -$$ 2>/dev/null && g=$$ || g=$PPID; "
+    f'echo "{GROUP.decode()}$g"; '
+    'exec sh -c "$(printf %b "$1")"'
+)
+
+
+def _for_any_shell(command: str) -> str:
+    """`sh -c COMMAND` as a line that any login shell reads alike; it says its process group first.
+
+    Between single quotes csh knows `!` and takes no end of line, fish knows `\\`: printf makes them."""
+    plain = re.sub(r"[\\'!\n]", lambda special: f"\\0{ord(special[0]):03o}", command)
+    return f"sh -c '{START}' sh '{plain}'"
+
+
+# The redirection opens the file before its mode is set, which may not let its owner write. To `cat` the end
+# of a lost connection is like any other, so the size is looked at. `mv` puts a file into a folder of that name.
+WRITE = """\
+mkdir -p -- "$folder" || exit
+if [ -d "$path" ]; then echo "$path: Is a directory" >&2; exit 1; fi
+aside=$(mktemp "$folder/.$name.XXXXXX") || exit
+trap 'rm -f -- "$aside"' EXIT
+trap 'exit 1' HUP INT PIPE TERM
+{ chmod "$mode" "$aside" && cat; } > "$aside" || exit
+if [ -z "$(find "$aside" -size "${size}c")" ]; then echo "it did not come whole: $size bytes" >&2; exit 1; fi
+mv -f -- "$aside" "$path"
+"""
+
+
+def _write_command(path: str, mode: int, size: int) -> str:
+    """A command for sh that writes its standard input aside and renames it."""
+    folder, name = os.path.split(path if path.startswith("/") else f"./{path}")
+    values = {
+        "folder": folder,
+        "name": name,
+        "path": f"{folder}/{name}",
+        "mode": f"{mode:o}",
+        "size": str(size),
+    }
+    return "".join(f"{key}={shlex.quote(value)}\n" for key, value in values.items()) + WRITE
