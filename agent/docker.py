@@ -44,19 +44,33 @@ def find_program(name: str) -> str | None:
 
 
 def socket_path() -> str:
-    named = os.environ.get("DOCKER_HOST", "")
+    """The engine that the docker command of this user talks to: DOCKER_HOST, its context, else the usual places."""
+    named = os.environ.get("DOCKER_HOST", "") or context_host()
     if named.startswith("unix://"):
         return named[len("unix://") :]
     rootless = os.path.join(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}", "docker.sock")
     standard = "/var/run/docker.sock"
-    return next(
-        (
-            p
-            for p in (standard, rootless, os.path.expanduser("~/.docker/run/docker.sock"))
-            if os.path.exists(p)
-        ),
-        standard,
-    )
+    places = (standard, rootless, os.path.expanduser("~/.docker/run/docker.sock"))
+    return next((p for p in places if os.path.exists(p)), standard)
+
+
+def context_host() -> str:
+    """Where the chosen context of the docker command points (docker/cli: cli/context/store)."""
+    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    try:
+        name = os.environ.get("DOCKER_CONTEXT") or ""
+        if not name:
+            with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+                name = json.load(f).get("currentContext") or ""
+        if name in ("", "default"):
+            return ""
+        import hashlib
+
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        with open(os.path.join(folder, "contexts", "meta", digest, "meta.json"), encoding="utf-8") as f:
+            return str(json.load(f)["Endpoints"]["docker"]["Host"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
 
 
 def collect(problems: list[dict[str, str]]) -> dict[str, Any]:
@@ -65,11 +79,12 @@ def collect(problems: list[dict[str, str]]) -> dict[str, Any]:
         os.path.exists(path) or find_program("docker") is not None or bool(os.environ.get("DOCKER_HOST"))
     )
     if not present:
-        return {"docker": None, "services": [], "ports": []}
+        return {"docker": None, "services": [], "ports": [], "unlisted": []}
     compose = InThread(compose_version)
     engine: dict[str, Any] = {"reachable": False, "socket": path, "runtimes": [], "cdi": []}
     ours: list[dict[str, Any]] = []
     ports: list[dict[str, Any]] = []
+    unlisted: list[str] = []
     try:
         engine.update(known(path))
         containers = httpget.get_json(path, "/containers/json?all=1", TIMEOUT_S)
@@ -78,7 +93,7 @@ def collect(problems: list[dict[str, str]]) -> dict[str, Any]:
             path,
             [c for c in containers if "homelab.cluster" in (c.get("Labels") or {})],
             engine["api_version"],
-            problems,
+            unlisted,
         )
     except PermissionError as e:
         engine["error"] = f"{DENIED % path}: {e.strerror}"
@@ -92,8 +107,10 @@ def collect(problems: list[dict[str, str]]) -> dict[str, Any]:
         AttributeError,
     ) as e:  # whatever answers there may not be Docker
         engine["error"] = f"{path}: {e}"
+    if engine.get("error"):
+        unlisted.append(engine["error"])
     engine["compose_version"] = compose.result(TIMEOUT_S)
-    return {"docker": engine, "services": ours, "ports": ports}
+    return {"docker": engine, "services": ours, "ports": ports, "unlisted": unlisted}
 
 
 class InThread:
@@ -215,11 +232,19 @@ def asked(plugin: str, identity: str) -> str | None:
 def published(container: dict[str, Any]) -> list[dict[str, Any]]:
     name = (container.get("Names") or ["/"])[0].lstrip("/")
     rows = [p for p in container.get("Ports") or [] if p.get("PublicPort") and p.get("Type") == "tcp"]
-    return [{"port": p["PublicPort"], "address": p.get("IP") or "0.0.0.0", "process": name} for p in rows]
+    return [
+        {
+            "port": p["PublicPort"],
+            "address": p.get("IP") or "0.0.0.0",
+            "process": name,
+            "container": container["Id"],
+        }
+        for p in rows
+    ]
 
 
 def details(
-    path: str, containers: list[dict[str, Any]], api: str, problems: list[dict[str, str]]
+    path: str, containers: list[dict[str, Any]], api: str, unlisted: list[str]
 ) -> list[dict[str, Any]]:
     inspections = [
         InThread(httpget.get_json, path, "/containers/{}/json".format(c["Id"]), TIMEOUT_S) for c in containers
@@ -228,14 +253,10 @@ def details(
     for container, inspection in zip(containers, inspections):
         inspected = inspection.result(TIMEOUT_S)
         if inspected is None:
-            problems.append(
-                {
-                    "source": "docker",
-                    "message": "container {} could not be inspected".format(container["Id"][:12]),
-                }
-            )
+            if still_there(path, container["Id"]):
+                unlisted.append("container {} could not be inspected".format(container["Id"][:12]))
             continue
-        found.append(service(container, inspected))
+        found.append(dict(service(container, inspected), socket=path))
     one_shot = tuple(int(n) for n in (api or "0").split(".")) >= (1, 41)
     # Docker 20.10 takes a second for this, one-shot or not: it is asked only where the kernel does not tell.
     statistics = [
@@ -254,6 +275,14 @@ def details(
     for each, statistic in statistics:
         each["memory_bytes"] = memory((statistic.result(TIMEOUT_S) or {}).get("memory_stats") or {})
     return found
+
+
+def still_there(path: str, identity: str) -> bool:
+    """A container that was removed since it was listed is no secret."""
+    try:
+        return httpget.get(path, f"/containers/{identity}/json", TIMEOUT_S)[0] != 404
+    except OSError:
+        return True
 
 
 def service(container: dict[str, Any], inspected: dict[str, Any]) -> dict[str, Any]:

@@ -65,10 +65,16 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
             "weights": files.answer(problems) if files else [],
             "problems": problems,
         }
-    silent = {"reachable": False, "error": f"no answer in {DEADLINE_S:.0f} s"}
-    engine = Question("docker", docker.collect, {"docker": silent, "services": [], "ports": []})
+    late = f"no answer in {DEADLINE_S:.0f} s"
+    silent = {"reachable": False, "error": late}
+    engine = Question(
+        "docker",
+        docker.collect,
+        {"docker": silent, "services": [], "ports": [], "unlisted": [f"Docker: {late}"]},
+    )
     gpus = Question("gpus", accelerators.collect, [])
-    native = Question("services", services.collect, [])
+    unread: list[str] = []
+    native = Question("services", lambda _: services.collect(unread), None)
     network = Question("interfaces", host.interfaces, [])
     listening = Question("ports", ports.collect, [])
 
@@ -85,6 +91,8 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
         problems.append({"source": "host", "message": f"memory: {type(e).__name__}: {e}"})
         document.update(memory_total_bytes=0, memory_available_bytes=0)
     programs = [str(p) for p in request.get("programs") or []]
+    document["python_path"] = sys.executable
+    document["hub_cache"] = host.hub_cache()
     document["programs"] = {p: docker.find_program(p) for p in programs}
     document["interfaces"] = network.answer(problems)
     document["gpus"] = gpus.answer(problems)
@@ -93,11 +101,19 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     document["docker"] = found["docker"]
     accelerators.judge(document["gpus"], found["docker"])
     disks = Question("disks", lambda _: host.disks(found["docker"]), [])
-    document["services"] = found["services"] + native.answer(problems)
+    processes_of_ours = native.answer(problems)
+    if processes_of_ours is None:
+        unread = [f"~/.local/share/homelab: {late}"]
+    document["services"] = found["services"] + (processes_of_ours or [])
+    problems.extend({"source": "services", "message": why} for why in unread)
+    document["unlisted"] = {"docker": found["unlisted"], "native": unread}
     Question("services", lambda _: services.attribute(document["services"], document["gpus"]), None).answer(
         problems
     )
     document["ports"] = ports.merge(listening.answer(problems), found["ports"])
+    Question(
+        "ports", lambda _: services.mark_listening(document["services"], document["ports"]), None
+    ).answer(problems)
     document["disks"] = disks.answer(problems)
     document["weights"] = files.answer(problems) if files else []
     document["problems"] = problems

@@ -205,8 +205,13 @@ def hub_home() -> str:
     return os.path.expanduser(os.environ.get("HF_HOME") or os.path.join(cache, "huggingface"))
 
 
+def hub_cache() -> str:
+    """Where repositories of the hub lie on this node: looked for here, and mounted into engines from here."""
+    return os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(hub_home(), "hub"))
+
+
 def disks(engine: dict[str, Any] | None) -> list[dict[str, Any]]:
-    wanted = [("models", hub_home()), ("homelab", os.path.expanduser("~/.local/share"))]
+    wanted = [("models", hub_cache()), ("homelab", os.path.expanduser("~/.local/share"))]
     if engine is not None:
         wanted.append(("docker", engine.get("data_root") or "/var/lib/docker"))
     found = []

@@ -20,7 +20,7 @@ IFLA_ADDRESS, IFLA_IFNAME = 1, 3
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 HEADER = "=IHHII"  # length, type, flags, sequence, port
 LINK, ADDRESS = "=BxHiII", "=BBBBI"  # struct ifinfomsg and ifaddrmsg
-DIAG_REQUEST, DIAG = "=BBBxI48x", "=4xH2x16s44xI"  # struct inet_diag_req_v2 and inet_diag_msg
+DIAG_REQUEST, DIAG = "=BBBxI48x", "=4xH2x16s40xII"  # struct inet_diag_req_v2 and inet_diag_msg
 TCP, TCP_LISTEN = 6, 10
 TIMEOUT_S = 5.0
 
@@ -46,13 +46,13 @@ def interfaces() -> dict[str, list[tuple[str, str]]]:
     return {name: rows for name, rows in found.items() if rows}
 
 
-def listeners() -> Iterator[tuple[int, str, int]]:
-    """Port, address and inode of each TCP socket that listens. OSError where the kernel was built without inet_diag."""
+def listeners() -> Iterator[tuple[int, str, int, int]]:
+    """Port, address, inode and user of each TCP socket that listens. OSError where the kernel was built without inet_diag."""
     for family, length in ((_socket.AF_INET, 4), (_socket.AF_INET6, 16)):
         request = struct.pack(DIAG_REQUEST, family, TCP, 0, 1 << TCP_LISTEN)
         for body in dump(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, SOCK_DIAG_BY_FAMILY, request):
-            port, address, inode = struct.unpack_from(DIAG, body)
-            yield _socket.ntohs(port), _socket.inet_ntop(family, address[:length]), inode
+            port, address, uid, inode = struct.unpack_from(DIAG, body)
+            yield _socket.ntohs(port), _socket.inet_ntop(family, address[:length]), inode, uid
 
 
 def dump(protocol: int, asked: int, wanted: int, request: bytes) -> list[bytes]:

@@ -21,26 +21,27 @@ def collect(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
 def by_kernel() -> list[dict[str, Any]]:
     from . import netlink
 
-    found: dict[tuple[int, str], list[int]] = {}
+    sockets: dict[tuple[int, str], list[int]] = {}
+    users: dict[tuple[int, str], int] = {}
     try:
         listening = list(netlink.listeners())
     except OSError:
         listening = list(listeners())
-    for port, address, inode in listening:
-        found.setdefault((port, address), []).append(inode)
-    owner = owners({inode for inodes in found.values() for inode in inodes})
-    named = {pid: processes.name(pid) for pid in set(owner.values())}
-    return [
-        {
-            "port": port,
-            "address": address,
-            "process": next((named[owner[i]] for i in inodes if i in owner and named[owner[i]]), None),
-        }
-        for (port, address), inodes in sorted(found.items())
-    ]
+    for port, address, inode, uid in listening:
+        sockets.setdefault((port, address), []).append(inode)
+        users[port, address] = uid
+    owner = owners({inode for inodes in sockets.values() for inode in inodes})
+    rows = []
+    for (port, address), inodes in sorted(sockets.items()):
+        pid = next((owner[i] for i in inodes if i in owner), None)
+        process = processes.name(pid) if pid else None
+        rows.append(
+            {"port": port, "address": address, "process": process, "pid": pid, "uid": users[port, address]}
+        )
+    return rows
 
 
-def listeners() -> Iterator[tuple[int, str, int]]:
+def listeners() -> Iterator[tuple[int, str, int, int]]:
     """As netlink.listeners, from /proc/net/tcp and tcp6, which every kernel has; there it walks through all its connections for us.
 
     Addresses are hexadecimal words in the machine's byte order."""
@@ -58,7 +59,7 @@ def listeners() -> Iterator[tuple[int, str, int]]:
                     packed = b"".join(
                         struct.pack("=I", int(words[i : i + 8], 16)) for i in range(0, len(words), 8)
                     )
-                    yield int(port, 16), _socket.inet_ntop(family, packed), int(fields[9])
+                    yield int(port, 16), _socket.inet_ntop(family, packed), int(fields[9]), int(fields[7])
 
 
 def owners(inodes: set[int]) -> dict[int, int]:
@@ -99,7 +100,10 @@ def by_psutil(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
     for c in connections:
         if c.status == psutil.CONN_LISTEN:
             key = (c.laddr.port, c.laddr.ip)
-            entry = found.setdefault(key, {"port": key[0], "address": key[1], "process": None})
+            entry = found.setdefault(
+                key, {"port": key[0], "address": key[1], "process": None, "pid": None, "uid": None}
+            )
+            entry["pid"] = entry["pid"] or c.pid
             entry["process"] = entry["process"] or process_name(psutil, c.pid)
     return [found[key] for key in sorted(found)]
 

@@ -52,6 +52,13 @@ def user(pid: int) -> str | None:
         return None
 
 
+def user_id(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
 def cgroup(pid: int) -> str:
     return read_or_none(f"/proc/{pid}/cgroup") or ""
 

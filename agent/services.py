@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import threading
 
 from . import host, httpget, processes
@@ -13,21 +14,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:  # importing typing costs 3 ms
     from typing import Any
 
-HEALTH_TIMEOUT_S = 1.0
+# The second try waits longer: a busy engine on a small machine takes seconds to answer.
+HEALTH_TIMEOUTS_S = (1.0, 3.0)
 CONTAINER = r"[0-9a-f]{64}"
 
 
-def collect(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
+def collect(unlisted: list[str]) -> list[dict[str, Any]]:
+    """Services of ours. Why some of them may be missing goes into `unlisted`."""
     found = []
     for path in service_files():
         try:
+            if not os.path.isfile(path):
+                raise OSError("not a file")
             with open(path, encoding="utf-8") as f:
                 labels = {str(k): str(v) for k, v in json.load(f)["labels"].items()}
             found.append(describe(os.path.dirname(path), labels))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-            problems.append(
-                {"source": "native", "message": f"{path} cannot be read: {type(e).__name__}: {e}"}
-            )
+            unlisted.append(f"{path} cannot be read: {type(e).__name__}: {e}")
     checks = [
         threading.Thread(target=check, args=(s,), daemon=True)
         for s in found
@@ -36,7 +39,7 @@ def collect(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
     for thread in checks:
         thread.start()
     for thread in checks:
-        thread.join(4 * HEALTH_TIMEOUT_S)
+        thread.join(2 * sum(HEALTH_TIMEOUTS_S))
     return found
 
 
@@ -69,6 +72,7 @@ def describe(directory: str, labels: dict[str, str]) -> dict[str, Any]:
         "detail": detail,
         "labels": labels,
         "directory": directory,
+        "python": sys.executable,
         "pid": pid,
         "restarts": int(supervised.get("restarts") or 0),
         "exit_code": None if alive else supervised.get("exit_code"),
@@ -101,25 +105,58 @@ def condition(supervised: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def check(service: dict[str, Any]) -> None:
-    """One cheap GET. An engine that loads its model answers 503, or does not listen yet."""
+    """A cheap GET, and another one. An engine that loads its model answers 503, or does not listen yet; one that
+    is busy answers late, and is not dead for that."""
     labels = service["labels"]
     address = labels.get("homelab.address") or "127.0.0.1"
-    if address in ("0.0.0.0", "::"):
-        address = "127.0.0.1" if address == "0.0.0.0" else "::1"
-    try:
-        status, _ = httpget.get(
-            (address, int(labels["homelab.port"])), labels["homelab.health"], HEALTH_TIMEOUT_S
-        )
-    except ConnectionRefusedError:
-        service["state"] = "starting"
-        return
-    except (OSError, ValueError, KeyError) as e:
-        service["state"], service["detail"] = "unhealthy", f"health: {e}"
-        return
-    if status == 503:
-        service["state"] = "starting"
-    elif status >= 400:
-        service["state"], service["detail"] = "unhealthy", f"health: status {status}"
+    for timeout_s in HEALTH_TIMEOUTS_S:
+        service["state"], service["detail"] = "running", None
+        try:
+            status, _ = httpget.get(
+                (address, int(labels["homelab.port"])), labels["homelab.health"], timeout_s
+            )
+        except ConnectionRefusedError:
+            service["state"] = "starting"
+            return
+        except socket_timeout():
+            service["detail"] = f"busy: no answer from {labels['homelab.health']} in {timeout_s:g} s"
+        except (OSError, ValueError, KeyError) as e:
+            service["state"], service["detail"] = "unhealthy", f"health: {e}"
+        else:
+            if status < 400:
+                return
+            if status == 503:
+                service["state"] = "starting"
+                return
+            service["state"], service["detail"] = "unhealthy", f"health: status {status}"
+
+
+def socket_timeout() -> Any:
+    import socket
+
+    return socket.timeout  # before Python 3.10 it is not TimeoutError
+
+
+def mark_listening(services: list[dict[str, Any]], ports: list[dict[str, Any]]) -> None:
+    """Says of each running service whether it is the one that listens on its port: somebody else there would be
+    given its key. The container that published it, a process of its own, or, where we may not look, one of its
+    own user."""
+    for service in services:
+        port, pid = service["labels"].get("homelab.port"), service.get("pid")
+        rows = [p for p in ports if str(p["port"]) == port]
+        if service["state"] != "stopped":
+            service["listens"] = any(is_own(service, pid, row) for row in rows)
+
+
+def is_own(service: dict[str, Any], pid: int | None, row: dict[str, Any]) -> bool:
+    if row.get("container"):
+        return bool(row["container"] == service.get("container"))
+    holder = row.get("pid")
+    if holder and service.get("container"):
+        return service["container"] in processes.cgroup(holder)
+    if holder:
+        return pid in (holder, *processes.ancestry(holder))
+    return bool(pid and row.get("uid") is not None and processes.user_id(pid) == row["uid"])
 
 
 def attribute(services: list[dict[str, Any]], gpus: list[dict[str, Any]]) -> None:

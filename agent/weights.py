@@ -93,12 +93,8 @@ def projectors(folder: str) -> dict[str, Any]:
     return found
 
 
-def hub_cache() -> str:
-    return os.path.expanduser(os.environ.get("HF_HUB_CACHE") or os.path.join(host.hub_home(), "hub"))
-
-
 def in_hub(owner: str, name: str, quant: str | None, headers: bool) -> dict[str, Any]:
-    folder = os.path.join(hub_cache(), f"models--{owner}--{name}")
+    folder = os.path.join(host.hub_cache(), f"models--{owner}--{name}")
     if not os.path.isdir(folder):
         return {}
     snapshot = newest(folder)

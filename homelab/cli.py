@@ -363,7 +363,7 @@ def ask(
 ) -> None:
     """Ask a model one question through the gateway. Changes nothing."""
     from homelab import ask as asking
-    from homelab import ui
+    from homelab import pipeline, ui
     from homelab.errors import InventoryError
     from homelab.inventory import did_you_mean
 
@@ -379,7 +379,7 @@ def ask(
     kind = household.inventory.models[model].kind if model in household.inventory.models else "chat"
     answer = asyncio.run(
         asking.ask(
-            _remembered_address(household),
+            asyncio.run(pipeline.proven_gateway(household)),
             secrets.gateway_key.get_secret_value(),
             model,
             kind,
@@ -478,7 +478,7 @@ def remove(
     household = _household(ctx, inventory)
     cluster = household.inventory.cluster
     with state.lock(cluster):
-        survey, errors = _survey(household)
+        survey, errors = _survey(household, changing=True)
         doomed = chosen(household.inventory, survey, models or ())
         for n, s in doomed:
             ui.write(f"- remove  {s.name}  {n}  ({s.runtime}, {s.state})")
@@ -489,7 +489,8 @@ def remove(
                 raise DeployError("Cannot ask to confirm without a terminal", hint="homelab remove --yes")
             if not ui.confirm("Remove them?"):
                 raise DeployError("Cancelled. Nothing was changed")
-        outcome = asyncio.run(carry_out(household.inventory, doomed, ui.Progress(), everything=not models))
+        clear = [n for n, r in survey.nodes.items() if r.facts is not None and not models]
+        outcome = asyncio.run(carry_out(household.inventory, doomed, ui.Progress(), clear=clear))
     _fail(outcome.failed)
     if models:
         ui.write(
@@ -502,6 +503,23 @@ def remove(
             f"Nothing of cluster `{cluster}` runs any more. Weights and caches stay: "
             "~/.cache/huggingface, ~/.cache/homelab"
         )
+    _unreachable(household, errors)
+
+
+@app.command()
+def unlock(ctx: typer.Context, inventory: InventoryOption = None) -> None:
+    """Take the lock of a deploy that is gone off the nodes. It stops nothing that still runs."""
+    from homelab import ui
+    from homelab.deploy.lock import unlock as release
+
+    household = _household(ctx, inventory)
+    survey, errors = _survey(household)
+    nodes = [name for name, report in survey.nodes.items() if report.facts is not None]
+    held = asyncio.run(release(household.inventory, nodes))
+    for node, who in sorted(held.items()):
+        ui.write(f"{node}: unlocked, was held by {who}")
+    if not held:
+        ui.write("Nothing is locked")
     _unreachable(household, errors)
 
 
@@ -550,7 +568,7 @@ def _again(household: Household) -> str:
     )
 
 
-def _survey(household: Household) -> tuple[Survey, dict[str, NodeError]]:
+def _survey(household: Household, *, changing: bool = False) -> tuple[Survey, dict[str, NodeError]]:
     """Ask all nodes; where somebody sits in front, unknown host keys are shown and asked about, and those
     nodes asked again."""
     from homelab import pipeline
@@ -571,6 +589,8 @@ def _survey(household: Household) -> tuple[Survey, dict[str, NodeError]]:
                 accepted = True
         if accepted:
             discovery = asyncio.run(pipeline.survey_nodes(household))
+    if changing:
+        discovery = pipeline.listed(household, discovery)
     return discovery.survey, dict(discovery.errors)
 
 
@@ -586,7 +606,7 @@ def _plan(
         secrets = pipeline.placeholder_secrets()
     else:
         pipeline.check_variables(household)
-        survey, errors = _survey(household)
+        survey, errors = _survey(household, changing=True)
         survey = asyncio.run(pipeline.with_models(household, survey))
         secrets = asyncio.run(pipeline.secrets_of(household, survey)) or pipeline.make_secrets(
             household, survey

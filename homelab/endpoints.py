@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from homelab.engines import Kind
+from homelab.errors import DeployError
 from homelab.facts import DeployedService, Survey
 from homelab.hosting import LOOPBACK, address_label, address_of
 from homelab.inventory import Inventory
@@ -24,7 +25,8 @@ Origin = Literal["placed", "adopted", "cloud"]
 class Endpoint:
     """`name` is what clients call it, `upstream` what its server does. `url` is without `/v1`; `inside` is
     how a container of ours on the same node reaches it. `key` is a reference that `Secrets.resolve` knows,
-    `context` the tokens of one request that it serves. `engine` is empty for what homelab did not start."""
+    `context` the tokens of one request that it serves. `engine` is empty for what homelab did not start. `listens`: its
+    node has seen that it is what listens there, so that its key may be sent."""
 
     name: str
     kind: Kind
@@ -37,6 +39,7 @@ class Endpoint:
     upstream: str
     engine: str = ""
     inside: str | None = None
+    listens: bool = False
 
     def url_from(self, node: str | None) -> str:
         """Its address for a container of ours on a node, or for everybody else."""
@@ -79,6 +82,7 @@ def running(inventory: Inventory, survey: Survey) -> tuple[Endpoint, ...]:
             origin="placed",
             upstream=name,
             engine=service.labels.get("homelab.engine", ""),
+            listens=bool(service.listens),
         )
         for node, service in deployed(inventory, survey)
         if service.role == "engine" and (url := url_of(service)) is not None
@@ -126,6 +130,27 @@ def first_choice(inventory: Inventory, endpoints: Sequence[Endpoint]) -> str:
     chat = chat or {name for name, model in asked.items() if model.kind == "chat"}
     order = sorted(chat, key=lambda n: (-asked[n].priority if n in asked else 0, n))
     return order[0] if order else "MODEL"
+
+
+def proven_gateway(inventory: Inventory, survey: Survey) -> str:
+    """Where the gateway answers, seen on its node to be what listens there: a key goes to nobody else.
+
+    Raises DeployError."""
+    for node, service in deployed(inventory, survey):
+        report = survey.nodes.get(node)
+        if service.role == "gateway" and report is not None and report.facts is not None:
+            url = url_of(service)
+            if url is not None and service.listens:
+                return url
+            port = service.labels.get("homelab.port")
+            owners = [p.process for p in report.facts.ports if str(p.port) == port]
+            who = f"`{owners[0] or 'another process'}` listens there" if owners else "nothing listens there"
+            raise DeployError(
+                f"The gateway on node `{node}` does not listen on its port {port}",
+                cause=f"{who}; no key was sent to it",
+                hint="homelab status",
+            )
+    raise DeployError("The gateway does not run, or its node does not answer", hint="homelab status")
 
 
 def gateway_url(inventory: Inventory, survey: Survey) -> str:

@@ -84,6 +84,7 @@ class Docker(Loose):
     api_version: str | None = None
     compose_version: str | None = None
     reachable: bool = False
+    socket: str | None = None
     runtimes: tuple[str, ...] = ()
     data_root: str | None = None
     error: str | None = None
@@ -132,6 +133,9 @@ class DeployedService(Loose):
     container: str | None = None
     project: str | None = None
     pid: int | None = None
+    listens: bool | None = None
+    socket: str | None = None
+    python: str = "python3"
     restarts: int = 0
     exit_code: int | None = None
     gpu_memory_bytes: int | None = None
@@ -168,6 +172,8 @@ class Facts(Loose):
     home: str = ""
     user: str = ""
     python: str = ""
+    python_path: str = "python3"
+    hub_cache: str = ""
     server_address: str | None = None
     interfaces: tuple[Interface, ...] = ()
     disks: tuple[Disk, ...] = ()
@@ -175,6 +181,9 @@ class Facts(Loose):
     docker: Docker | None = None
     programs: Mapping[str, str | None] = Field(default_factory=dict)
     services: tuple[DeployedService, ...] = ()
+    unlisted: Mapping[str, tuple[str, ...]] = Field(
+        default_factory=dict
+    )  # by runtime: why services may be missing
     ports: tuple[ListeningPort, ...] = ()
     weights: tuple[Weights, ...] = ()
     problems: tuple[Problem, ...] = ()

@@ -15,6 +15,7 @@ from homelab.inventory import Inventory
 from homelab.measured import merged
 from homelab.nodes import connect
 from homelab.placement import Layout, Placement
+from homelab.runtimes.compose import on_engine
 
 START_LINES = 600  # sizes are told while a model is loaded
 
@@ -69,5 +70,6 @@ async def _one(inventory: Inventory, p: Placement, survey: Survey) -> Measuremen
 
 def _beginning(service: DeployedService) -> str:
     if service.runtime == "docker":
-        return f"docker logs {shlex.quote(service.container or '')} 2>&1 | head -n {START_LINES}"
+        logs = f"docker logs {shlex.quote(service.container or '')} 2>&1 | head -n {START_LINES}"
+        return on_engine(service.socket, logs)
     return shlex.join(["head", "-n", str(START_LINES), f"{service.directory}/log"])

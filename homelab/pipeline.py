@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from homelab import state
 from homelab.discover import Discovery, discover, read_models
-from homelab.errors import HomelabError, InventoryError, NodeError
+from homelab.errors import DeployError, HomelabError, InventoryError, NodeError
 from homelab.inventory import Inventory, load
 from homelab.nodes import connect
 from homelab.secrets import Secrets
@@ -71,6 +71,40 @@ async def survey_nodes(household: Household, meanwhile: Callable[[], object] = b
     )
     state.save_survey(inventory.cluster, survey)
     return Discovery(survey=survey, errors=discovery.errors)
+
+
+def listed(household: Household, discovery: Discovery) -> Discovery:
+    """The discovery for whoever changes something: a node that cannot list its services counts as one that does
+    not answer, for what it does not show may run."""
+    from homelab.facts import Failure, NodeReport
+
+    nodes, errors = dict(discovery.survey.nodes), dict(discovery.errors)
+    remembered = dict(discovery.survey.remembered)
+    for name, report in discovery.survey.nodes.items():
+        spec = household.inventory.nodes[name]
+        unlisted = report.facts.unlisted if report.facts else {}
+        # Where somebody wrote `runtime: native`, Docker is not homelab's business.
+        why = [
+            w
+            for runtime, reasons in unlisted.items()
+            for w in reasons
+            if (runtime, spec.runtime) != ("docker", "native")
+        ]
+        if report.facts is None or not why:
+            continue
+        errors[name] = NodeError(
+            f"Node `{name}` cannot list its services",
+            cause="\n".join(why),
+            hint=f"Mend that first; where homelab is not to use Docker there: `runtime: native` under nodes.{name}",
+            kind="services",
+        )
+        nodes[name] = NodeReport(
+            reachable=False,
+            error=Failure(message=errors[name].message, cause=errors[name].cause, hint=errors[name].hint),
+        )
+        remembered[name] = report.facts
+    survey = discovery.survey.model_copy(update={"nodes": nodes, "remembered": remembered})
+    return Discovery(survey=survey, errors=errors)
 
 
 async def with_models(household: Household, survey: Survey, *, everything: bool = False) -> Survey:
@@ -152,6 +186,22 @@ class Rollout:
         )
 
 
+async def proven_gateway(household: Household) -> str:
+    """Where the gateway answers, after its node has said that it is what listens there.
+
+    Raises NodeError, DeployError."""
+    from homelab import endpoints
+
+    node = household.inventory.gateway.node
+    only = household.inventory.model_copy(
+        update={"nodes": {node: household.inventory.nodes[node]}, "models": {}}
+    )
+    discovery = await discover(only)
+    if node in discovery.errors:
+        raise discovery.errors[node]
+    return endpoints.proven_gateway(household.inventory, discovery.survey)
+
+
 async def roll_out(
     household: Household,
     plan: Plan,
@@ -161,26 +211,39 @@ async def roll_out(
 ) -> Rollout:
     """Deploy, ask every model that should answer one question of its kind, and look again: what is
     remembered of a node that sleeps later, and what was predicted beside what is used."""
+    from homelab import endpoints
     from homelab.ask import ask
     from homelab.deploy.apply import deploy
+    from homelab.deploy.lock import locked
     from homelab.measure import measure
+    from homelab.plan import outdated
 
     inventory = household.inventory
-    outcome = await deploy(inventory, plan, secrets, tell)
+    async with locked(inventory, sorted({c.node for c in plan.todo})):
+        now = listed(household, await survey_nodes(household)).survey
+        if changed := outdated(plan, inventory, now):
+            raise DeployError(
+                "The house has changed since this plan was made",
+                cause=f"other services than before on {', '.join(changed)}",
+                hint="homelab deploy",
+            )
+        outcome = await deploy(inventory, plan, secrets, tell)
     failures = list(outcome.failed)
     left = {(c.node, c.service) for c in plan.todo} - set(outcome.done)
-    front = next((s for s in plan.services if s.role == "gateway"), None)
-    if front is not None and not any(isinstance(e, NodeError) for e in failures):
-        for name, model in sorted(inventory.models.items()):
-            if any(p.model == name and (p.node, p.service) not in left for p in plan.layout):
-                try:
-                    answered(
-                        await ask(front.unit.url, secrets.gateway_key.get_secret_value(), name, model.kind)
-                    )
-                except HomelabError as e:
-                    failures.append(e)
-                    answered(e)
     after = (await survey_nodes(household)).survey
+    if any(s.role == "gateway" for s in plan.services) and not any(
+        isinstance(e, NodeError) for e in failures
+    ):
+        placed = {p.model for p in plan.layout if (p.node, p.service) not in left}
+        for name, model in sorted(inventory.models.items()):
+            if name not in placed:
+                continue
+            try:
+                url = endpoints.proven_gateway(inventory, after)
+                answered(await ask(url, secrets.gateway_key.get_secret_value(), name, model.kind))
+            except HomelabError as e:
+                failures.append(e)
+                answered(e)
     await measure(inventory, plan.layout, after, outcome.done)
     return Rollout(done=len(outcome.done), of=len(plan.todo), failures=tuple(failures))
 

@@ -222,7 +222,9 @@ def _change(
             return change("restart", "still loading: deploy waits until it is healthy", actual=there)
         return change("keep", "up to date", actual=there, newer=newer)
     if same is not None:
-        return change("restart", same.state + (f": {same.detail}" if same.detail else ""), actual=there)
+        why = same.state + (f": {same.detail}" if same.detail else "")
+        taken = "" if same.listens else _port_taken(survey, service)
+        return change("restart", why, actual=there, blocked=taken)
     blocked = _blocked(inventory, survey, service)
     current = next((s for s in there if s.state in ALIVE), there[0] if there else None)
     if current is not None:
@@ -272,11 +274,17 @@ def _blocked(inventory: Inventory, survey: Survey, service: Service) -> str:
         for s in (facts.services if facts else ())
         if s.cluster == inventory.cluster
     }
+    return "" if str(service.unit.port) in ours else _port_taken(survey, service)
+
+
+def _port_taken(survey: Survey, service: Service) -> str:
+    """Who listens on the port of a service that does not listen itself."""
+    facts = survey.nodes[service.node].facts
     port = service.unit.port
-    if str(port) in ours or facts is None:
-        return ""
     everywhere = (service.unit.address, "0.0.0.0", "::", "*")
-    owner = next((p for p in facts.ports if p.port == port and p.address in everywhere), None)
+    owner = (
+        next((p for p in facts.ports if p.port == port and p.address in everywhere), None) if facts else None
+    )
     if owner is None:
         return ""
     by = owner.process or "another process"
@@ -323,3 +331,17 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(str(v)[:12] for v in value) or "none"
     return "none" if value is None else str(value)
+
+
+def outdated(plan: Plan, inventory: Inventory, survey: Survey) -> list[str]:
+    """The nodes where something else lies than the plan was made for."""
+    expected: dict[str, set[tuple[str, str]]] = {}
+    for change in plan.changes:
+        expected.setdefault(change.node, set()).update((s.name, s.spec) for s in change.actual)
+    return [
+        node
+        for node, report in sorted(survey.nodes.items())
+        if report.facts is not None
+        and {(s.name, s.spec) for s in report.facts.services if s.cluster == inventory.cluster}
+        != expected.get(node, set())
+    ]

@@ -92,7 +92,9 @@ def _engine(
         if token := secrets.resolve(inventory.hub.token, environ):
             keys["HF_TOKEN"] = token
         if in_container:
-            mounts = (*mounts, Mount(source=f"{facts.home}/{HUB_CACHE}", target=f"/root/{HUB_CACHE}"))
+            mounts = (*mounts, _hub_cache(facts))
+        elif facts.hub_cache not in ("", f"{facts.home}/{HUB_CACHE}/hub"):
+            environment["HF_HUB_CACHE"] = facts.hub_cache
     if uploads:
         wanted["file"] = uploads[0].path
     return Unit(
@@ -105,6 +107,8 @@ def _engine(
         program=p.program,
         hosting=p.hosting,
         home=facts.home,
+        socket=facts.docker.socket if facts.docker else None,
+        python=inventory.nodes[p.node].python or facts.python_path,
         address=p.address,
         port=p.port,
         health=engine.HEALTH,
@@ -122,6 +126,14 @@ def _engine(
         numbers=p.numbers(),
         uploads=uploads,
     )
+
+
+def _hub_cache(facts: Facts) -> Mount:
+    """The node's cache of the hub, where the agent looked into it, at the place where engines look."""
+    cache = facts.hub_cache or f"{facts.home}/{HUB_CACHE}/hub"
+    if posixpath.basename(cache) == "hub":  # with what the hub's client keeps beside it
+        return Mount(source=posixpath.dirname(cache), target=f"/root/{HUB_CACHE}")
+    return Mount(source=cache, target=f"/root/{HUB_CACHE}/hub")
 
 
 def _weights(
@@ -184,6 +196,8 @@ def _gateway(
         program=choice.program,
         hosting=choice.hosting,
         home=facts.home,
+        socket=facts.docker.socket if facts.docker else None,
+        python=inventory.nodes[node].python or facts.python_path,
         address=address,
         port=port,
         health=gateway.HEALTH,

@@ -57,8 +57,8 @@ class Unit:
     `serves` are the models that it answers for, `after` the roles that must be healthy before it is started.
     `health` is a path that answers 200, `health_command` a line for sh that succeeds when it is healthy,
     where a GET of that path does not tell. `volumes` are kept by name for the whole cluster: {name: where
-    it sees them}. `asked` is what somebody wrote that concerns it, `numbers` what was decided: neither is
-    part of what it is."""
+    it sees them}. `asked` is what somebody wrote that concerns it, `numbers` what was decided, `socket`
+    the Docker engine and `python` the node's Python that start it: none of them is part of what it is."""
 
     cluster: str
     node: str
@@ -85,6 +85,8 @@ class Unit:
     ipc_host: bool = False
     memory_limit: str | None = None
     load_bytes: int = 0
+    socket: str | None = None
+    python: str = "python3"
     numbers: Mapping[str, Any] = field(default_factory=dict)
     uploads: tuple[Upload, ...] = ()
 

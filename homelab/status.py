@@ -104,7 +104,7 @@ async def _served(
     models: list[ModelStatus], endpoints: Sequence[Endpoint], secrets: Secrets | None
 ) -> list[ModelStatus]:
     """The contexts that running instances say they serve."""
-    by_id = {e.id: e for e in endpoints}
+    by_id = {e.id: e for e in endpoints if e.listens}
 
     async def one(i: Instance) -> Instance:
         endpoint = by_id.get(f"{i.node}/{i.service}")

@@ -221,6 +221,7 @@ def deployed(services: tuple[Rendered, ...], node: str, **more: Any) -> tuple[De
             spec=s.spec,
             runtime="docker" if s.runtime == "docker" else "native",
             state=more.get("state", "running"),
+            listens=more.get("state", "running") == "running",
             labels=s.labels,
             project=s.project,
         )

@@ -294,6 +294,8 @@ class _Node:
             state="stopped",
             project=service.project,
             directory=service.directory,
+            socket=service.unit.socket,
+            python=service.unit.python,
         )
 
     async def _take_back(self, change: Change, service: Service) -> None:

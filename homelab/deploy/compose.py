@@ -21,22 +21,30 @@ from homelab.nodes.session import Session
 from homelab.program import image_of
 from homelab.runtimes.compose import (
     SLOWEST_LOAD_BYTES_PER_SECOND,
+    SOCKET,
     START_SECONDS,
     compose_command,
     create_network_command,
+    on_engine,
 )
 from homelab.service import Service
 
-ENGINE_SOCKET = "/var/run/docker.sock"
 POLL_SECONDS = 0.5
+# For what Compose does with images that are there: it waits for an engine that hangs for ever.
+COMPOSE_SECONDS = 300.0
 LAST_LINES = 20
 
 
 @asynccontextmanager
-async def engine(session: Session) -> AsyncIterator[docker.DockerClient]:
-    """The Engine API of a node, over its forwarded socket."""
-    async with session.socket(ENGINE_SOCKET) as path:
-        client = await asyncio.to_thread(docker.DockerClient, base_url=f"unix://{path}", timeout=60)
+async def engine(session: Session, socket: str | None) -> AsyncIterator[docker.DockerClient]:
+    """The Engine API of a node, over the forwarded socket that the agent found.
+
+    Raises DeployError."""
+    async with session.socket(socket or SOCKET) as path:
+        with _engine_errors(
+            f"The Docker engine of node `{session.node}` does not answer", "homelab discover"
+        ):
+            client = await asyncio.to_thread(docker.DockerClient, base_url=f"unix://{path}", timeout=60)
         try:
             yield client
         finally:
@@ -48,7 +56,7 @@ async def fetch(session: Session, service: Service, tell: Tell) -> None:
 
     Raises DeployError with the registry's words."""
     image = image_of(service.unit.program) or ""
-    async with engine(session) as client:
+    async with engine(session, service.unit.socket) as client:
         await asyncio.to_thread(_pull, client, image, service, tell)
 
 
@@ -97,14 +105,20 @@ async def start(session: Session, service: Service, *, again: bool = False) -> N
     Raises DeployError with Compose's words."""
     arguments = ["up", "--detach", "--no-build", *(["--force-recreate"] if again else [])]
     if not service.unit.is_loopback:
-        made = await session.run(create_network_command(service.unit.cluster))
+        made = await session.run(
+            on_engine(service.unit.socket, create_network_command(service.unit.cluster)),
+            timeout=COMPOSE_SECONDS,
+        )
         if made.exit_status != 0:
             raise DeployError(
                 f"Docker on node `{service.node}` cannot make a network",
                 cause=made.cause,
                 hint="Many networks of old projects? docker network prune",
             )
-    done = await session.run(compose_command(service.project, service.directory, *arguments))
+    done = await session.run(
+        on_engine(service.unit.socket, compose_command(service.project, service.directory, *arguments)),
+        timeout=COMPOSE_SECONDS,
+    )
     if done.exit_status != 0:
         raise DeployError(
             f"`{service.name}` cannot be started on node `{service.node}`",
@@ -119,7 +133,7 @@ async def wait_healthy(session: Session, service: Service, tell: Tell, *, restar
     Raises DeployError with the container's last lines when it dies, is unhealthy, or takes longer than a
     slow download would."""
     limit = START_SECONDS + service.unit.load_bytes / SLOWEST_LOAD_BYTES_PER_SECOND
-    async with engine(session) as client:
+    async with engine(session, service.unit.socket) as client:
         begun, told = time.monotonic(), ""
         while True:
             container = await asyncio.to_thread(_container, client, service)
@@ -228,7 +242,8 @@ async def _compose(session: Session, actual: DeployedService, *arguments: str) -
             f"`{actual.name}` on node `{session.node}` belongs to no Compose project",
             hint=f"Remove it by hand: docker rm -f {actual.container}",
         )
-    done = await session.run(shlex.join(["docker", "compose", "--project-name", actual.project, *arguments]))
+    command = shlex.join(["docker", "compose", "--project-name", actual.project, *arguments])
+    done = await session.run(on_engine(actual.socket, command), timeout=COMPOSE_SECONDS)
     if done.exit_status != 0:
         raise DeployError(
             f"docker compose {arguments[0]} failed for `{actual.name}` on node `{session.node}`",
@@ -238,12 +253,8 @@ async def _compose(session: Session, actual: DeployedService, *arguments: str) -
 
 
 def logs_command(actual: DeployedService, *, follow: bool, tail: int) -> str:
-    return (
-        shlex.join(
-            ["docker", "logs", "--tail", str(tail), *(["--follow"] if follow else []), actual.container or ""]
-        )
-        + " 2>&1"
-    )
+    words = ["docker", "logs", "--tail", str(tail), *(["--follow"] if follow else []), actual.container or ""]
+    return on_engine(actual.socket, f"{shlex.join(words)} 2>&1")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ async def fetch(session: Session, service: Service, tell: Tell) -> None:
     if not isinstance(program, PythonEnvironment):
         return
     last = ""
-    async for line in session.lines(f"{provision_command(program)} 2>&1"):
+    async for line in session.lines(f"{provision_command(program, service.unit.python)} 2>&1"):
         last = line or last
         if not line.startswith("{"):
             tell(Event(node=service.node, service=service.name, step="fetch", text=line[:120]))
@@ -52,8 +52,8 @@ async def start(session: Session, service: Service, *, again: bool = False) -> N
 
     Raises DeployError."""
     if again:
-        await _supervise(session, service.name, "stop", service.directory)
-    await _supervise(session, service.name, "start", service.directory)
+        await _supervise(session, service.name, "stop", service.directory, service.unit.python)
+    await _supervise(session, service.name, "start", service.directory, service.unit.python)
 
 
 async def wait_healthy(session: Session, service: Service, tell: Tell, *, restarts: int = 0) -> None:
@@ -65,14 +65,15 @@ async def wait_healthy(session: Session, service: Service, tell: Tell, *, restar
     health = health_line(service.unit, service.unit.address)
     log = f"{shlex.quote(service.directory)}/log"
     probe = (
-        f"{supervise('status', service.directory)}; ({health}) >/dev/null 2>&1; echo $?; tail "
+        f"{supervise('status', service.directory, service.unit.python)}; ({health}) >/dev/null 2>&1; echo $?; tail "
         f"-n 1 {log} 2>/dev/null"
     )
     while True:
         status_text, _, rest = (await session.run(probe)).text.partition("\n")
         code, _, line = rest.partition("\n")
         status = _parse(status_text)
-        if code.strip() == "0" and status.get("status") == "running":
+        # Somebody else on its port may answer as well: it would be given the keys.
+        if code.strip() == "0" and status.get("status") == "running" and status.get("listens") is not False:
             return
         dead = status.get("status") in ("failed", "stopped") or status.get("restarts", 0) != restarts
         if dead or time.monotonic() - begun > limit:
@@ -94,11 +95,11 @@ async def wait_healthy(session: Session, service: Service, tell: Tell, *, restar
 
 
 async def stop(session: Session, actual: DeployedService) -> None:
-    await _supervise(session, actual.name, "stop", _directory(session, actual))
+    await _supervise(session, actual.name, "stop", _directory(session, actual), actual.python)
 
 
 async def resume(session: Session, actual: DeployedService) -> None:
-    await _supervise(session, actual.name, "start", _directory(session, actual))
+    await _supervise(session, actual.name, "start", _directory(session, actual), actual.python)
 
 
 async def remove(session: Session, actual: DeployedService) -> None:
@@ -109,8 +110,8 @@ def logs_command(actual: DeployedService, *, follow: bool, tail: int) -> str:
     return shlex.join(["tail", "-n", str(tail), *(["-F"] if follow else []), f"{actual.directory}/log"])
 
 
-async def _supervise(session: Session, name: str, verb: str, directory: str) -> None:
-    done = await session.run(supervise(verb, directory))
+async def _supervise(session: Session, name: str, verb: str, directory: str, python: str) -> None:
+    done = await session.run(supervise(verb, directory, python))
     if done.exit_status != 0:
         raise DeployError(
             f"`{name}` cannot be {'started' if verb == 'start' else 'stopped'} on node `{session.node}`",

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 from homelab.deploy.apply import drop
 from homelab.deploy.events import Event, Outcome, Tell
+from homelab.deploy.lock import locked
 from homelab.errors import HomelabError, InventoryError, NodeError
 from homelab.facts import DeployedService, Survey
 from homelab.inventory import Inventory
@@ -41,10 +42,14 @@ def chosen(
 
 
 async def remove(
-    inventory: Inventory, services: Sequence[tuple[str, DeployedService]], tell: Tell, *, everything: bool
+    inventory: Inventory,
+    services: Sequence[tuple[str, DeployedService]],
+    tell: Tell,
+    *,
+    clear: Collection[str] = (),
 ) -> Outcome:
-    """Remove these services, each given with its node; with `everything` also what else lies in the
-    cluster's folder on their nodes."""
+    """Remove these services, each given with its node. `clear`: nodes that have listed all that they run, and
+    where the cluster's whole folder goes too."""
     done: list[tuple[str, str]] = []
     failed: list[HomelabError] = []
 
@@ -58,7 +63,7 @@ async def remove(
                 for service in sorted(mine, key=_order):
                     await _one(session, service)
                 # Where something could not be stopped its files stay: they are what shows it.
-                if everything and all((node, s.name) in done for s in mine):
+                if node in clear and all((node, s.name) in done for s in mine):
                     await session.run(compose.remove_network_command(inventory.cluster))
                     await session.run(
                         f"rm -rf -- {shlex.quote(cluster_directory(inventory.cluster))}; "
@@ -80,8 +85,9 @@ async def remove(
         done.append((session.node, service.name))
         tell(Event(node=session.node, service=service.name, step="removed"))
 
-    nodes = sorted({n for n, _ in services} | ({inventory.gateway.node} if everything else set()))
-    await asyncio.gather(*(on(n) for n in nodes))
+    nodes = sorted({n for n, _ in services} | set(clear))
+    async with locked(inventory, nodes):
+        await asyncio.gather(*(on(n) for n in nodes))
     return Outcome(done=tuple(sorted(done)), failed=tuple(failed))
 
 

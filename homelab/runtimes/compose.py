@@ -25,6 +25,7 @@ from homelab.templating import render_template
 # starting, not as unhealthy.
 SLOWEST_LOAD_BYTES_PER_SECOND = 10 * 1024**2
 START_SECONDS = 900
+SOCKET = "/var/run/docker.sock"
 
 
 def render(unit: Unit) -> Service:
@@ -62,6 +63,13 @@ def render(unit: Unit) -> Service:
     # The configuration is read by a process in the container that need not be root.
     files = {"compose.yml": text, ENVIRONMENT_FILE: environment_file(unit), **configuration}
     return assembled(unit, "docker", hashed, files)
+
+
+def on_engine(socket: str | None, command: str) -> str:
+    """A command line of docker's, for the engine that the agent found: it may be a user's own."""
+    if socket in (None, SOCKET):
+        return command
+    return f"export DOCKER_HOST={shlex.quote(f'unix://{socket}')}; {command}"
 
 
 def network(cluster: str) -> str:

@@ -98,16 +98,16 @@ def tool_files() -> list[File]:
     return [File(path=f"{tools_directory()}/{name}", content=_files()[name]) for name in TOOLS]
 
 
-def supervise(verb: str, directory: str) -> str:
-    """A command line for the supervisor, run from the home on the node."""
-    return shlex.join(["python3", f"{tools_directory()}/supervise.py", verb, directory])
+def supervise(verb: str, directory: str, python: str) -> str:
+    """A command line for the supervisor, run from the home on the node by its Python."""
+    return shlex.join([python, f"{tools_directory()}/supervise.py", verb, directory])
 
 
-def provision_command(program: PythonEnvironment) -> str:
+def provision_command(program: PythonEnvironment, python: str) -> str:
     """A command line that makes the environment and ends with one line of JSON, which names its folder."""
     lock = f"{program_directory(program)}/{program.name}.lock"
     tool = f"{tools_directory()}/provision.py"
-    return shlex.join(["python3", tool, "--lock", lock, "--name", program.name, "--into", CACHE])
+    return shlex.join([python, tool, "--lock", lock, "--name", program.name, "--into", CACHE])
 
 
 def link_command(program: PythonEnvironment, target: str) -> str:

@@ -96,6 +96,43 @@ def marked(directory: str) -> List[int]:
     return found
 
 
+def listening(port: int) -> List[str]:
+    """The sockets that listen on a TCP port, as /proc/PID/fd names them (Linux only)."""
+    found: List[str] = []
+    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(path, encoding="ascii") as file:
+                rows = [line.split() for line in file][1:]
+        except OSError:
+            continue
+        found += [
+            "socket:[%s]" % row[9]
+            for row in rows
+            if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port
+        ]
+    return found
+
+
+def listens(directory: str) -> Optional[bool]:
+    """Whether the service is the one that listens on its port; None where that cannot be seen."""
+    try:
+        with open(os.path.join(directory, "service.json"), encoding="utf-8") as file:
+            port = int(json.load(file)["port"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not sys.platform.startswith("linux"):
+        return None
+    sockets = set(listening(port))
+    for pid in marked(directory) if sockets else ():
+        try:
+            links = {os.readlink("/proc/%d/fd/%s" % (pid, fd)) for fd in os.listdir("/proc/%d/fd" % pid)}
+        except OSError:
+            continue
+        if links & sockets:
+            return True
+    return False
+
+
 def send(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
@@ -366,6 +403,7 @@ def report(directory: str) -> Document:
         else:
             status = "backing-off" if supervised else "stopped"
     return {
+        "listens": listens(directory) if running else False,
         "status": status, "pid": pid if running else None, "restarts": state.get("restarts", 0), "exit_code": state.get("exit_code"),
         "supervised": supervised, "started_at": state.get("started_at") if running else None,
     }  # fmt: skip

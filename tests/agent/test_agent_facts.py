@@ -77,7 +77,8 @@ def test_a_listening_port_is_seen_with_its_process(run_agent: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         found = [p for p in run_agent()["ports"] if p["port"] == port]
-    assert found == [{"port": port, "address": "127.0.0.1", "process": psutil.Process().name()}]
+    me = {"process": psutil.Process().name(), "pid": os.getpid(), "uid": os.getuid()}
+    assert found == [{"port": port, "address": "127.0.0.1", **me}]
 
 
 def test_a_port_on_ipv6_is_seen_by_the_kernels_list_and_by_proc() -> None:
@@ -85,14 +86,15 @@ def test_a_port_on_ipv6_is_seen_by_the_kernels_list_and_by_proc() -> None:
         port = server.getsockname()[1]
         inode = os.fstat(server.fileno()).st_ino
         for listeners in (netlink.listeners, ports.listeners):
-            assert [found for found in listeners() if found[0] == port] == [(port, "::1", inode)]
+            assert [found for found in listeners() if found[0] == port] == [(port, "::1", inode, os.getuid())]
 
 
 def test_ports_are_those_of_psutil() -> None:
     """Others may open and close ports meanwhile: what psutil sees before and after must be there, and nothing that it never sees."""
     with socket.create_server(("127.0.0.1", 0)), socket.create_server(("::", 0), family=socket.AF_INET6):
         before, found, after = (
-            {tuple(p.values()) for p in ask()} for ask in (by_psutil, ports.by_kernel, by_psutil)
+            {(p["port"], p["address"], p["process"]) for p in ask()}
+            for ask in (by_psutil, ports.by_kernel, by_psutil)
         )
     assert before & after <= found <= before | after
     assert len(found) >= 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -132,15 +133,56 @@ def test_a_port_that_is_not_open_yet_is_starting(seen: Callable[..., DeployedSer
     assert seen(running(sleeper), health="/health", port=str(port)).state == "starting"
 
 
-def test_an_engine_that_says_nothing_costs_a_second_and_is_unhealthy(
+def test_an_engine_that_says_nothing_is_busy_and_not_dead(
     seen: Callable[..., DeployedService], sleeper: int
 ) -> None:
+    """A busy gateway on a small machine was restarted after one second of silence."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         service = seen(
-            running(sleeper), health="/health", address="0.0.0.0", port=str(silent.getsockname()[1])
+            running(sleeper), health="/health", address="127.0.0.1", port=str(silent.getsockname()[1])
         )
-    assert service.state == "unhealthy"
-    assert service.detail == "health: timed out"
+    assert service.state == "running"
+    assert service.detail == "busy: no answer from /health in 3 s"
+
+
+def test_one_bad_answer_is_asked_about_again(seen: Callable[..., DeployedService], sleeper: int) -> None:
+    answers = iter([500, 200])
+
+    class Once(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(next(answers))
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Once) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        service = seen(
+            running(sleeper), health="/health", address="127.0.0.1", port=str(server.server_address[1])
+        )
+        server.shutdown()
+    assert (service.state, service.detail) == ("running", None)
+
+
+def test_whoever_listens_on_a_services_port_is_told_apart(
+    seen: Callable[..., DeployedService], sleeper: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        port = str(stranger.getsockname()[1])
+        assert seen(running(sleeper), address="127.0.0.1", port=port).listens is False
+        assert seen(running(os.getpid()), address="127.0.0.1", port=port).listens is True
+    assert seen(running(sleeper), address="127.0.0.1", port=port).listens is False
+
+
+def test_a_service_whose_files_cannot_be_read_is_not_taken_for_none(run_agent: Run, home: Path) -> None:
+    folder = home / ".local/share/homelab/home/a/1"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "service.json")  # to open it would wait for ever
+    document = run_agent()
+    assert document["services"] == []
+    [why] = document["unlisted"]["native"]
+    assert f"{folder / 'service.json'} cannot be read" in why and "not a file" in why
 
 
 def test_files_that_cannot_be_read_are_a_problem(run_agent: Run, home: Path) -> None:
@@ -148,5 +190,6 @@ def test_files_that_cannot_be_read_are_a_problem(run_agent: Run, home: Path) -> 
     folder.mkdir(parents=True)
     (folder / "service.json").write_text("[]")
     document = run_agent()
-    assert [p["source"] for p in document["problems"]] == ["native"]
+    assert [p["source"] for p in document["problems"]] == ["services"]
+    assert document["unlisted"]["native"] == [document["problems"][0]["message"]]
     assert str(folder / "service.json") in document["problems"][0]["message"]

@@ -122,6 +122,7 @@ def test_starts_reports_and_stops(house: House) -> None:
         "restarts": 0,
         "exit_code": None,
         "supervised": False,
+        "listens": False,
         "started_at": None,
     }
     began = time.time()

@@ -1,0 +1,135 @@
+"""One deploy or remove at a time for a cluster, whichever controller it comes from.
+
+On each node that is changed a small program of ours holds a lock for as long as the connection lasts: it ends with the
+controller, and what a dead connection leaves behind says who it was and since when, for `homelab unlock`."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import shlex
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+
+from homelab.errors import DeployError, NodeError
+from homelab.inventory import Inventory
+from homelab.nodes import connect
+from homelab.nodes.session import Session
+
+HOLD = """\
+import fcntl, json, os, sys, time
+path, owner = os.path.expanduser(sys.argv[1]), sys.argv[2]
+os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+file = open(path, "a+")
+try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    file.seek(0)
+    print("held " + (file.read().strip() or "{}"), flush=True)
+    sys.exit(75)
+file.truncate(0)
+since = time.strftime("%Y-%m-%d %H:%M:%S")
+file.write(json.dumps({"owner": owner, "since": since, "pid": os.getpid()}))
+file.flush()
+print("locked", flush=True)
+while os.path.exists(path):
+    time.sleep(1)
+    print(".", flush=True)
+"""
+RELEASE = """\
+import json, os, signal, sys
+path = os.path.expanduser(sys.argv[1])
+try:
+    held = json.load(open(path))
+    os.unlink(path)
+except (OSError, ValueError):
+    sys.exit(0)
+try:
+    os.kill(held["pid"], signal.SIGTERM)
+except (OSError, KeyError, TypeError):
+    pass
+print(json.dumps(held))
+"""
+
+
+def lock_file(cluster: str) -> str:
+    """Beside the cluster's folder, which `remove` takes away."""
+    return f"~/.local/share/homelab/{cluster}.lock"
+
+
+def owner() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+@asynccontextmanager
+async def locked(inventory: Inventory, nodes: Sequence[str]) -> AsyncIterator[None]:
+    """Hold the cluster's lock on these nodes.
+
+    Raises DeployError with who holds it and since when, NodeError where a node cannot be asked."""
+    async with AsyncExitStack() as stack:
+        for name in sorted(nodes):  # in one order, so that two do not wait for each other
+            session = await stack.enter_async_context(connect(name, inventory.nodes[name]))
+            await _hold(stack, session, inventory)
+        yield
+
+
+async def _hold(stack: AsyncExitStack, session: Session, inventory: Inventory) -> None:
+    python = inventory.nodes[session.node].python or "python3"
+    words = [python, "-c", HOLD, lock_file(inventory.cluster), owner()]
+    beats = await stack.enter_async_context(aclosing(session.lines(shlex.join(words))))  # type: ignore[type-var]
+    first = await anext(beats, "")
+    if first != "locked":
+        raise _refusal(session.node, inventory.cluster, first)
+    listening = asyncio.create_task(_listen(beats))
+
+    async def stop() -> None:
+        listening.cancel()
+        with suppress(asyncio.CancelledError, NodeError):
+            await listening
+
+    stack.push_async_callback(stop)
+
+
+async def _listen(beats: AsyncIterator[str]) -> None:
+    async for _ in beats:
+        pass
+
+
+def _refusal(node: str, cluster: str, said: str) -> DeployError:
+    held = _parse(said.removeprefix("held "))
+    if not said.startswith("held "):
+        return DeployError(
+            f"Cluster `{cluster}` cannot be locked on node `{node}`",
+            cause=said or "no answer",
+            hint="Is the disk full, or the home not writable?",
+        )
+    return DeployError(
+        f"Another homelab is changing cluster `{cluster}` on node `{node}`",
+        cause=f"{held.get('owner', 'unknown')}, since {held.get('since', 'unknown')} by that machine's clock",
+        hint="Wait for it to end. If it is gone and its connection was never closed: homelab unlock",
+    )
+
+
+async def unlock(inventory: Inventory, nodes: Sequence[str]) -> dict[str, str]:
+    """Take the cluster's lock from whoever holds it; by node, who that was.
+
+    Raises NodeError."""
+
+    async def on(name: str) -> tuple[str, str]:
+        async with connect(name, inventory.nodes[name]) as session:
+            python = inventory.nodes[name].python or "python3"
+            words = [python, "-c", RELEASE, lock_file(inventory.cluster)]
+            held = _parse((await session.run(shlex.join(words))).text)
+            return name, f"{held['owner']}, since {held.get('since', 'unknown')}" if "owner" in held else ""
+
+    return {name: was for name, was in await asyncio.gather(*(on(n) for n in nodes)) if was}
+
+
+def _parse(text: str) -> dict[str, str]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
