@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ TERMINAL = {"rich", "typer", "homelab.ui", "homelab.cli"}
 MAY_READ = {"resources", "templating", "runtimes", "hosting"}
 
 
+@cache
 def modules(folder: str = "homelab") -> dict[str, ast.Module]:
     found = {}
     for path in sorted((ROOT / folder).rglob("*.py")):
