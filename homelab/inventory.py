@@ -56,12 +56,12 @@ class Strict(BaseModel):
 
 
 class Node(Strict):
-    """`host` is where SSH goes, `address` where other machines reach the node's services (default: where
-    SSH arrived)."""
+    """`host` is where SSH goes, `address` where other machines reach the node's services. What is not written
+    of `user`, `port` and `identity` is what ssh would take."""
 
     host: Plain
     user: Plain | None = None
-    port: Port = 22
+    port: Port | None = None
     identity: str | None = None
     address: Plain | None = None
     reserve: ByteSize | None = None
@@ -74,7 +74,7 @@ class Node(Strict):
     def is_local(self) -> bool:
         """This machine itself, without SSH. A forwarded port of a virtual machine (`localhost`, port 2222)
         is reached by SSH."""
-        return self.host in LOCAL_HOSTS and self.port == 22
+        return self.host in LOCAL_HOSTS and self.port in (None, 22)
 
 
 class Context(Strict):
