@@ -21,6 +21,7 @@ PURE = {
     "hosting",
     "endpoints",
     "asked",
+    "bounded_yaml",
     "plugins",
     "clients",
     "secrets",
