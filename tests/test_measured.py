@@ -123,9 +123,8 @@ def test_a_plan_for_something_new_counts_what_was_measured_on_that_card() -> Non
     [before] = place(wanted, found).placements
     seen = measurement(version=before.version, used_bytes=1000 * MIB)
     [after] = place(wanted, found.model_copy(update={"measured": (seen,)})).placements
-    assert (
-        after.bytes - before.bytes
-        == 760 * MIB - next(t.bytes for t in before.footprint.terms if t.name == "cuda_context")
+    assert after.bytes - before.bytes == 760 * MIB - next(
+        t.bytes for t in before.footprint.terms if t.name == "cuda_context"
     )
     assert next(t.grade for t in after.footprint.terms if t.name == "cuda_context") == "measured"
 

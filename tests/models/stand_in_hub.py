@@ -53,7 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             siblings = [{"rfilename": name, "size": size} for name, (_, size) in self.hub.files[repo].items()]
             return self.reply(
-                200, json.dumps({"id": repo, "modelId": repo, "sha": self.hub.sha, "siblings": siblings}).encode()
+                200,
+                json.dumps({"id": repo, "modelId": repo, "sha": self.hub.sha, "siblings": siblings}).encode(),
             )
         if m := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             if m[2] not in self.hub.files.get(m[1], {}):

@@ -214,7 +214,9 @@ def test_a_hub_that_drips_is_left_after_a_time(
     assert time.monotonic() - begun < 5
 
 
-def test_a_header_of_safetensors_that_claims_more_than_there_is_is_refused(house: Hub, tmp_path: Path) -> None:
+def test_a_header_of_safetensors_that_claims_more_than_there_is_is_refused(
+    house: Hub, tmp_path: Path
+) -> None:
     house.add("a/b", "config.json", b"{}")
     house.add("a/b", "model.safetensors", struct.pack("<Q", 2**40) + b"{}", 2**41)
     with pytest.raises(InventoryError, match="not safetensors") as error:
