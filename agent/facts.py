@@ -71,6 +71,8 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     native = Question("services", services.collect, [])
     network = Question("interfaces", host.interfaces, [])
     listening = Question("ports", ports.collect, [])
+    names = [str(n) for n in request.get("resolve") or []]
+    addresses = Question("resolver", lambda _: host.resolved(names), {}) if names else None
 
     document: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     document.update(host.identity())
@@ -87,6 +89,7 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     programs = [str(p) for p in request.get("programs") or []]
     document["programs"] = {p: docker.find_program(p) for p in programs}
     document["interfaces"] = network.answer(problems)
+    document["resolved"] = addresses.answer(problems) if addresses else {}
     document["gpus"] = gpus.answer(problems)
 
     found = engine.answer(problems)

@@ -313,6 +313,15 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
 
 
+def is_ip(text: str) -> bool:
+    """Whether it is an address, and no name that must be looked up."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def slug(model: str) -> str:
     """The name of a model's service: what Compose and directories accept."""
     return re.sub(r"[^a-z0-9-]+", "-", model.lower()).strip("-")
@@ -449,6 +458,11 @@ def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -
         yield (
             ("gateway", "node"),
             f"no node `{inventory.gateway.node}`{did_you_mean(inventory.gateway.node, nodes)}",
+        )
+    if inventory.cloud and "cloud" in nodes:
+        yield (
+            ("nodes", "cloud"),
+            "is what the models under `cloud` are counted to: give the node another name",
         )
     services: dict[str, str] = {"gateway": "the gateway"}
     ports: dict[tuple[str, int], str] = {(inventory.gateway.node, inventory.gateway.port): "the gateway"}
