@@ -77,6 +77,8 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     native = Question("services", lambda _: services.collect(unread), None)
     network = Question("interfaces", host.interfaces, [])
     listening = Question("ports", ports.collect, [])
+    names = [str(n) for n in request.get("resolve") or []]
+    addresses = Question("resolver", lambda _: host.resolved(names), {}) if names else None
 
     document: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     document.update(host.identity())
@@ -95,6 +97,7 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     document["hub_cache"] = host.hub_cache()
     document["programs"] = {p: docker.find_program(p) for p in programs}
     document["interfaces"] = network.answer(problems)
+    document["resolved"] = addresses.answer(problems) if addresses else {}
     document["gpus"] = gpus.answer(problems)
 
     found = engine.answer(problems)

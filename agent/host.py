@@ -165,7 +165,12 @@ def interfaces(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
         found = netlink.interfaces()
     else:
         found = interfaces_by_psutil(problems)
-    return [interface(name, rows) for name, rows in sorted(found.items()) if not is_virtual(name)]
+    default = default_interface()
+    return [
+        dict(interface(name, rows), default_route=name == default)
+        for name, rows in sorted(found.items())
+        if not is_virtual(name)
+    ]
 
 
 def interfaces_by_psutil(problems: list[dict[str, str]]) -> dict[str, list[tuple[str, str]]]:
@@ -181,6 +186,27 @@ def interfaces_by_psutil(problems: list[dict[str, str]]) -> dict[str, list[tuple
         name: [(kinds.get(a.family, "ip"), a.address) for a in rows]
         for name, rows in psutil.net_if_addrs().items()
     }
+
+
+def default_interface() -> str | None:
+    """Through which the machine reaches the world: in a house, its LAN. Not known on macOS."""
+    rows = [line.split() for line in (read_or_none("/proc/net/route") or "").splitlines()[1:]]
+    ways = [(int(r[6]), r[0]) for r in rows if len(r) > 7 and r[1] == "00000000" and r[7] == "00000000"]
+    return min(ways)[1] if ways else None
+
+
+def resolved(names: list[str]) -> dict[str, list[str]]:
+    """The addresses of each name as this machine sees it; none where it knows no such name."""
+    import socket
+
+    answers = {}
+    for name in names:
+        try:
+            rows = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            rows = []
+        answers[name] = sorted({str(row[4][0]).split("%")[0] for row in rows})
+    return answers
 
 
 def is_virtual(name: str) -> bool:

@@ -46,9 +46,10 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     inventory.Node: {
         "host": "Where SSH goes: an address, a name, or a name of your `~/.ssh/config`. `localhost` is this machine, without SSH.",
         "user": "Who logs in there. Default: what SSH would take.",
-        "port": "The port of its sshd.",
-        "identity": "The private key for it. Default: your ssh-agent and the usual files.",
-        "address": "Where other machines reach its services. Default: where they run already, else `host` if it is an IP address, else where SSH arrived.",
+        "port": "The port of its sshd. Default: what SSH would take.",
+        "identity": "The private key for it. Default: what SSH would take: `~/.ssh/config`, your ssh-agent, the usual files.",
+        "address": "Where other machines reach its services: one of its own addresses, or a name that means one there. "
+        "Default: see [below](#addresses).",
         "reserve": "Memory left alone on each GPU, for the desktop to grow by. Default: 0.5 GiB on a GPU with a display, 1 GiB where GPU and "
         "system share memory, else 0. On a node without a GPU: of its RAM, default 1 GiB.",
         "runtime": "How services run. `auto`: Docker where it is, else plain processes.",
@@ -122,6 +123,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "hub_cache": "Where repositories of the hub lie.",
         "server_address": "The node's own address that SSH arrived at; null on this machine.",
         "interfaces": "Network interfaces.",
+        "resolved": "A name that the inventory gives as `address`, with its addresses as the node sees them.",
         "disks": "The file systems that matter.",
         "gpus": "GPUs, in the driver's order.",
         "docker": "Docker; null where there is none.",
@@ -137,6 +139,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "name": "As the system calls it.",
         "mac": "Its hardware address.",
         "addresses": "Its IP addresses.",
+        "default_route": "Whether the machine reaches the world through it; not known on macOS.",
     },
     facts.Disk: {
         "purpose": "What homelab needs it for: `models`, `docker`, `homelab`.",

@@ -17,7 +17,7 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
 
-from homelab.errors import DeployError, DoesNotFit, HomelabError, NodeError
+from homelab.errors import DeployError, DoesNotFit, HomelabError, InventoryError, NodeError
 
 if TYPE_CHECKING:
     from homelab.facts import Survey
@@ -364,7 +364,6 @@ def ask(
     """Ask a model one question through the gateway. Changes nothing."""
     from homelab import ask as asking
     from homelab import pipeline, ui
-    from homelab.errors import InventoryError
     from homelab.inventory import did_you_mean
 
     household = _household(ctx, inventory)
@@ -530,6 +529,7 @@ def main() -> None:
         500_000
     )  # a short life makes little garbage: looking for it at every import costs a tenth of the time
     try:
+        _check_arguments(sys.argv[1:])
         app()
     except HomelabError as e:
         from homelab import ui
@@ -551,6 +551,20 @@ def main() -> None:
         sys.exit(70)
     finally:
         gc.freeze()  # the end of the process frees everything anyway: looking through it once more takes 0.1 s
+
+
+def _check_arguments(arguments: list[str]) -> None:
+    """Raises InventoryError: what is no text can be neither shown nor sent."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as e:
+            shown = os.fsencode(argument).decode(errors="backslashreplace")
+            raise InventoryError(
+                f"`{shown}` is not UTF-8",
+                cause="This machine's file names may be anything; homelab's arguments are text",
+                hint="Rename the file, or write the name again in UTF-8",
+            ) from e
 
 
 def _household(ctx: typer.Context, inventory: Path | None) -> Household:

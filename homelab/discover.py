@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from homelab.engines import engines
 from homelab.errors import HomelabError, NodeError
-from homelab.inventory import Inventory
+from homelab.inventory import Inventory, is_ip
 from homelab.nodes import bundle, connect
 from homelab.nodes.session import Session
 
@@ -53,7 +53,11 @@ async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bo
 
     async def one(name: str) -> None:
         try:
-            answers[name] = await _answer(inventory, name, request, lambda: logged_in(name))
+            written = inventory.nodes[name].address
+            names = [written] if written and not is_ip(written) else []
+            answers[name] = await _answer(
+                inventory, name, {**request, "resolve": names}, lambda: logged_in(name)
+            )
         except NodeError as e:
             errors[name] = e
         finally:

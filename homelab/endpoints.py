@@ -12,7 +12,7 @@ from typing import Literal, cast
 from homelab.engines import Kind
 from homelab.errors import DeployError
 from homelab.facts import DeployedService, Survey
-from homelab.hosting import LOOPBACK, address_label, address_of
+from homelab.hosting import LOOPBACK, Refused, address_label, address_of
 from homelab.inventory import Inventory
 from homelab.placement.layout import Placement
 from homelab.secrets import engine_key_reference
@@ -159,7 +159,11 @@ def gateway_url(inventory: Inventory, survey: Survey) -> str:
         if service.role == "gateway" and (url := url_of(service)) is not None:
             return url
     report = survey.nodes.get(inventory.gateway.node)
-    address = address_of(inventory, inventory.gateway.node, report.facts if report else None)
+    node = inventory.gateway.node
+    try:
+        address = address_of(inventory, node, report.facts if report else None)
+    except Refused:
+        address = address_of(inventory, node, None)
     return f"http://{host_in_url(address)}:{inventory.gateway.port}"
 
 

@@ -103,6 +103,7 @@ class Interface(Loose):
     name: str
     mac: str | None = None
     addresses: tuple[str, ...] = ()
+    default_route: bool = False
 
 
 class CPU(Loose):
@@ -176,6 +177,7 @@ class Facts(Loose):
     hub_cache: str = ""
     server_address: str | None = None
     interfaces: tuple[Interface, ...] = ()
+    resolved: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     disks: tuple[Disk, ...] = ()
     gpus: tuple[GPU, ...] = ()
     docker: Docker | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -214,7 +215,7 @@ def run(
     given: list[Place | None] = [*(places_named(gpu) or places)]
     named, others = candidates(source, engine, endpoint, token)
     projector = (args or {}).get("mmproj")
-    if isinstance(projector, str) and (path := Path(projector).expanduser()).is_file():
+    if isinstance(projector, str) and (path := _home(projector)).is_file():
         beside = projectors({"projectors": {path.name: hub.read_file(path)}})
         named, others = (
             [replace(c, shape=replace(c.shape, projectors=beside)) for c in cs] for cs in (named, others)
@@ -243,6 +244,11 @@ def run(
         answers,
         key=lambda f: (not f.alternatives, f.footprint.device_bytes - (f.place.free_bytes if f.place else 0)),
     )
+
+
+def _home(path: str) -> Path:
+    """`~/` as the shell reads it; what starts like the home of nobody is a name like any other."""
+    return Path(os.path.expanduser(path))
 
 
 def _outputs(engine: Engine, wanted: str | None) -> str:
@@ -293,7 +299,7 @@ def candidates(
     The file's own header is taken where it can be had; the catalog answers for names of its own, without a
     network, and for gated repositories."""
     known = load_catalog().find(source)
-    path = Path(source).expanduser()
+    path = _home(source)
     if path.exists() and (path.suffix == ".gguf" or path.is_dir()):
         return [_candidate(source, _document(path), engine)], []
     if known is not None and "/" not in source:

@@ -8,18 +8,20 @@ What is missing is refused with a reason; another vendor's image is never put in
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+import ipaddress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
 from homelab import resources
-from homelab.facts import GPU, DeployedService, Facts
-from homelab.inventory import Inventory, Node
+from homelab.facts import GPU, DeployedService, Facts, Interface
+from homelab.inventory import Inventory, Node, is_ip
 from homelab.program import Container, Executable, Offer, Program
 
 Runtime = Literal["docker", "native"]
 LOOPBACK = frozenset({"127.0.0.1", "::1"})
+LAN = tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,29 +152,75 @@ def _native(offer: Offer, facts: Facts, gpus: tuple[GPU, ...]) -> Program:
 def address_of(inventory: Inventory, node: str, facts: Facts | None) -> str:
     """The one address of a node at which its services listen and are reached: never all interfaces.
 
-    What runs there already stays where it is as long as the machine has that address, whichever way SSH
-    arrives. Only what the user wrote comes before that."""
+    In this order: what the user wrote; where services of ours run already; `host`; the LAN. Only where none
+    of them is an address of the machine, the way decides by which SSH arrived.
+
+    Raises Refused for a written name that means no address of this machine."""
     if inventory.is_local:
         return "127.0.0.1"
     spec = inventory.nodes[node]
-    if spec.address and _is_ip(spec.address):
+    if spec.address and is_ip(spec.address):
         return spec.address
-    own = {a for i in facts.interfaces for a in i.addresses} if facts else set()
-    taken = (
-        sorted(address_label(s) for s in facts.services if s.cluster == inventory.cluster) if facts else []
-    )
-    if (current := next((a for a in taken if a and (a in own or not own)), None)) and current not in LOOPBACK:
+    if facts is None:
+        return spec.address or spec.host
+    own = [a for i in facts.interfaces for a in i.addresses]
+    taken = sorted(address_label(s) for s in facts.services if s.cluster == inventory.cluster)
+    current = next((a for a in taken if a not in ("", *LOOPBACK) and (a in own or not own)), None)
+    if spec.address:
+        return _named(spec.address, facts, own, current)
+    if current:
         return current
-    if _is_ip(spec.host):
+    if is_ip(spec.host) and (spec.host in own or not own):
         return spec.host
-    return (facts.server_address if facts else None) or spec.address or spec.host
+    return _on_the_lan(facts) or facts.server_address or spec.host
+
+
+def _named(name: str, facts: Facts, own: Sequence[str], current: str | None) -> str:
+    """The machine's own address of a name that was written. What runs at one stays there while the name is
+    not known for a moment."""
+    meant = facts.resolved.get(name, ())
+    mine = [
+        a for a in (*sorted(meant, key=_order), *([current] if current and not meant else [])) if a in own
+    ]
+    if current in mine or (current and not own):
+        return current or ""
+    if mine:
+        return mine[0]
+    known = f"is {', '.join(meant)} there" if meant else "is not known there"
+    if name not in facts.resolved:
+        known = "was not looked up there yet (homelab discover does)"
+    has = f"the machine has {', '.join(own)}" if own else "the machine's addresses are not known"
+    raise Refused(f"`address: {name}` {known}, and {has}: write one of its own addresses")
+
+
+def _on_the_lan(facts: Facts) -> str | None:
+    """A private address of the machine, the same whichever way SSH came: on the interface of its default
+    route, else where SSH arrived, else the first."""
+    private = [(i, a) for i in facts.interfaces for a in i.addresses if _is_private(a) and not _is_tunnel(i)]
+    private.sort(
+        key=lambda pair: (_order(pair[1])[0], not pair[0].default_route, pair[1] != facts.server_address)
+    )
+    return private[0][1] if private else None
+
+
+def _order(address: str) -> tuple[bool, str]:
+    """IPv4 first: every client and container can reach it."""
+    return ":" in address, address
+
+
+def _is_private(address: str) -> bool:
+    """Of a house (RFC 1918, RFC 4193): not of a link only, of a provider, or of Tailscale (100.64.0.0/10)."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(ip in network for network in LAN if network.version == ip.version)
+
+
+def _is_tunnel(interface: Interface) -> bool:
+    return interface.name.startswith(("wg", "tun", "tap", "tailscale", "zt", "utun", "ppp"))
 
 
 def address_label(service: DeployedService) -> str:
     """Where a service listens, as its label says."""
     return service.labels.get("homelab.address", "")
-
-
-def _is_ip(text: str) -> bool:
-    parts = text.split(".")
-    return ":" in text or (len(parts) == 4 and all(p.isdigit() for p in parts))

@@ -4,12 +4,14 @@ with its line."""
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -22,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from homelab.bounded_yaml import Loader
 from homelab.engines import ArgValue, Kind, engines
 from homelab.errors import InventoryError
 from homelab.models.source import Source, parse_source
@@ -35,13 +38,47 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 # What ends up in a command line, a host name or an image reference: no blanks, quotes, `$` or control
 # characters.
 Plain = Annotated[str, StringConstraints(pattern=r"^[^\s$'\"`\\\x00-\x1f\x7f]+$")]
+
+
+def _address(value: str) -> str:
+    """An address of one machine that others can reach, or a name."""
+    write = "write the one of your LAN or VPN, as 192.168.1.10"
+    if "%" in value:
+        raise ValueError(f"`{value}` names a zone, which means something on one machine only: {write}")
+    try:
+        ip = ipaddress.ip_address(value)
+    except ValueError:
+        if not re.fullmatch(r"\w[\w-]*(\.\w[\w-]*)*\.?", value, re.ASCII) or re.search(r"\.\d+\.?$", value):
+            raise ValueError(f"{shown(value)} is neither an address nor a name: {write}") from None
+        return value
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    if ip.is_unspecified:
+        raise ValueError(f"`{value}` stands for all interfaces, and services listen on one: {write}")
+    if ip.is_link_local:
+        raise ValueError(f"`{value}` is of this link only, and may be another one tomorrow: {write}")
+    if ip.is_multicast or str(ip) == "255.255.255.255":
+        raise ValueError(f"`{value}` is nobody's own: {write}")
+    return value
+
+
+Address = Annotated[Plain, AfterValidator(_address)]
 Port = Annotated[int, Field(ge=1, le=65535, strict=True)]
+
+
+def _size(value: Any) -> Any:
+    """Without numbers that are none, or that Python reads no further than to an error."""
+    if isinstance(value, str) and not re.match(r"\s*\d{1,18}(\D|$)", value):
+        raise ValueError(f"a size is a number with a unit, as `1.5 GiB`, not {shown(value)}")
+    return value
+
+
 Count = Annotated[int, Field(ge=1, le=1024, strict=True)]
+Size = Annotated[ByteSize, BeforeValidator(_size), Field(ge=0, le=2**50)]
 
 
 def _tokens(value: Any) -> Any:
     """`32k` is 32768, as vLLM reads it."""
-    if isinstance(value, str) and (m := re.fullmatch(r"(\d+)\s*([kKmM])?", value.strip())):
+    if isinstance(value, str) and (m := re.fullmatch(r"(\d{1,12})\s*([kKmM])?", value.strip())):
         return int(m[1]) * {"": 1, "k": 1024, "m": 1024**2}[(m[2] or "").lower()]
     return value
 
@@ -56,15 +93,15 @@ class Strict(BaseModel):
 
 
 class Node(Strict):
-    """`host` is where SSH goes, `address` where other machines reach the node's services (default: where
-    SSH arrived)."""
+    """`host` is where SSH goes, `address` where other machines reach the node's services. What is not written
+    of `user`, `port` and `identity` is what ssh would take."""
 
     host: Plain
     user: Plain | None = None
-    port: Port = 22
+    port: Port | None = None
     identity: str | None = None
-    address: Plain | None = None
-    reserve: ByteSize | None = None
+    address: Address | None = None
+    reserve: Size | None = None
     runtime: Runtime = "auto"
     images: Mapping[str, Plain] = Field(default_factory=dict)
     python: Plain | None = None
@@ -74,7 +111,7 @@ class Node(Strict):
     def is_local(self) -> bool:
         """This machine itself, without SSH. A forwarded port of a virtual machine (`localhost`, port 2222)
         is reached by SSH."""
-        return self.host in LOCAL_HOSTS and self.port == 22
+        return self.host in LOCAL_HOSTS and self.port in (None, 22)
 
 
 class Context(Strict):
@@ -224,7 +261,8 @@ def load(text: str, path: str) -> Inventory:
 
     Raises InventoryError with all mistakes, each as `path:LINE: key: what`."""
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = Loader(text)
+        root = loader.get_single_node()
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
         raise _refused(path, [f"{path}:{line}: {e.problem or 'not YAML'}"]) from e
@@ -239,7 +277,6 @@ def load(text: str, path: str) -> Inventory:
             mistakes.append((line, f"{_dotted(where)}: written twice"))
         lines.setdefault(where, line)
     try:
-        loader = yaml.SafeLoader("")
         data = cast("dict[str, Any]", loader.construct_document(root))
         inventory = Inventory.model_validate(data)
     except yaml.YAMLError as e:
@@ -268,6 +305,21 @@ def load(text: str, path: str) -> Inventory:
 def did_you_mean(word: object, known: Any) -> str:
     close = difflib.get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.5)
     return f", did you mean `{close[0]}`?" if close else ""
+
+
+def shown(value: object) -> str:
+    """A value in a message: no more of it than a line holds."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+
+
+def is_ip(text: str) -> bool:
+    """Whether it is an address, and no name that must be looked up."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def slug(model: str) -> str:
@@ -328,7 +380,7 @@ def _mistake(loc: Path, error: Any, lines: Mapping[Path, int]) -> tuple[int, str
     elif kind == "missing":
         what = "missing"
     elif kind == "string_pattern_mismatch":
-        what = f"{error['input']!r} has characters that cannot stand here"
+        what = f"{shown(error['input'])} has characters that cannot stand here"
         if loc[-1] == "[key]" or where in (("cluster",),):
             what += (
                 ": letters, digits, `.`, `_` and `-`"
@@ -342,9 +394,9 @@ def _mistake(loc: Path, error: Any, lines: Mapping[Path, int]) -> tuple[int, str
     elif kind == "literal_error":
         expected = error["ctx"]["expected"]
         close = did_you_mean(error["input"], re.findall("'([^']+)", expected))
-        what = f"{error['input']!r} is not one of {expected}{close}"
+        what = f"{shown(error['input'])} is not one of {expected}{close}"
     elif kind not in ("value_error",):
-        what = f"{what[0].lower()}{what[1:]}, not {error['input']!r}"
+        what = f"{what[0].lower()}{what[1:]}, not {shown(error['input'])}"
     return _line(where, lines), f"{_dotted(where)}: {what}"
 
 
@@ -406,6 +458,11 @@ def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -
         yield (
             ("gateway", "node"),
             f"no node `{inventory.gateway.node}`{did_you_mean(inventory.gateway.node, nodes)}",
+        )
+    if inventory.cloud and "cloud" in nodes:
+        yield (
+            ("nodes", "cloud"),
+            "is what the models under `cloud` are counted to: give the node another name",
         )
     services: dict[str, str] = {"gateway": "the gateway"}
     ports: dict[tuple[str, int], str] = {(inventory.gateway.node, inventory.gateway.port): "the gateway"}

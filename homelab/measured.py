@@ -14,6 +14,8 @@ KEPT = 500  # the newest records; a household makes a few in a month
 
 # Terms that stand for what may come later: a late growth, a cache of prompts that fills.
 RESERVES = frozenset({"reserve", "prompt_cache", "checkpoints"})
+# Terms that are as large at the start as they ever get: only these may become less than was estimated.
+FIXED = frozenset({"cuda_graphs"})
 
 
 def error(m: Measurement) -> float | None:
@@ -39,8 +41,9 @@ def merged(old: Iterable[Measurement], new: Iterable[Measurement]) -> tuple[Meas
 
 
 def learned(measurements: Sequence[Measurement], device: str, engine: str, version: str) -> dict[str, int]:
-    """Empirical terms as they were measured for this device, engine and version: the median over what ran
-    there.
+    """Empirical terms as they were measured for this device, engine and version: of what cannot grow the
+    median over what ran there, of the rest the most that was seen, and no less than was estimated. At rest
+    a pool that grows with use is hardly there.
 
     The context outside an engine's budget is what the driver counts beyond the terms that the engine
     reported. A figure that would make a plan smaller than half of what experience says is not believed."""
@@ -50,18 +53,23 @@ def learned(measurements: Sequence[Measurement], device: str, engine: str, versi
             continue
         for name, grade in m.grades.items():
             if grade == "empirical" and name in m.reported and name not in RESERVES:
-                samples.setdefault(name, []).append(max(m.reported[name], m.predicted[name] // 2))
+                least = m.predicted[name] // 2 if name in FIXED else m.predicted[name]
+                samples.setdefault(name, []).append(max(m.reported[name], least))
         outside = _outside(m)
         if outside is not None:
-            samples.setdefault("cuda_context", []).append(max(outside, m.predicted["cuda_context"] // 2))
-    return {name: int(statistics.median_high(values)) for name, values in sorted(samples.items())}
+            samples.setdefault("cuda_context", []).append(max(outside, m.predicted["cuda_context"]))
+    return {
+        name: int(statistics.median_high(values)) if name in FIXED else max(values)
+        for name, values in sorted(samples.items())
+    }
 
 
 def with_measured(footprint: Footprint, known: Mapping[str, int]) -> Footprint:
-    """The footprint with its empirical terms replaced by measured ones."""
+    """The footprint with its empirical terms replaced by measured ones, those that grow only by larger
+    ones."""
     terms = tuple(
         Term(name=t.name, bytes=known[t.name], grade="measured", where=t.where)
-        if t.grade == "empirical" and t.name in known
+        if t.grade == "empirical" and t.name in known and (t.name in FIXED or known[t.name] > t.bytes)
         else t
         for t in footprint.terms
     )

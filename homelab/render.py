@@ -56,6 +56,7 @@ def gateway_choice(inventory: Inventory, facts: Facts) -> Choice | str:
     )
     try:
         choice = choose(inventory, node, facts, gateway.OFFER, "cpu", running=running)
+        address_of(inventory, node, facts)
     except Refused as e:
         return str(e)
     if not isinstance(choice.program, Container):

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -228,14 +229,53 @@ def read_label(labels: Mapping[str, str], name: str) -> dict[str, Any]:
     """A label that is JSON; nothing where it is missing or another program wrote it."""
     try:
         value = json.loads(labels.get(name, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
+def port_of(labels: Mapping[str, str]) -> int | None:
+    """The port that a service's labels tell."""
+    text = labels.get("homelab.port", "")
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text) else None
+
+
 def numbers_of(labels: Mapping[str, str]) -> dict[str, Any]:
-    """What a service's labels tell of its placement."""
-    return read_label(labels, "homelab.placement")
+    """What a service's labels tell of its placement; nothing where one of them cannot be what it says."""
+    numbers = read_label(labels, "homelab.placement")
+    return numbers if all(SOUND[key](value) for key, value in numbers.items() if key in SOUND) else {}
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_term(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and _is_count(value[1])
+        and all(isinstance(word, str) for word in (value[0], *value[2:]))
+    )
+
+
+def _is_argument(value: object) -> bool:
+    words = value if isinstance(value, list) else [value]
+    return all(word is None or isinstance(word, str | int | float) for word in words)
+
+
+SOUND: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(
+        ("variant", "port", "context", "concurrency", "bytes", "kv_cache_bytes", "kv_cache_tokens"), _is_count
+    ),
+    "gpus": lambda value: isinstance(value, list) and all(isinstance(gpu, str) for gpu in value),
+    "terms": lambda value: isinstance(value, list) and all(map(_is_term, value)),
+    "flags": lambda value: isinstance(value, dict) and all(map(_is_argument, value.values())),
+    "runtime": lambda value: value in ("docker", "native"),
+    "gpu_memory_utilization": lambda value: (
+        value is None or (type(value) in (int, float) and 0 <= value <= 1024)
+    ),
+}
 
 
 def health_line(unit: Unit, host: str) -> str:

@@ -22,6 +22,7 @@ PURE = {
     "hosting",
     "endpoints",
     "asked",
+    "bounded_yaml",
     "plugins",
     "clients",
     "secrets",

@@ -213,3 +213,26 @@ def test_a_node_that_refuses_is_a_row_and_exit_4_unless_it_is_away(homelab, tmp_
     done = homelab("discover")
     assert done.returncode == 0
     assert "away" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [("fit", "./m\udcff.gguf"), ("ask", "a\udcff", "hi"), ("plan", "-i", "\udcff")]
+)
+def test_an_argument_that_is_not_utf_8_is_a_usage_error(homelab, words: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    done = homelab(*words)
+    assert done.returncode == 2
+    assert "is not UTF-8" in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words", [("fit", "~nosuchuser/x.gguf"), ("fit", "qwen3-4b", "--mmproj", "~nosuchuser/x.gguf")]
+)
+def test_the_home_of_nobody_is_no_bug(homelab, words: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    done = homelab(*words)
+    assert done.returncode in (0, 2, 3), done.stderr
+
+
+def test_an_inventory_that_is_not_utf_8_is_exit_2(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "latin.yml").write_bytes("cluster: h\xe4us".encode("latin-1"))
+    done = homelab("plan", "-i", "latin.yml")
+    assert done.returncode == 2 and "latin.yml" in done.stderr

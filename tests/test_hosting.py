@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from homelab.facts import GPU, Interface
+from homelab.facts import GPU, Facts, Interface
 from homelab.hosting import Refused, address_of, choose, vendors
 from homelab.inventory import Inventory, load
 from homelab.placement import place
 from homelab.program import Container, Executable, Offer, PythonEnvironment
+from homelab.render import gateway_choice
 from tests.machines import DOCKER, GIB, MIB, gpu, machine, pi, survey, tiny_gguf, workstation
 
 OURS = PythonEnvironment(name="toy", program="toy")
@@ -94,16 +95,92 @@ def test_vendors_are_read_from_their_own_files() -> None:
     assert vendors()["cpu"].flavours == ("cpu",)
 
 
-def test_the_address_is_the_written_one_else_the_host_else_where_ssh_arrived() -> None:
+def on(*interfaces: Interface, arrived: str | None = None, **more: Any) -> Facts:
+    update = {"interfaces": interfaces, "server_address": arrived, **more}
+    return machine("n", weights=(tiny_gguf(),)).model_copy(update=update)
+
+
+def by_name(node: str = "") -> Inventory:
+    return load(f"gateway: {{node: n}}\nnodes: {{n: {{host: n.vpn{node}}}}}\n", "i")
+
+
+ETHERNET = Interface(name="eth0", addresses=("10.0.0.5",))
+WIFI = Interface(name="wlan0", addresses=("192.168.1.10", "fd00::10"), default_route=True)
+TUNNEL = Interface(name="wg0", addresses=("10.8.0.5",))
+
+
+def test_the_address_is_the_written_one_else_the_host_else_the_lan() -> None:
     facts = machine("n", address="192.168.1.10")
     assert address_of(inventory(node=", address: 10.0.0.9"), "n", facts) == "10.0.0.9"
     assert address_of(inventory(), "n", facts) == "192.168.1.10"
-    by_name = load("gateway: {node: n}\nnodes: {n: {host: n.local}}\n", "i")
-    arrived = facts.model_copy(update={"server_address": "192.168.1.33"})
-    assert address_of(by_name, "n", arrived) == "192.168.1.33"
-    assert address_of(by_name, "n", None) == "n.local"
+    assert address_of(by_name(), "n", facts) == "192.168.1.10"
+    assert address_of(by_name(), "n", None) == "n.vpn"
     here = load("gateway: {node: n}\nnodes: {n: {host: localhost}}\n", "i")
-    assert address_of(here, "n", arrived) == "127.0.0.1"
+    assert address_of(here, "n", facts) == "127.0.0.1"
+
+
+@pytest.mark.parametrize("arrived", ["10.0.0.5", "192.168.1.10", "10.8.0.5", "100.64.1.2", "fd00::10", None])
+def test_every_path_to_a_fresh_node_gives_the_same_address(arrived: str | None) -> None:
+    tailscale = Interface(name="tailscale0", addresses=("100.64.1.2",))
+    assert (
+        address_of(by_name(), "n", on(ETHERNET, tailscale, TUNNEL, WIFI, arrived=arrived)) == "192.168.1.10"
+    )
+
+
+def test_where_nothing_else_is_known_ssh_s_path_decides() -> None:
+    other = Interface(name="en1", addresses=("192.168.2.2",))
+    assert address_of(by_name(), "n", on(ETHERNET, other, arrived="192.168.2.2")) == "192.168.2.2"
+    rented = Interface(name="eth0", addresses=("203.0.113.9",))
+    assert address_of(by_name(), "n", on(rented, arrived="203.0.113.9")) == "203.0.113.9"
+    assert address_of(by_name(), "n", on(arrived="192.168.1.7")) == "192.168.1.7"
+
+
+def test_a_host_that_is_no_address_of_the_machine_is_a_way_and_not_its_address() -> None:
+    forwarded = load("gateway: {node: n}\nnodes: {n: {host: 203.0.113.9, port: 2222}}\n", "i")
+    assert address_of(forwarded, "n", on(WIFI, arrived="192.168.1.10")) == "192.168.1.10"
+
+
+def test_a_written_name_is_what_it_means_on_the_node() -> None:
+    meant = on(ETHERNET, WIFI, arrived="10.0.0.5", resolved={"nas": ("fd00::10", "192.168.1.10")})
+    assert address_of(by_name(", address: nas"), "n", meant) == "192.168.1.10"
+
+
+@pytest.mark.parametrize(
+    ("resolved", "said"),
+    [
+        ({"nas": ("127.0.1.1",)}, "`address: nas` is 127.0.1.1 there"),
+        ({"nas": ()}, "`address: nas` is not known there"),
+        ({}, "`address: nas` was not looked up there yet"),
+    ],
+)
+def test_a_written_name_that_means_no_address_of_the_machine_is_refused_with_what_it_has(
+    resolved: dict[str, tuple[str, ...]], said: str
+) -> None:
+    written, facts = by_name(", address: nas"), on(WIFI, arrived="192.168.1.10", resolved=resolved)
+    with pytest.raises(Refused, match=said) as refused:
+        address_of(written, "n", facts)
+    assert "192.168.1.10, fd00::10" in str(refused.value)
+    model = "models: {t: {engine: llamacpp, source: /models/tiny.gguf, context: 2048}}\n"
+    house = load(f"gateway: {{node: n}}\nnodes: {{n: {{host: n, address: nas}}}}\n{model}", "i")
+    layout = place(house, survey(n=facts))
+    assert said in layout.unplaced[0].reason
+    assert said in str(gateway_choice(house, facts))
+
+
+def test_what_runs_stays_where_it_is_while_a_written_name_is_not_known() -> None:
+    from homelab.facts import DeployedService
+
+    there = DeployedService(
+        cluster="home",
+        name="t",
+        spec="1",
+        runtime="docker",
+        state="running",
+        labels={"homelab.address": "192.168.1.10"},
+    )
+    for resolved in ({"nas": ()}, {}):
+        facts = on(ETHERNET, WIFI, arrived="10.0.0.5", resolved=resolved, services=(there,))
+        assert address_of(by_name(", address: nas"), "n", facts) == "192.168.1.10"
 
 
 def test_two_spellings_of_one_argument_are_one_plan() -> None:

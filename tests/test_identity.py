@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from homelab import endpoints
 from homelab.facts import Facts, Interface, Survey
 from homelab.inventory import Inventory, load
 from homelab.placement import place
@@ -241,3 +242,39 @@ def test_the_household_of_a_release_is_taken_over_as_it_is(folder: Path) -> None
             numbers["gpus"],
         )
         assert p.kept
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gpu_memory_utilization": [[]]},
+        {"gpu_memory_utilization": "x" * 99},
+        {"gpu_memory_utilization": 10**400},
+        {"terms": [["model", [], "exact", "device"]]},
+        {"terms": [["model", 1, "exact"]]},
+        {"gpus": [[]]},
+        {"gpus": 5},
+        {"port": "x"},
+        {"port": 10**400},
+        {"context": -1},
+        {"variant": True},
+        {"variant": []},
+        {"flags": []},
+        {"kv_cache_bytes": 0.5},
+        {"runtime": {}},
+    ],
+)
+def test_a_label_that_cannot_be_what_it_says_is_planned_anew(change: dict[str, object]) -> None:
+    """It ended in a TypeError, or without memory."""
+
+    def damaged(facts: Facts) -> Facts:
+        services = []
+        for s in facts.services:
+            numbers = json.loads(s.labels["homelab.placement"]) | change if s.role == "engine" else {}
+            labels = {**s.labels, "homelab.placement": json.dumps(numbers)}
+            services.append(s.model_copy(update={"labels": labels}))
+        return facts.model_copy(update={"services": tuple(services)})
+
+    inventory, plan = planned(TEXT, seen := running(server=damaged))
+    assert {p.model for p in plan.layout} >= {"big"}
+    assert endpoints.running(inventory, seen)

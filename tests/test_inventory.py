@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,170 @@ def test_no_document_makes_anything_but_an_inventory_or_our_error(document: obje
 @pytest.mark.parametrize(("name", "expected"), [("Qwen3-30B", "qwen3-30b"), ("a.b_c", "a-b-c")])
 def test_a_service_is_named_as_compose_accepts(name: str, expected: str) -> None:
     assert slug(name) == expected
+
+
+def _doubled(levels: int, last: str) -> str:
+    """Nine times the one before, by aliases."""
+    names = [f"n{i}" for i in range(levels)]
+    lines = [f"{names[0]}: &{names[0]} [{', '.join(['x'] * 9)}]"]
+    lines += [f"{b}: &{b} {last % ', '.join([f'*{a}'] * 9)}" for a, b in pairwise(names)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("2024-13-45", "`2024-13-45` is no date"),
+        ("2001-01-01 99:99:99", "is no date"),
+        ("2001-01-01 00:00:00 +99:99", "is no date"),
+        ("0b_", "`0b_` is no number"),
+        ("0x_", "`0x_` is no number"),
+        ("9" * 5000, "is no number"),
+        ("0x" + "f" * 5000, "is no number"),
+        ("!!int x", "`x` is no number"),
+        ("!!int ''", "is no number"),
+        ("!!bool x", "`x` is no bool"),
+        ("!!timestamp x", "`x` is no date"),
+        ("!!float ''", "is no float"),
+        ('"\\ud800"', "half of a character"),
+    ],
+)
+def test_a_value_that_yaml_cannot_make_anything_of_is_a_mistake_with_its_line(value: str, said: str) -> None:
+    [line] = mistakes(f"{GOOD}    replicas: {value}\n")
+    assert line.startswith("inventory.yml:11: ") and said in line
+    assert len(line) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cluster: &a [*a]\n", "inventory.yml:1: `*a` is inside what it stands for"),
+        ("&a {gateway: {node: x}, nodes: *a}\n", "inventory.yml:1: `*a` is inside what it stands for"),
+        ("cluster: " + "[" * 5000, "inventory.yml:1: more than 30 levels deep"),
+        ("cluster: " + "{a: " * 5000, "inventory.yml:1: more than 30 levels deep"),
+        ("- " * 5000, "inventory.yml:1: more than 30 levels deep"),
+        ("cluster:\n" + "".join(" " * i + "a:\n" for i in range(1, 2000)), "more than 30 levels deep"),
+        (
+            "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 2000)),
+            "more than 30 levels deep",
+        ),
+        (_doubled(9, "[%s]"), "stands for more than 20000 entries"),
+        ("n0: {<<: &x {a: 1}}\n" + _doubled(9, "[%s]"), "stands for more than 20000 entries"),
+        (_doubled(9, "{<<: [%s]}"), "stands for more than 20000 entries"),
+    ],
+)
+def test_a_document_that_unfolds_without_end_is_a_mistake_with_its_line(text: str, said: str) -> None:
+    import tracemalloc
+
+    tracemalloc.start()
+    try:
+        [line] = mistakes(text)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert said in line
+    assert peak < 64 * 2**20
+
+
+def test_an_alias_may_stand_for_what_is_written_once() -> None:
+    text = GOOD.replace("a: {host: 10.0.0.1}", "a: &a {host: 10.0.0.1}").replace(
+        "b: {host: b.local,", "b: {<<: *a, host: b.local,"
+    )
+    assert load(text, "i").nodes["b"].host == "b.local"
+
+
+def test_a_mistake_shows_no_more_of_a_value_than_a_line_holds() -> None:
+    [line] = mistakes(GOOD.replace("32k", "x" * 100_000))
+    assert len(line) < 400
+
+
+@pytest.mark.parametrize("size", ["-1", "9" * 400, "9" * 5000, "1e999 GiB", "9e15 TiB", "2048 TiB"])
+def test_a_size_that_no_memory_has_is_a_mistake(size: str) -> None:
+    [line] = mistakes(GOOD.replace("reserve: 1 GiB", f"reserve: '{size}'"))
+    assert line.startswith("inventory.yml:5: nodes.b.reserve: ")
+    assert len(line) < 400
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("llamacpp", "parallel", "0"),
+        ("llamacpp", "-np", "0"),
+        ("llamacpp", "ubatch-size", "'0'"),
+        ("llamacpp", "batch-size", "-1"),
+        ("vllm", "tp", "0"),
+        ("vllm", "max-num-seqs", "0"),
+        ("vllm", "block-size", "0"),
+    ],
+)
+def test_a_count_of_nothing_is_a_mistake(args: tuple[str, str, str]) -> None:
+    engine, name, value = args
+    source = "/m.gguf" if engine == "llamacpp" else "a/b"
+    text = f"gateway: {{node: a}}\nnodes: {{a: {{host: h}}}}\nmodels:\n  m:\n    engine: {engine}\n"
+    [line] = mistakes(f"{text}    source: {source}\n    args: {{{name}: {value}}}\n")
+    assert line.startswith("inventory.yml:7: models.m.args: ")
+    assert f"`{name}` is at least 1, not" in line
+
+
+@pytest.mark.parametrize(
+    ("engine", "name", "instead"),
+    [
+        ("llamacpp", "host", "its `address`"),
+        ("llamacpp", "--host", "its `address`"),
+        ("llamacpp", "port", "`port` beside `args`"),
+        ("llamacpp", "api_key", "a key of its own"),
+        ("llamacpp", "api-key-file", "a key of its own"),
+        ("llamacpp", "a", "the model's name"),
+        ("llamacpp", "-m", "as `source`"),
+        ("llamacpp", "hf", "as `source`"),
+        ("llamacpp", "ssl-cert-file", "plain HTTP"),
+        ("llamacpp", "api-prefix", "no prefix"),
+        ("vllm", "host", "its `address`"),
+        ("vllm", "port", "`port` beside `args`"),
+        ("vllm", "api-key", "a key of its own"),
+        ("vllm", "api-k", "a key of its own"),  # argparse takes a beginning for the whole
+        ("vllm", "served_model_name", "the model's name"),
+        ("vllm", "ssl-keyfile", "plain HTTP"),
+        ("vllm", "config", "as `args`"),
+    ],
+)
+def test_an_argument_that_would_break_a_promise_is_refused_with_what_to_write(
+    engine: str, name: str, instead: str
+) -> None:
+    source = "/m.gguf" if engine == "llamacpp" else "a/b"
+    text = f"gateway: {{node: a}}\nnodes: {{a: {{host: h}}}}\nmodels:\n  m:\n    engine: {engine}\n"
+    [line] = mistakes(f"{text}    source: {source}\n    args: {{{name}: 0.0.0.0}}\n")
+    assert line.startswith(f"inventory.yml:7: models.m.args: `{name}` is not yours to set: ")
+    assert instead in line
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("0.0.0.0", "stands for all interfaces"),
+        ("'::'", "stands for all interfaces"),
+        ("'::0'", "stands for all interfaces"),
+        ("'::ffff:0.0.0.0'", "stands for all interfaces"),
+        ("169.254.7.7", "is of this link only"),
+        ("'fe80::1'", "is of this link only"),
+        ("'fe80::1%eth0'", "names a zone"),
+        ("224.0.0.1", "is nobody's own"),
+        ("255.255.255.255", "is nobody's own"),
+        ("'[fd00::1]'", "is neither an address nor a name"),
+        ("192.168.1.10/24", "is neither an address nor a name"),
+        ("192.168.1.300", "is neither an address nor a name"),
+        ("http://nas", "is neither an address nor a name"),
+        ("'*'", "is neither an address nor a name"),
+    ],
+)
+def test_an_address_at_which_nobody_can_be_reached_alone_is_a_mistake(address: str, said: str) -> None:
+    [line] = mistakes(GOOD.replace("host: b.local", f"host: b.local, address: {address}"))
+    assert line.startswith("inventory.yml:5: nodes.b.address: ")
+    assert said in line and "192.168.1.10" in line  # what to write
+
+
+@pytest.mark.parametrize(
+    "address", ["192.168.1.10", "'fd00::10'", "127.0.0.1", "nas", "nas.local", "nas_2.lan."]
+)
+def test_an_address_of_one_machine_is_taken(address: str) -> None:
+    assert load(GOOD.replace("host: b.local", f"host: b.local, address: {address}"), "i")

@@ -67,8 +67,8 @@ def test_each_engine_tells_its_buffers_in_the_names_of_our_terms() -> None:
 
 
 def test_what_is_used_beyond_the_buffers_is_the_context_and_the_next_plan_takes_it() -> None:
-    known = learned([measurement()], "NVIDIA GeForce RTX 4090", "llamacpp", "server:b1")
-    assert known == {"cuda_context": 460 * MIB}
+    known = learned([measurement(used_bytes=1000 * MIB)], "NVIDIA GeForce RTX 4090", "llamacpp", "server:b1")
+    assert known == {"cuda_context": 760 * MIB}
     terms = (
         Term(name="model", bytes=1, grade="exact"),
         Term(name="cuda_context", bytes=600 * MIB, grade="empirical", where="context"),
@@ -76,7 +76,7 @@ def test_what_is_used_beyond_the_buffers_is_the_context_and_the_next_plan_takes_
     after = with_measured(Footprint(terms=terms, kv_cache_bytes=0, kv_cache_tokens=0), known)
     assert [(t.name, t.bytes, t.grade) for t in after.terms] == [
         ("model", 1, "exact"),
-        ("cuda_context", 460 * MIB, "measured"),
+        ("cuda_context", 760 * MIB, "measured"),
     ]
 
 
@@ -90,8 +90,14 @@ def test_nothing_is_learned_from_another_card_engine_or_version() -> None:
 
 
 def test_a_figure_that_experience_contradicts_is_not_believed() -> None:
-    tiny = measurement(used_bytes=241 * MIB)  # a driver that shows hardly more than the buffers
-    assert learned([tiny], "NVIDIA GeForce RTX 4090", "llamacpp", "server:b1") == {"cuda_context": 300 * MIB}
+    graphs = {
+        "engine": "vllm",
+        "predicted": {"cuda_graphs": 300 * MIB},
+        "grades": {"cuda_graphs": "empirical"},
+        "reported": {"cuda_graphs": MIB},
+    }
+    tiny = measurement(**graphs)
+    assert learned([tiny], "NVIDIA GeForce RTX 4090", "vllm", "server:b1") == {"cuda_graphs": 150 * MIB}
     assert learned([measurement(used_bytes=None)], "NVIDIA GeForce RTX 4090", "llamacpp", "server:b1") == {}
 
 
@@ -115,10 +121,30 @@ def test_a_plan_for_something_new_counts_what_was_measured_on_that_card() -> Non
     )
     found = survey(n=workstation(weights=(tiny_gguf(),)))
     [before] = place(wanted, found).placements
-    seen = measurement(version=before.version)
+    seen = measurement(version=before.version, used_bytes=1000 * MIB)
     [after] = place(wanted, found.model_copy(update={"measured": (seen,)})).placements
-    assert (
-        before.bytes - after.bytes
-        == next(t.bytes for t in before.footprint.terms if t.name == "cuda_context") - 460 * MIB
+    assert after.bytes - before.bytes == 760 * MIB - next(
+        t.bytes for t in before.footprint.terms if t.name == "cuda_context"
     )
     assert next(t.grade for t in after.footprint.terms if t.name == "cuda_context") == "measured"
+
+
+def test_one_idle_look_takes_nothing_off_what_grows_with_use() -> None:
+    """The pool of a card's context is as large as what was asked so far: at rest it is hardly there."""
+    idle = measurement(used_bytes=500 * MIB)
+    assert learned([idle], "NVIDIA GeForce RTX 4090", "llamacpp", "server:b1") == {"cuda_context": 600 * MIB}
+    busy = measurement(used_bytes=1000 * MIB, context=8192)
+    assert learned([idle, busy], "NVIDIA GeForce RTX 4090", "llamacpp", "server:b1") == {
+        "cuda_context": 760 * MIB
+    }
+
+
+def test_what_cannot_grow_is_taken_as_it_was_measured() -> None:
+    graphs = measurement(
+        engine="vllm",
+        predicted={"cuda_graphs": 300 * MIB, "non_torch": 150 * MIB},
+        grades={"cuda_graphs": "empirical", "non_torch": "empirical"},
+        reported={"cuda_graphs": 200 * MIB, "non_torch": 90 * MIB},
+    )
+    known = learned([graphs], "NVIDIA GeForce RTX 4090", "vllm", "server:b1")
+    assert known == {"cuda_graphs": 200 * MIB, "non_torch": 150 * MIB}

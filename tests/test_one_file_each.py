@@ -41,11 +41,12 @@ BUDGETED = False
 IPC_HOST = False
 CACHES = ("/cache",)
 OUTPUTS: tuple[str, ...] = ()
+REFUSED = {"horn": "write `name`"}
 FIT_ARGS: Mapping[str, frozenset[str] | None] = {"wheels": None}
 
 
 def canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
-    return names(args, {"w": "wheels"})
+    return names(args, {"w": "wheels"}, REFUSED)
 
 
 def device_count(args: Mapping[str, ArgValue]) -> int | None:
@@ -175,6 +176,16 @@ def test_the_agent_lists_the_card_and_the_plan_puts_the_model_on_it(copy: Path) 
     assert 'command: ["serve", "Org/Q", "--port", "7000", "--wheels", "4"]' in text
     assert '"toy-cache0:/cache"' in text and 'name": "homelab-home-toy-cache0"' in text
     assert "/alive" in text and "reservations" not in text
+
+
+def test_an_argument_that_the_engine_refuses_is_a_mistake_that_says_what_to_write(copy: Path) -> None:
+    text = (copy / "inventory.yml").read_text()
+    (copy / "inventory.yml").write_text(text.replace("{-w: 4}", "{horn: loud}"))
+    done = subprocess.run(
+        [sys.executable, "-m", "homelab", "plan"], cwd=copy, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "inventory.yml:4: models.q.args: `horn` is not yours to set: write `name`" in done.stderr
 
 
 def test_without_docker_the_card_is_made_visible_to_a_process(copy: Path) -> None:

@@ -4,8 +4,9 @@ one new file."""
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -128,12 +129,13 @@ class Engine(Protocol):
     IPC_HOST: bool  # its processes share memory through /dev/shm
     CACHES: tuple[str, ...]  # directories in its image to keep between restarts, beside the hub cache
     OUTPUTS: tuple[str, ...]  # ways to count logits, if there are several; a plan counts the first
+    REFUSED: Mapping[str, str]  # arguments that homelab itself decides, with what to write instead
     FIT_ARGS: Mapping[str, frozenset[str] | None]  # options of `homelab fit` for it, with their values if few
 
     def canonical(self, args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
         """The arguments under the engine's own long names, without dashes before them, each once.
 
-        Raises ValueError for what is written twice or contradicts itself."""
+        Raises ValueError for what is written twice or contradicts itself, and for what is `REFUSED`."""
         ...
 
     def device_count(self, args: Mapping[str, ArgValue]) -> int | None:
@@ -173,11 +175,22 @@ def readers(format: str) -> list[str]:
     return [engine.NAME for engine in sorted(able, key=lambda e: (e.RANK, e.NAME))]
 
 
-def canonical(args: Mapping[str, ArgValue], synonyms: Mapping[str, str]) -> dict[str, ArgValue]:
+# Of any engine that can speak TLS by itself, or ask for a key of yours.
+NO_TLS = "leave it out: the gateway speaks plain HTTP to its engines (docs/security.md)"
+OWN_KEY = "leave it out: homelab gives every engine a key of its own, and clients use the gateway's"
+
+
+def canonical(
+    args: Mapping[str, ArgValue],
+    synonyms: Mapping[str, str],
+    refused: Mapping[str, str],
+    counts: Collection[str] = (),
+) -> dict[str, ArgValue]:
     """Arguments without the dashes before them, with dashes for underscores, synonyms by the engine's own
     name. A short one that is no synonym keeps its dash.
 
-    Raises ValueError for one that is written twice, under whatever names."""
+    Raises ValueError for one that is written twice, under whatever names; for what is `refused`, also where
+    its beginning is written, which some parsers take for it; and for `counts` that count nothing."""
     out: dict[str, ArgValue] = {}
     written: dict[str, str] = {}
     for name, value in args.items():
@@ -186,6 +199,11 @@ def canonical(args: Mapping[str, ArgValue], synonyms: Mapping[str, str]) -> dict
         known = synonyms.get(plain, f"-{plain}" if short else plain)
         if known in written:
             raise ValueError(f"`{name}` and `{written[known]}` are the same argument")
+        begun = (r for r in sorted(refused) if r.startswith(known) and len(known) > 2)
+        if (meant := known if known in refused else next(begun, None)) is not None:
+            raise ValueError(f"`{name}` is not yours to set: {refused[meant]}")
+        if known in counts and re.fullmatch(r"\s*(-\d+|0+)\s*", str(value)):
+            raise ValueError(f"`{name}` is at least 1, not {value}")
         written[known] = name
         out[known] = value
     return out

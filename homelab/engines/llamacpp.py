@@ -12,6 +12,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from homelab.engines import (
+    NO_TLS,
+    OWN_KEY,
     ArgValue,
     Device,
     Footprint,
@@ -95,6 +97,27 @@ FIT_ARGS: Mapping[str, frozenset[str] | None] = {
     "n-cpu-moe": None,
     "mmproj": None,
 }
+_SOURCE = "write the model as `source`"
+REFUSED = {
+    "host": "write where the node's services listen as its `address`",
+    "port": "write `port` beside `args`, on the model",
+    "api-key": OWN_KEY,
+    "api-key-file": OWN_KEY,
+    "alias": "clients use the model's name under `models`",
+    "model": _SOURCE,
+    "model-url": _SOURCE,
+    "hf-repo": _SOURCE,
+    "hf-file": _SOURCE,
+    "docker-repo": _SOURCE,
+    "models-dir": _SOURCE,
+    "models-preset": _SOURCE,
+    "hf-token": "write `hub: {token: env:HF_TOKEN}`",
+    "ssl-key-file": NO_TLS,
+    "ssl-cert-file": NO_TLS,
+    "api-prefix": "leave it out: the gateway and health checks ask under no prefix",
+}
+# A server of 0 of them, or of fewer, is none; -1 leaves llama.cpp a choice that homelab cannot count.
+COUNTS = frozenset({"parallel", "batch-size", "ubatch-size"})
 # YAML reads a bare `on` as true, where llama.cpp wants the word.
 ON_OR_OFF = frozenset({"flash-attn", "fit"})
 WORDS: Mapping[bool, ArgValue] = {True: "on", False: "off"}
@@ -114,6 +137,9 @@ SPELLINGS = {
     "n-cpu-moe": "ncmoe",
     "alias": "a",
     "model": "m",
+    "model-url": "mu",
+    "docker-repo": "dr",
+    "hf-token": "hft",
     "hf-repo": "hf hfr",
     "hf-file": "hff",
     "cache-ram": "cram",
@@ -147,7 +173,7 @@ INSTEAD = {
 def canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     """The user's arguments under llama.cpp's long names. `flash-attn: auto` is its default, and ours
     decides."""
-    named = canonical_names(args, SYNONYMS)
+    named = canonical_names(args, SYNONYMS, REFUSED, COUNTS)
     worded = {n: WORDS[v] if n in ON_OR_OFF and isinstance(v, bool) else v for n, v in named.items()}
     return {n: v for n, v in worded.items() if (n, v) != ("flash-attn", "auto")}
 

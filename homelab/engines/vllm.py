@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from homelab.engines import (
+    NO_TLS,
+    OWN_KEY,
     ArgValue,
     Device,
     Footprint,
@@ -69,6 +71,34 @@ DTYPES |= {
 }
 DTYPES |= {"int4_per_token_head": Element(bytes=0.5, scale_bytes=4)}
 FIT_ARGS = {"kv-cache-dtype": frozenset(DTYPES)}
+REFUSED = {
+    "host": "write where the node's services listen as its `address`",
+    "port": "write `port` beside `args`, on the model",
+    "uds": "leave it out: the gateway reaches engines over the network",
+    "api-key": OWN_KEY,
+    "served-model-name": "clients use the model's name under `models`",
+    "model": "write the model as `source`",
+    "model-tag": "write the model as `source`",
+    "config": "write its lines as `args`: homelab counts what they change",
+    "hf-token": "write `hub: {token: env:HF_TOKEN}`",
+    "ssl-keyfile": NO_TLS,
+    "ssl-certfile": NO_TLS,
+    "ssl-ca-certs": NO_TLS,
+    "ssl-cert-reqs": NO_TLS,
+    "enable-ssl-refresh": NO_TLS,
+    "root-path": "leave it out: the gateway and health checks ask under no prefix",
+    "headless": "leave it out: without its server nobody reaches the model",
+}
+COUNTS = frozenset(
+    {
+        "tensor-parallel-size",
+        "pipeline-parallel-size",
+        "data-parallel-size",
+        "max-num-seqs",
+        "max-num-batched-tokens",
+        "block-size",
+    }
+)
 # `engine/arg_utils.py`, vLLM 0.32: the short forms, and one long one.
 SYNONYMS = {
     "tp": "tensor-parallel-size",
@@ -112,7 +142,7 @@ TOOL_PARSERS |= {"GraniteMoeHybrid": "granite4", "Granite": "granite", "Olmo3": 
 
 def canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     """The user's arguments under vLLM's long names; its parser takes underscores for dashes."""
-    return canonical_names(args, SYNONYMS)
+    return canonical_names(args, SYNONYMS, REFUSED, COUNTS)
 
 
 def device_count(args: Mapping[str, ArgValue]) -> int | None:

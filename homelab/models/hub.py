@@ -12,26 +12,32 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from homelab import resources
 from homelab.errors import HomelabError, InventoryError, NodeError
 from homelab.models.source import parse_source
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
 LAYOUT = 2  # of the cached documents; a newer homelab does not read an older one's
 FIRST_BYTES = 4 * 2**20  # most headers with their vocabulary are 2 to 12 MB
 MAX_HEADER = 2**28
 MAX_CONFIG = 2**24
+FIRST_SAFETENSORS_BYTES = 100_000
+MAX_SAFETENSORS_HEADER = 100_000_000  # safetensors 0.6 reads no longer one
+MAX_LISTING = 2**26  # of a repository with tens of thousands of files
+MAX_REQUESTS = 8  # at once, for the parts of one model
 TIMEOUT_S = 20.0
+SLOWEST_BYTES_PER_S = 32 * 2**10  # a line that brings less than this is not waited for
 READER_S = 120.0
 TRUNCATED_STATUS = 3  # of the agent's reader
+COMMIT = re.compile(r"[0-9a-f]{7,64}")
 DIGITS = re.compile(r"\d+")
 SPLIT = re.compile(r"^(?P<prefix>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf$")
 # Files beside a model that llama.cpp does not take for one (`common/download.cpp`, gguf_filename_is_model).
@@ -41,7 +47,8 @@ DEFAULT_QUANTS = ("Q4_K_M", "Q8_0")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Repository:
-    api: HfApi
+    endpoint: str
+    token: str | None
     name: str
     revision: str
     sizes: dict[str, int]
@@ -117,54 +124,100 @@ def _parts(first: str) -> list[str]:
 
 
 def _open(repo: str, endpoint: str | None, token: str | None) -> _Repository:
-    from huggingface_hub import HfApi
-    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from huggingface_hub import constants, get_token
 
-    disable_progress_bars()
-    api = HfApi(endpoint=endpoint, token=token)
-    info = api.model_info(repo, files_metadata=True, timeout=TIMEOUT_S)
-    return _Repository(
-        api=api,
-        name=repo,
-        revision=info.sha or "main",
-        sizes={s.rfilename: s.size or 0 for s in info.siblings or ()},
-    )
+    where, own = (endpoint or constants.ENDPOINT).rstrip("/"), token or get_token()
+    text = _get(f"{where}/api/models/{repo}?blobs=true", own, 0, MAX_LISTING, whole=False)
+    document = json.loads(text)
+    revision, siblings = (document.get("sha"), document.get("siblings") or ()) if document else (None, ())
+    # The cache's file is named after it.
+    if not isinstance(revision, str) or COMMIT.fullmatch(revision) is None:
+        raise ValueError(f"the hub names no commit of it, but {str(revision)[:80]!r}")
+    sizes = {str(s["rfilename"]): int(s.get("size") or 0) for s in siblings}
+    return _Repository(endpoint=where, token=own, name=repo, revision=revision, sizes=sizes)
 
 
 def _safetensors(repository: _Repository) -> dict[str, Any]:
     """The same document that the agent makes of a folder."""
-    text = _fetch(repository, "config.json", 0, min(repository.sizes.get("config.json") or 2**20, MAX_CONFIG))
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise InventoryError(f"`config.json` of `{repository.name}` is not JSON", cause=str(e)[:200]) from e
-    found = repository.api.get_safetensors_metadata(repository.name, revision=repository.revision)
+    config = _json(repository, "config.json")
+    names = _safetensors_names(repository)
     dtypes: dict[str, int] = {}
     groups: dict[str, list[Any]] = {}
-    for file in found.files_metadata.values():
-        for name, tensor in file.tensors.items():
-            size = tensor.data_offsets[1] - tensor.data_offsets[0]
-            dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + size
-            pattern = DIGITS.sub("*", name)
-            if groups.get(pattern, [0, 0, tensor.dtype])[2] != tensor.dtype:
-                pattern += f" {tensor.dtype}"
-            group = groups.setdefault(pattern, [0, 0, tensor.dtype])
-            group[0] += 1
-            group[1] += size
+    with ThreadPoolExecutor(MAX_REQUESTS) as pool:
+        headers = list(pool.map(lambda name: _safetensors_header(repository, name), names))
+    for name, dtype, size in (row for header in headers for row in header):
+        dtypes[dtype] = dtypes.get(dtype, 0) + size
+        pattern = DIGITS.sub("*", name)
+        if groups.get(pattern, [0, 0, dtype])[2] != dtype:
+            pattern += f" {dtype}"
+        group = groups.setdefault(pattern, [0, 0, dtype])
+        group[0] += 1
+        group[1] += size
     return {
         "format": "safetensors",
         "config": config,
         "tensor_bytes": sum(dtypes.values()),
         "dtypes": dtypes,
         "groups": groups,
-        "files": [[name, repository.sizes.get(name, 0)] for name in found.files_metadata],
+        "files": [[name, repository.sizes[name]] for name in names],
     }
+
+
+def _safetensors_names(repository: _Repository) -> list[str]:
+    """The one file of a model, else those that its index names."""
+    single, index = "model.safetensors", "model.safetensors.index.json"
+    if single in repository.sizes:
+        return [single]
+    if index not in repository.sizes:
+        raise InventoryError(
+            f"`{repository.name}` has no safetensors weights",
+            cause=f"It has neither {single} nor {index}",
+            hint=f"For a GGUF, name its quantisation: {repository.name}:Q4_K_M",
+        )
+    parts = _json(repository, index).get("weight_map")
+    names = sorted({str(part) for part in parts.values()}) if isinstance(parts, dict) else []
+    if not names or (missing := [n for n in names if n not in repository.sizes]):
+        cause = ", ".join(missing[:3]) if names else f"{index} names none"
+        raise InventoryError(f"`{repository.name}` lacks parts of its weights", cause=cause)
+    return names
+
+
+def _safetensors_header(repository: _Repository, name: str) -> list[tuple[str, str, int]]:
+    """Each tensor's name, type and bytes."""
+    size = repository.sizes[name]
+    have = _fetch(repository, name, 0, min(FIRST_SAFETENSORS_BYTES, size))
+    end = 8 + int.from_bytes(have[:8], "little")
+    try:
+        if len(have) < 8 or end > min(size, MAX_SAFETENSORS_HEADER):
+            raise ValueError(f"a header of {end - 8} bytes in a file of {size}")
+        if end > len(have):
+            have += _fetch(repository, name, len(have), end)
+        return [
+            (str(key), str(tensor["dtype"]), int(tensor["data_offsets"][1]) - int(tensor["data_offsets"][0]))
+            for key, tensor in json.loads(have[8:end]).items()
+            if key != "__metadata__"
+        ]
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as e:
+        raise InventoryError(
+            f"`{name}` of `{repository.name}` is not safetensors", cause=str(e)[:200] or type(e).__name__
+        ) from e
+
+
+def _json(repository: _Repository, name: str) -> dict[str, Any]:
+    size = min(repository.sizes.get(name) or 2**20, MAX_CONFIG)
+    try:
+        document = json.loads(_fetch(repository, name, 0, size, whole=False))
+    except (ValueError, RecursionError) as e:
+        raise InventoryError(f"`{name}` of `{repository.name}` is not JSON", cause=str(e)[:200]) from e
+    if not isinstance(document, dict):
+        raise InventoryError(f"`{name}` of `{repository.name}` is no mapping")
+    return document
 
 
 def _gguf(repository: _Repository, quant: str | None) -> dict[str, Any]:
     names = choose_gguf(sorted(repository.sizes), quant)
     if missing := [n for n in names if n not in repository.sizes]:
-        raise InventoryError(f"`{repository.name}` lacks parts of `{names[0]}`", cause=", ".join(missing))
+        raise InventoryError(f"`{repository.name}` lacks parts of `{names[0]}`", cause=", ".join(missing[:3]))
     if not names:
         raise InventoryError(
             f"`{repository.name}` has no GGUF file of quantisation {quant}"
@@ -199,6 +252,8 @@ def _quants(names: dict[str, int]) -> set[str]:
 
 def _gguf_header(repository: _Repository, name: str) -> dict[str, Any]:
     size = repository.sizes[name]
+    if size <= 0:
+        raise EOFError(f"the hub says no size of {name}")
     with tempfile.TemporaryDirectory(prefix="homelab-") as folder:
         path = Path(folder) / "model.gguf"  # not the true name: the reader would look for the other parts
         wanted = FIRST_BYTES
@@ -219,27 +274,62 @@ def _gguf_header(repository: _Repository, name: str) -> dict[str, Any]:
                 wanted = max(2 * file.tell(), need)
 
 
-def _fetch(repository: _Repository, name: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of a file; a server that ignores ranges sends all, and only what was asked is
-    taken."""
-    from huggingface_hub import get_session, get_token, hf_hub_url, hf_raise_for_status
+def _fetch(repository: _Repository, name: str, start: int, end: int, *, whole: bool = True) -> bytes:
+    """Bytes [start, end) of a file."""
+    from huggingface_hub import hf_hub_url
 
-    url = hf_hub_url(repository.name, name, revision=repository.revision, endpoint=repository.api.endpoint)
-    headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-    if token := repository.api.token or get_token():
+    url = hf_hub_url(repository.name, name, revision=repository.revision, endpoint=repository.endpoint)
+    return _get(url, repository.token, start, end, whole=whole)
+
+
+def _get(url: str, token: str | None, start: int, end: int, *, whole: bool) -> bytes:
+    """Bytes [start, end) of an answer; a server that ignores ranges sends all, and only what was asked is
+    taken. `whole`: it must have that many.
+
+    Raises TimeoutError for an answer that comes too slowly, EOFError for one that comes short."""
+    from huggingface_hub import get_session, hf_raise_for_status
+
+    seconds = TIMEOUT_S + (end - start) / SLOWEST_BYTES_PER_S
+    deadline = time.monotonic() + seconds
+    headers = {"Accept-Encoding": "identity"}
+    if whole:
+        headers["Range"] = f"bytes={start}-{end - 1}"
+    if token:
         headers["Authorization"] = f"Bearer {token}"
-    parts, length = [], 0
-    with get_session().stream(
-        "GET", url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True
-    ) as response:
-        hf_raise_for_status(response)
-        skip = start if response.status_code == 200 else 0
-        for chunk in response.iter_bytes():
-            parts.append(chunk)
-            length += len(chunk)
-            if length >= skip + end - start:
-                break
-    return b"".join(parts)[skip : skip + end - start]
+    answer: list[bytes] = []
+    failure: list[Exception] = []
+
+    def ask() -> None:
+        parts, length = [], 0
+        try:
+            with get_session().stream(
+                "GET", url, headers=headers, timeout=TIMEOUT_S, follow_redirects=True
+            ) as response:
+                if response.status_code >= 400:
+                    response.read()
+                hf_raise_for_status(response)
+                skip = start if response.status_code == 200 else 0
+                for chunk in response.iter_raw():
+                    parts.append(chunk)
+                    length += len(chunk)
+                    if length >= skip + end - start or time.monotonic() > deadline:
+                        break
+            answer.append(b"".join(parts)[skip : skip + end - start])
+        except Exception as e:  # raised where it is waited for
+            failure.append(e)
+
+    # The time limits of the HTTP library are for each read: a byte a second, in the lines before the answer
+    # too, keeps within them for ever. Nothing waits for this thread.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    if not answer or (time.monotonic() > deadline and len(answer[0]) < end - start):
+        raise TimeoutError(f"{end - start} bytes took longer than {seconds:.0f} s")
+    if whole and len(answer[0]) < end - start:
+        raise EOFError(f"it sent {len(answer[0])} of {end - start} bytes")
+    return answer[0]
 
 
 def _reader(path: Path, size: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -280,12 +370,6 @@ def _explained(repo: str, endpoint: str | None) -> Iterator[None]:
             f"`{repo}` lacks a file that a model has",
             cause=_words(e),
             hint="Is it a model with weights of its own?",
-        ) from e
-    except errors.NotASafetensorsRepoError as e:
-        raise InventoryError(
-            f"`{repo}` has no safetensors weights",
-            cause=_words(e),
-            hint=f"For a GGUF, name its quantisation: {repo}:Q4_K_M",
         ) from e
     except Exception as e:  # its HTTP library's errors are not part of its interface
         if (

@@ -37,10 +37,12 @@ GROUP = b"homelab-process-group "
 
 
 class _Client(asyncssh.SSHClient):
-    """Remembers the host key that was not known and where it was looked for, and why the connection ended."""
+    """Remembers the host key that was not known, where it was looked for and at which port, and why the
+    connection ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int | None) -> None:
         self.lost: Exception | None = None
+        self.port = port or 22
         self.refused: tuple[str, int, asyncssh.SSHKey] | None = None
         self.files: list[Path] = []
 
@@ -72,25 +74,28 @@ class UnknownHostKey(NodeError):
 
 @asynccontextmanager
 async def connect(name: str, node: Node, *, timeout: float) -> AsyncIterator[SSHSession]:
-    """A session to a node. Host keys are checked against the user's known hosts; ~/.ssh/config is honoured.
+    """A session to a node. Host keys are checked against the user's known hosts. Of ~/.ssh/config holds what
+    the inventory does not say, but nothing of this machine goes along: no agent, no variables.
 
     Raises NodeError: refused, timed out, unknown or changed host key, no login."""
-    client = _Client()
+    client = _Client(node.port)
     options: dict[str, Any] = {
-        "port": node.port,
+        **_written(node),
         "connect_timeout": timeout,
         "login_timeout": timeout + 5,
         "keepalive_interval": KEEPALIVE_SECONDS,
         "preferred_auth": "publickey",
         "client_factory": lambda: client,
         "encoding": None,
+        "agent_forwarding": False,
+        "send_env": [],
+        "env": {},
+        "request_pty": False,
     }
-    if node.user:
-        options["username"] = node.user
     if node.identity:
         options["client_keys"] = [os.path.expanduser(node.identity)]
     try:
-        client.files = _known_hosts_files(node)
+        client.files, client.port = _known_hosts_files(node)
         known = asyncssh.read_known_hosts([str(f) for f in client.files if _readable(f)])
         connection = await asyncssh.connect(node.host, known_hosts=known, **options)
     except (asyncssh.Error, OSError, ValueError) as e:
@@ -121,22 +126,26 @@ def accept(error: UnknownHostKey) -> None:
         ) from e
 
 
-def _known_hosts_files(node: Node) -> list[Path]:
-    """Where ssh looks for a node's key; the first is where it writes.
+def _written(node: Node) -> dict[str, Any]:
+    """What the inventory says; asyncssh takes the rest from ~/.ssh/config."""
+    return {key: value for key, value in (("port", node.port), ("username", node.user)) if value is not None}
+
+
+def _known_hosts_files(node: Node) -> tuple[list[Path], int]:
+    """Where ssh looks for a node's key, the first is where it writes; and the port that it takes.
 
     asyncssh itself leaves out the system's file, fails on a file that is not there, and takes
-    `UserKnownHostsFile none` as leave to check nothing. A user without such a file is asked only once."""
-    who: dict[str, Any] = {
-        "host": node.host,
-        "port": node.port,
-        **({"username": node.user} if node.user else {}),
-    }
-    config = asyncssh.SSHClientConnectionOptions(config=(), client_keys=None, agent_path=None, **who).config
+    `UserKnownHostsFile none` as leave to check nothing. A user without a file of known hosts is still asked
+    once, not at every command."""
+    taken = asyncssh.SSHClientConnectionOptions(
+        config=(), client_keys=None, agent_path=None, host=node.host, **_written(node)
+    )
+    config = taken.config
     mine = [f for f in cast(list[str], config.get("UserKnownHostsFile", [])) if f != os.devnull] or [
         "~/.ssh/known_hosts"
     ]
     everybodys = cast(list[str], config.get("GlobalKnownHostsFile", [])) or ["/etc/ssh/ssh_known_hosts"]
-    return [Path(f).expanduser() for f in (*mine, *everybodys)]
+    return [Path(f).expanduser() for f in (*mine, *everybodys)], taken.port
 
 
 def _readable(path: Path) -> bool:
@@ -144,9 +153,9 @@ def _readable(path: Path) -> bool:
 
 
 def _refusal(name: str, node: Node, client: _Client, e: Exception) -> NodeError:
-    where = f"connect to host {node.host} port {node.port}"
+    where = f"connect to host {node.host} port {client.port}"
     target = f"{node.user}@{node.host}" if node.user else node.host
-    port_option = "" if node.port == 22 else f"-p {node.port} "
+    port_option = f"-p {node.port} " if node.port not in (None, 22) else ""
     login = f"ssh {port_option}{target}"
     if client.refused is not None:
         host, port, key = client.refused

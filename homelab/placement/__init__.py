@@ -17,6 +17,7 @@ from homelab.placement.devices import Slot, names_of
 from homelab.placement.explain import Explainer
 from homelab.placement.layout import Layout, Placement, Unplaced
 from homelab.placement.search import solve
+from homelab.service import port_of
 
 __all__ = ["Layout", "Placement", "Slot", "Unplaced", "place", "problem_of", "unsettled"]
 
@@ -338,7 +339,4 @@ class _Finisher:
 
 
 def _port_of(services: Sequence[DeployedService], cluster: str, name: str) -> int | None:
-    port = next(
-        (s.labels.get("homelab.port") for s in services if s.cluster == cluster and s.name == name), None
-    )
-    return int(port) if port and port.isdigit() else None
+    return next((port_of(s.labels) for s in services if s.cluster == cluster and s.name == name), None)

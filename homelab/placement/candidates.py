@@ -26,6 +26,7 @@ from homelab.placement.devices import (
 )
 from homelab.placement.layout import Placement
 from homelab.placement.resume import revive
+from homelab.service import port_of
 
 DEFAULT_CONTEXT = 8192
 CONTEXT_STEP = 256
@@ -196,6 +197,7 @@ class Candidates:
             return f"{engine.NAME} does not run on {slot.device.vendor}"
         try:
             choice = choose(self.inventory, slot.node, facts, engine.OFFER, slot.device.vendor, slot.gpus)
+            address = address_of(self.inventory, slot.node, facts)
         except Refused as e:
             return str(e)
         shape = self.shape(variant.source, slot.node)
@@ -223,7 +225,7 @@ class Candidates:
             source=variant.source,
             gpus=tuple(g.uuid for g in slot.gpus),
             device=slot.device,
-            address=address_of(self.inventory, slot.node, facts),
+            address=address,
             port=0,
             request=Request(
                 kind=model.kind,
@@ -281,10 +283,8 @@ class Candidates:
         )
 
     def own_ports(self, facts: Facts) -> set[int]:
-        labels = (
-            s.labels.get("homelab.port", "") for s in facts.services if s.cluster == self.inventory.cluster
-        )
-        return {int(port) for port in labels if port.isdigit()}
+        ports = (port_of(s.labels) for s in facts.services if s.cluster == self.inventory.cluster)
+        return {port for port in ports if port is not None}
 
     def strangers(self, facts: Facts) -> dict[int, str | None]:
         """Ports that others listen on."""

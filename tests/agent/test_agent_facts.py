@@ -241,3 +241,21 @@ def test_no_module_of_the_agent_hides_one_of_pythons() -> None:
     assert not {p.stem for p in (ROOT / "agent").iterdir() if p.suffix == ".py"} & (
         set(sys.stdlib_module_names) - {"__main__", "__init__"}
     )
+
+
+def test_a_written_name_is_looked_up_on_the_node_and_an_unknown_one_is_empty(run_agent: Run) -> None:
+    document = run_agent({"resolve": ["localhost", "no-such-name.invalid", "a" * 70 + ".lan"]})
+    assert "127.0.0.1" in document["resolved"]["localhost"]
+    assert document["resolved"]["no-such-name.invalid"] == []
+    assert document["resolved"]["a" * 70 + ".lan"] == []
+    assert run_agent()["resolved"] == {}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/net/route"), reason="no /proc/net/route here")
+def test_the_interface_of_the_default_route_is_marked(run_agent: Run) -> None:
+    shown = subprocess.run(
+        ["ip", "-4", "route", "show", "default"], capture_output=True, text=True, check=True
+    )
+    named = [line.split()[line.split().index("dev") + 1] for line in shown.stdout.splitlines()]
+    marked = [i["name"] for i in run_agent()["interfaces"] if i["default_route"]]
+    assert marked == named[:1]

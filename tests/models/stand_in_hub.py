@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +24,9 @@ class Hub:
         self.asked: list[str] = []
         self.sent = 0
         self.ranges = True
+        self.sha: object = SHA
+        self.short_by = 0  # of each range, so many bytes are not sent; the header says so
+        self.drip_seconds = 0.0  # between bytes, from the first line of the answer on
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -48,7 +53,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.reply(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             siblings = [{"rfilename": name, "size": size} for name, (_, size) in self.hub.files[repo].items()]
             return self.reply(
-                200, json.dumps({"id": repo, "modelId": repo, "sha": SHA, "siblings": siblings}).encode()
+                200,
+                json.dumps({"id": repo, "modelId": repo, "sha": self.hub.sha, "siblings": siblings}).encode(),
             )
         if m := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             if m[2] not in self.hub.files.get(m[1], {}):
@@ -62,10 +68,17 @@ class _Handler(BaseHTTPRequestHandler):
             (int(wanted[1]), min(int(wanted[2]) + 1, size)) if wanted and self.hub.ranges else (0, size)
         )
         body = content[start:end].ljust(end - start, b"\0")
+        body = body[: max(0, len(body) - self.hub.short_by)]
         headers = {"ETag": '"x"', "X-Repo-Commit": SHA, "X-Linked-Size": str(size)}
         self.reply(206 if wanted and self.hub.ranges else 200, body, headers)
 
     def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        if self.hub.drip_seconds:
+            with contextlib.suppress(OSError):
+                for i in b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000):
+                    self.wfile.write(bytes([i]))
+                    time.sleep(self.hub.drip_seconds)
+            return
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,3 +176,64 @@ def test_a_file_on_this_machine(tmp_path: Path) -> None:
 )
 def test_the_file_that_llama_cpp_would_take(names: list[str], quant: str | None, chosen: list[str]) -> None:
     assert hub.choose_gguf(names, quant) == chosen
+
+
+@pytest.mark.parametrize("sha", ["../../../escaped", "0123456789abcdef/..", "main", 5, "G" * 40])
+def test_a_hub_that_names_no_commit_writes_nothing_anywhere(house: Hub, tmp_path: Path, sha: object) -> None:
+    put_gguf(house, "a/b", "b-Q4_K_M.gguf")
+    house.sha = sha
+    with pytest.raises(NodeError, match="cannot be read") as error:
+        hub.read_header("a/b:Q4_K_M", endpoint=house.url, cache_dir=tmp_path / "a/b/cache")
+    assert "commit" in error.value.cause
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.parametrize("less", [1, 2**30])
+def test_a_range_that_comes_short_or_empty_is_an_error_and_not_asked_for_again(
+    house: Hub, tmp_path: Path, less: int
+) -> None:
+    put_gguf(house, "a/b", "b-Q4_K_M.gguf")
+    house.short_by = less
+    with pytest.raises(NodeError, match="cannot be read") as error:
+        hub.read_header("a/b:Q4_K_M", endpoint=house.url, cache_dir=tmp_path)
+    assert f"of {4 * 2**20} bytes" in error.value.cause
+    assert len(house.asked) == 2
+
+
+def test_a_hub_that_drips_is_left_after_a_time(
+    house: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(hub, "SLOWEST_BYTES_PER_S", 2**40)
+    put_gguf(house, "a/b", "b-Q4_K_M.gguf")
+    house.drip_seconds = 0.05
+    begun = time.monotonic()
+    with pytest.raises(NodeError, match="cannot be read") as error:
+        hub.read_header("a/b:Q4_K_M", endpoint=house.url, cache_dir=tmp_path)
+    assert "took longer than" in error.value.cause
+    assert time.monotonic() - begun < 5
+
+
+def test_a_header_of_safetensors_that_claims_more_than_there_is_is_refused(
+    house: Hub, tmp_path: Path
+) -> None:
+    house.add("a/b", "config.json", b"{}")
+    house.add("a/b", "model.safetensors", struct.pack("<Q", 2**40) + b"{}", 2**41)
+    with pytest.raises(InventoryError, match="not safetensors") as error:
+        hub.read_header("a/b", endpoint=house.url, cache_dir=tmp_path)
+    assert "header" in error.value.cause
+    assert house.sent < 2**20
+
+
+def test_the_parts_of_a_safetensors_model_are_read_by_its_index(house: Hub, tmp_path: Path) -> None:
+    house.add("a/b", "config.json", json.dumps(SAFETENSORS["qwen3-4b"]).encode())
+    for part in ("1", "2"):
+        house.add("a/b", f"{part}.safetensors", *safetensors_file({f"{part}.weight": [1000, 8]}))
+    index = {"weight_map": {"1.weight": "1.safetensors", "2.weight": "2.safetensors"}}
+    house.add("a/b", "model.safetensors.index.json", json.dumps(index).encode())
+    document = hub.read_header("a/b", endpoint=house.url, cache_dir=tmp_path)
+    assert [name for name, _ in document["files"]] == ["1.safetensors", "2.safetensors"]
+    assert document["tensor_bytes"] == 32000
+    del house.files["a/b"]["2.safetensors"]
+    with pytest.raises(InventoryError, match="lacks parts"):
+        hub.read_header("a/b", endpoint=house.url, cache_dir=tmp_path / "other")
