@@ -100,6 +100,7 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     document["ports"] = ports.merge(listening.answer(problems), found["ports"])
     document["disks"] = disks.answer(problems)
     document["weights"] = files.answer(problems) if files else []
+    document["secrets_id"] = services.secrets_id(str(request.get("cluster") or ""), problems)
     document["problems"] = problems
     return document
 
