@@ -60,6 +60,7 @@ async def survey_nodes(household: Household, meanwhile: Callable[[], object] = b
     """What all nodes say now; what the silent ones said before is kept with it, and all of it is
     remembered."""
     inventory = household.inventory
+    state.directory(inventory.cluster)  # without a home, this machine is no node either
     discovery = await discover(inventory, meanwhile=meanwhile)
     before = state.load_survey(inventory.cluster)
     survey = discovery.survey.model_copy(

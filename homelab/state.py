@@ -26,14 +26,16 @@ def directory(cluster: str) -> Path:
     """The cluster's folder on the controller.
 
     Raises HomelabError where the user has no home."""
-    path = platformdirs.user_state_path("homelab")
-    if not path.is_absolute():
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
         raise HomelabError(
             "It is not known where your home is",
-            cause=f"the state of homelab would lie in `{path}`",
+            cause=f"HOME is `{home}`"
+            if home != "~"
+            else "HOME is not set, and this user has no entry in passwd",
             hint="Say where: export HOME=/home/YOU",
         )
-    return path / cluster
+    return platformdirs.user_state_path("homelab") / cluster
 
 
 def key_file(cluster: str) -> Path:
