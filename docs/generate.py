@@ -127,7 +127,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "services": "What carries homelab's labels, running or not.",
         "ports": "TCP ports that somebody listens on.",
         "weights": "The models of the inventory as far as this node knows them. Without their headers here: `--save` has those.",
-        "secrets_id": "Tells the keys of the cluster that lie there from others, without revealing them; null where there are none.",
+        "secrets_id": "Tells the keys of the cluster that lie there from others, without revealing them; "
+        "null where there are none.",
         "problems": "What does not work. See [agent.md](agent.md#when-something-is-broken).",
     },
     facts.CPU: {"model": "Its name.", "cores": "Cores.", "threads": "Threads."},

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 HELP = (
     "Every GPU in the house becomes one private LLM endpoint.\n\n"
-    "Exit codes: 0 ok · 1 failed, cancelled, or not healthy (status) · 2 usage or inventory · 3 does not fit · "
-    "4 node unreachable · 5 plan --check found changes · 70 bug · 130 ^C\n"
+    "Exit codes: 0 ok · 1 failed, cancelled, or not healthy (status) · 2 usage or inventory · "
+    "3 does not fit · 4 node unreachable · 5 plan --check found changes · 70 bug · 130 ^C\n"
 )
 
 app = typer.Typer(
@@ -550,9 +550,8 @@ def remove(
 def main() -> None:
     """Run the command line; the class of an error fixes the exit code, and no traceback is shown for
     anything a user can cause."""
-    gc.set_threshold(
-        500_000
-    )  # a short life makes little garbage: looking for it at every import costs a tenth of the time
+    # A short life makes little garbage: looking for it at every import costs a tenth of the time.
+    gc.set_threshold(500_000)
     terminal.guard_streams()
     try:
         app()
@@ -573,7 +572,8 @@ def main() -> None:
         sys.stderr.write(terminal.harmless(said))
         sys.exit(70)
     finally:
-        gc.freeze()  # the end of the process frees everything anyway: looking through it once more takes 0.1 s
+        # The end of the process frees everything anyway: looking through it once more takes 0.1 s.
+        gc.freeze()
 
 
 class _Interrupted(HomelabError):

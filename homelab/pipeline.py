@@ -234,7 +234,8 @@ def may_make_secrets(household: Household, survey: Survey) -> None:
     report = survey.nodes[node]
     if not report.reachable:
         raise NodeError(
-            f"The gateway's node `{node}` cannot be asked for the cluster's keys, and this controller has none",
+            f"The gateway's node `{node}` cannot be asked for the cluster's keys, and this controller has "
+            "none",
             cause=report.error.message if report.error else "",
             hint=(report.error and report.error.hint) or "Bring that node up first",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from homelab import pipeline, state
 from homelab.errors import DeployError, HomelabError
 from homelab.facts import Survey, parse_facts
 from homelab.inventory import load
+from homelab.measure import measure
 from homelab.placement import place
 from homelab.plan import Options, diff
 from homelab.render import render
@@ -235,6 +237,16 @@ def test_what_must_fetch_nothing_is_planned_on_a_full_disk() -> None:
     full = server(weights=(tiny_gguf(),), disk_gib=0)
     layout = place(inventory, survey(HUB, workstation=workstation(), server=full))
     assert {p.model for p in layout} == {"q", "t"}
+
+
+def test_a_cache_that_cannot_be_written_fails_no_deploy(
+    tmp_path: Path, ours: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    inventory, house = load(HOUSE, "inventory.yml"), facts_after_a_deploy()
+    assert asyncio.run(measure(inventory, place(inventory, house), house, ())) == ()
+    assert "What was measured is not remembered" in caplog.text
 
 
 # one change at a time
