@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,6 +92,18 @@ def test_plan_and_render_make_no_keys_and_a_refused_deploy_neither(homelab: Run,
     assert "stand-ins" in homelab("render", "-o", "out").stderr
     assert homelab("deploy").returncode == 1
     assert lying(ours) == {}
+
+
+def test_a_deploy_that_was_said_yes_to_makes_keys_before_anything_else(
+    homelab: Run, tmp_path: Path, ours: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that there is nothing to install
+        (tmp_path / "inventory.yml").write_text(ONE_MACHINE.replace("4999", str(taken.getsockname()[1])))
+        done = homelab("deploy", "--yes")
+    assert (done.returncode, "is in use by" in done.stderr) == (1, True), done.stderr
+    secrets = state.load_secrets("home")
+    assert secrets is not None
+    assert lying(ours)["gateway.key"] == secrets.gateway_key.get_secret_value() + "\n"
 
 
 def test_the_keys_on_the_gateways_node_win_and_nothing_is_asked_twice_where_they_are_ours(
