@@ -132,6 +132,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "unlisted": "By runtime, why services may be missing from the list.",
         "ports": "TCP ports that somebody listens on.",
         "weights": "The models of the inventory as far as this node knows them. Without their headers here: `--save` has those.",
+        "secrets_id": "Tells the keys of the cluster that lie there from others, without revealing them; "
+        "null where there are none.",
         "problems": "What does not work. See [agent.md](agent.md#when-something-is-broken).",
     },
     facts.CPU: {"model": "Its name.", "cores": "Cores.", "threads": "Threads."},

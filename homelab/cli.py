@@ -4,10 +4,16 @@ verb runs, not before."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import gc
 import importlib
+import logging
 import os
+import re
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,18 +23,19 @@ os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
 
+from homelab import terminal
 from homelab.errors import DeployError, DoesNotFit, HomelabError, InventoryError, NodeError
 
 if TYPE_CHECKING:
     from homelab.facts import Survey
     from homelab.pipeline import Household
-    from homelab.plan import Plan
+    from homelab.plan import Options, Plan
     from homelab.secrets import Secrets
 
 HELP = (
     "Every GPU in the house becomes one private LLM endpoint.\n\n"
-    "Exit codes: 0 ok · 1 deploy failed or cancelled · 2 usage or inventory · 3 does not fit · "
-    "4 node unreachable · 5 plan --check found changes · 70 bug · 130 ^C\n"
+    "Exit codes: 0 ok · 1 failed, cancelled, or not healthy (status) · 2 usage or inventory · "
+    "3 does not fit · 4 node unreachable · 5 plan --check found changes · 70 bug · 130 ^C\n"
 )
 
 app = typer.Typer(
@@ -60,6 +67,15 @@ UpgradeOption = Annotated[
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
+class _Talk(logging.Handler):
+    """What is logged takes the way of everything that is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from homelab import ui
+
+        ui.say(record.getMessage())
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from homelab import __version__
@@ -84,13 +100,10 @@ def options(
     ] = False,
 ) -> None:
     ctx.obj = inventory
-    if verbose:
-        import logging
-
-        logging.basicConfig(
-            level=logging.DEBUG if verbose > 1 else logging.INFO, format="%(message)s", stream=sys.stderr
-        )
-        logging.getLogger("asyncssh").setLevel(logging.WARNING)
+    logging.basicConfig(
+        level=(logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)], handlers=[_Talk()]
+    )
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)
     if no_color:
         from homelab import ui
 
@@ -103,7 +116,7 @@ def init(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     from homelab import resources, ui
 
     path = inventory or ctx.obj or Path("inventory.yml")
-    if path.exists():
+    if os.path.lexists(path):
         raise HomelabError(
             f"`{path}` is there already",
             hint=f"Edit it, then: homelab discover{'' if str(path) == 'inventory.yml' else f' -i {path}'}",
@@ -163,7 +176,8 @@ def plan(
     from homelab import documents, ui
 
     household = _household(ctx, inventory)
-    decided, errors, _ = _plan(household, facts, upgrade=upgrade)
+    planned = _plan(household, facts, upgrade=upgrade)
+    decided, errors = planned.plan, planned.errors
     if json:
         ui.print_json(documents.plan_document(decided))
     else:
@@ -188,18 +202,26 @@ def render(
         Path | None, typer.Option("--facts", help="Render from a saved survey, without a network.")
     ] = None,
 ) -> None:
-    """Write the files that deploy would put on each node into a folder, keys and all. Changes no node."""
+    """Write the files that deploy would put on each node into a folder, keys and all; with stand-ins for
+    keys that nobody has made yet, and with --facts for all. Changes no node."""
     from homelab import ui
     from homelab.nodes.local import aside
 
     household = _household(ctx, inventory)
-    decided, errors, _ = _plan(household, facts)
+    planned = _plan(household, facts)
+    decided, errors = planned.plan, planned.errors
     written = 0
     for service in decided.services:
         for file in service.files:
-            with aside(output / service.node / file.path, file.mode) as target:
-                target.write(file.content.encode())
+            path = output / service.node / file.path
+            try:
+                with aside(path, file.mode) as target:
+                    target.write(file.content.encode())
+            except OSError as e:
+                raise HomelabError(f"Cannot write `{path}`", cause=str(e)) from e
             written += 1
+    if planned.secrets is None and facts is None:
+        ui.say("There are no keys yet: stand-ins are written; the first deploy makes them")
     ui.say(f"{written} files for {len({s.node for s in decided.services})} nodes in {output}")
     _refuse_unplaced(decided, household, errors)
     _unreachable(household, errors)
@@ -218,11 +240,14 @@ def deploy(
     household = _household(ctx, inventory)
     cluster = household.inventory.cluster
     with state.lock(cluster):
-        decided, errors, secrets = _plan(household, None, upgrade=upgrade)
+        planned = _plan(household, None, upgrade=upgrade)
+        decided, errors, secrets = planned.plan, planned.errors, planned.secrets
         ui.planned(decided)
         ui.write(ui.summary(decided, household.inventory))
         _refuse_unplaced(decided, household, errors)
         if decided.todo:
+            if secrets is None:
+                pipeline.may_make_secrets(household, planned.survey)
             if not yes and not ui.is_terminal():
                 raise DeployError(
                     "Cannot ask to confirm the plan without a terminal",
@@ -230,13 +255,18 @@ def deploy(
                 )
             if not yes and not ui.confirm("Carry out this plan?", default=True):
                 raise DeployError("Cancelled. Nothing was changed")
-            done = asyncio.run(pipeline.roll_out(household, decided, secrets, ui.Progress(), ui.answered))
+            if secrets is None:
+                secrets = pipeline.make_secrets(household, planned.survey)
+                # The same decision, with keys in its files.
+                decided = pipeline.make_plan(household, planned.survey, secrets, planned.options)
+            with _changing():
+                done = asyncio.run(pipeline.roll_out(household, decided, secrets, ui.Progress(), ui.answered))
             if done.failures:
                 ui.write(done.summary)
                 raise typer.Exit(done.exit_code)
     front = next((s for s in decided.services if s.role == "gateway"), None)
     address = front.unit.url if front else _remembered_address(household)
-    ui.next_steps(address, str(state.key_file(cluster)), _again(household))
+    ui.next_steps(address, str(state.key_file(cluster)) if secrets else None, _again(household))
     _unreachable(household, errors)
 
 
@@ -374,7 +404,7 @@ def ask(
             hint=f"There are: {', '.join(known)}",
         )
     secrets = _deployed_secrets(household)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = sys.stdin.buffer.read().decode(errors="replace") if prompt == "-" else prompt
     kind = household.inventory.models[model].kind if model in household.inventory.models else "chat"
     answer = asyncio.run(
         asking.ask(
@@ -411,7 +441,8 @@ def connect(ctx: typer.Context, inventory: InventoryOption = None) -> None:
 
 @app.command()
 def status(ctx: typer.Context, inventory: InventoryOption = None, json: JsonOption = False) -> None:
-    """Health of what should run: gateway, models, memory planned and used. Changes nothing."""
+    """Health of what should run: gateway, models, memory planned and used. Changes nothing. Exits with 1 when
+    the gateway or a model is not healthy; what lies on silent nodes marked `away` does not count."""
     from homelab import documents, pipeline, state, ui
     from homelab import status as health
 
@@ -429,6 +460,8 @@ def status(ctx: typer.Context, inventory: InventoryOption = None, json: JsonOpti
         if not all(m.healthy for m in now.models) or not now.gateway.healthy:
             ui.write(f"Next: homelab plan{_again(household)}")
     _unreachable(household, errors)
+    if now.unhealthy:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -441,6 +474,7 @@ def logs(
         int, typer.Option("--tail", "-n", min=0, help="How many of the last lines of each instance.")
     ] = 100,
     node: Annotated[str | None, typer.Option("--node", help="Only the instance on this node.")] = None,
+    color: Annotated[bool, typer.Option("--color", help="Keep the colours that are in the log.")] = False,
 ) -> None:
     """Show what a model's engine (or the gateway) says. Changes nothing."""
     from homelab import logs as reading
@@ -453,11 +487,13 @@ def logs(
     if not services:
         _unreachable(household, errors)
         known = [*household.inventory.models, "gateway"]
+        where = f" on node `{node}`" if node else ""
         raise DeployError(
-            f"No `{model}` is deployed{did_you_mean(model, [k for k in known if k != model])}",
+            f"No `{model}` is deployed{where}{did_you_mean(model, [k for k in known if k != model])}",
             hint=f"homelab status{_again(household)}",
         )
-    asyncio.run(reading.show(household.inventory, services, ui.write, follow=follow, tail=tail))
+    line = functools.partial(ui.log_line, colours=color)
+    asyncio.run(reading.show(household.inventory, services, line, follow=follow, tail=tail))
 
 
 @app.command()
@@ -489,19 +525,23 @@ def remove(
             if not ui.confirm("Remove them?"):
                 raise DeployError("Cancelled. Nothing was changed")
         clear = [n for n, r in survey.nodes.items() if r.facts is not None and not models]
-        outcome = asyncio.run(carry_out(household.inventory, doomed, ui.Progress(), clear=clear))
-    _fail(outcome.failed)
+        with _changing():
+            outcome = asyncio.run(carry_out(household.inventory, doomed, ui.Progress(), clear=clear))
+        _fail(outcome.failed)
+        if not models and not errors:
+            state.forget(cluster)
     if models:
         ui.write(
             f"Removed. Take {', '.join(models)} out of `{household.path}` too, or the "
             "next deploy brings it back"
         )
     elif not errors:
-        state.forget(cluster)
         ui.write(
-            f"Nothing of cluster `{cluster}` runs any more. Weights and caches stay: "
+            f"Nothing of cluster `{cluster}` runs any more on these nodes. Weights and caches stay: "
             "~/.cache/huggingface, ~/.cache/homelab"
         )
+        for name, facts in survey.gone.items():
+            ui.write(ui.left_behind(name, [s.name for s in facts.services if s.cluster == cluster]))
     _unreachable(household, errors)
 
 
@@ -525,9 +565,9 @@ def unlock(ctx: typer.Context, inventory: InventoryOption = None) -> None:
 def main() -> None:
     """Run the command line; the class of an error fixes the exit code, and no traceback is shown for
     anything a user can cause."""
-    gc.set_threshold(
-        500_000
-    )  # a short life makes little garbage: looking for it at every import costs a tenth of the time
+    # A short life makes little garbage: looking for it at every import costs a tenth of the time.
+    gc.set_threshold(500_000)
+    terminal.guard_streams()
     try:
         _check_arguments(sys.argv[1:])
         app()
@@ -539,18 +579,30 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as e:
         code = 130 if isinstance(e, KeyboardInterrupt) else e.code
         if code == 130:  # Typer makes ^C an exit of this code, and says nothing
-            sys.stderr.write("\nInterrupted. Running the same command again goes on from here\n")
+            sys.stderr.write("\nInterrupted\n")
         sys.exit(code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as e:  # a bug of ours: the report goes to a file, the user gets one line
         from homelab import crash
 
-        sys.stderr.write(f"homelab has a bug: {type(e).__name__}: {e}\nA report is in {crash.write(e)}\n")
+        said = f"homelab has a bug: {type(e).__name__}: {e}\n{crash.write(e)}\n"
+        sys.stderr.write(terminal.harmless(said))
         sys.exit(70)
     finally:
-        gc.freeze()  # the end of the process frees everything anyway: looking through it once more takes 0.1 s
+        # The end of the process frees everything anyway: looking through it once more takes 0.1 s.
+        gc.freeze()
+
+
+class _Interrupted(HomelabError):
+    exit_code = 130
+
+
+@contextlib.contextmanager
+def _changing() -> Iterator[None]:
+    """What is interrupted here can be gone on with; where nothing is changed there is nothing to say."""
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        raise _Interrupted("Interrupted. Running the same command again goes on from here") from e
 
 
 def _check_arguments(arguments: list[str]) -> None:
@@ -608,25 +660,37 @@ def _survey(household: Household, *, changing: bool = False) -> tuple[Survey, di
     return discovery.survey, dict(discovery.errors)
 
 
-def _plan(
-    household: Household, facts: Path | None, *, upgrade: bool = False
-) -> tuple[Plan, dict[str, NodeError], Secrets]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    """A plan and what it was made of. `secrets` is None where the plan has stand-ins."""
+
+    plan: Plan
+    survey: Survey
+    errors: dict[str, NodeError]
+    secrets: Secrets | None
+    options: Options
+
+
+def _plan(household: Household, facts: Path | None, *, upgrade: bool = False) -> _Planned:
     from homelab import pipeline
     from homelab.plan import Options
 
     errors: dict[str, NodeError] = {}
+    secrets = None
+    are_known = False
     if facts is not None:
         survey = pipeline.read_facts(facts)
-        secrets = pipeline.placeholder_secrets()
+        household = pipeline.offline(household)
     else:
         pipeline.check_variables(household)
         survey, errors = _survey(household, changing=True)
         survey = asyncio.run(pipeline.with_models(household, survey))
-        secrets = asyncio.run(pipeline.secrets_of(household, survey)) or pipeline.make_secrets(
-            household, survey
-        )
-    options = Options(upgrade=upgrade, keys=facts is None)
-    return pipeline.make_plan(household, survey, secrets, options), errors, secrets
+        secrets = asyncio.run(pipeline.secrets_of(household, survey))
+        # That there are none is known too, where their node could be asked: then new ones come.
+        are_known = secrets is not None or survey.nodes[household.inventory.gateway.node].reachable
+    options = Options(upgrade=upgrade, keys=are_known)
+    decided = pipeline.make_plan(household, survey, secrets or pipeline.placeholder_secrets(), options)
+    return _Planned(plan=decided, survey=survey, errors=errors, secrets=secrets, options=options)
 
 
 def _deployed_secrets(household: Household) -> Secrets:
@@ -666,6 +730,8 @@ def _refuse_unplaced(decided: Plan, household: Household, errors: dict[str, Node
             or (
                 "Give it less `context` or `concurrency`, a smaller variant, or free the "
                 "memory that is named above"
+                if re.search(r"needs [\d.]+ GiB", cause)
+                else "Mend one of these, then: homelab plan"
             ),
         )
 

@@ -64,6 +64,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             for u in plan.layout.unplaced
         ],
         "gap": plan.layout.gap,
+        "gone": {node: list(services) for node, services in plan.gone.items()},
         "changes": [
             {
                 "action": c.action,

@@ -157,7 +157,8 @@ class Weights(Loose):
 
 
 class Facts(Loose):
-    """One node's document."""
+    """One node's document. `secrets_id` tells the keys of the cluster that lie there from others without
+    revealing them; null where there are none."""
 
     schema_version: int
     hostname: str
@@ -188,6 +189,7 @@ class Facts(Loose):
     )  # by runtime: why services may be missing
     ports: tuple[ListeningPort, ...] = ()
     weights: tuple[Weights, ...] = ()
+    secrets_id: str | None = None
     problems: tuple[Problem, ...] = ()
 
 
@@ -236,9 +238,10 @@ class Survey(Loose):
     nodes: Mapping[str, NodeReport] = Field(default_factory=dict)
     models: Mapping[str, Weights] = Field(default_factory=dict)
     measured: tuple[Measurement, ...] = ()
-    remembered: Mapping[str, Facts] = Field(
-        default_factory=dict
-    )  # what an unreachable node said when it was last there
+    # What an unreachable node said when it was last there.
+    remembered: Mapping[str, Facts] = Field(default_factory=dict)
+    # The same of nodes that are not in the inventory any more, as far as services of the cluster were there.
+    gone: Mapping[str, Facts] = Field(default_factory=dict)
 
 
 def parse_facts(document: bytes | str) -> Facts:

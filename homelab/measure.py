@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import shlex
 from collections.abc import Collection
 
 from homelab import state
 from homelab.engines import engines
-from homelab.errors import NodeError
+from homelab.errors import HomelabError, NodeError
 from homelab.facts import DeployedService, Measurement, Survey
 from homelab.inventory import Inventory
 from homelab.measured import merged
 from homelab.nodes import connect
 from homelab.placement import Layout, Placement
 from homelab.runtimes.compose import on_engine
+
+logger = logging.getLogger(__name__)
 
 START_LINES = 600  # sizes are told while a model is loaded
 
@@ -26,11 +29,15 @@ async def measure(
     """Measure these services (node, name), as the survey taken after their start shows them, and keep the
     figures.
 
-    A node that is gone again is passed over: what was deployed is not worse for it."""
+    A node that is gone again is passed over, and so is a cache that cannot be written: what was deployed is
+    not worse for it."""
     wanted = [p for p in layout if (p.node, p.service) in services]
     measured = await asyncio.gather(*(_one(inventory, p, survey) for p in wanted))
     new = tuple(m for m in measured if m is not None)
-    state.save_measurements(inventory.cluster, merged(state.load_measurements(inventory.cluster), new))
+    try:
+        state.save_measurements(inventory.cluster, merged(state.load_measurements(inventory.cluster), new))
+    except HomelabError as e:
+        logger.warning("What was measured is not remembered: %s: %s", e.message, e.cause)
     return new
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,10 @@ from homelab.secrets import Secrets
 if TYPE_CHECKING:
     from homelab.ask import Answer
     from homelab.deploy.events import Tell
-    from homelab.facts import Survey
+    from homelab.facts import Facts, Survey
     from homelab.plan import Options, Plan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,19 +60,20 @@ async def survey_nodes(household: Household, meanwhile: Callable[[], object] = b
     """What all nodes say now; what the silent ones said before is kept with it, and all of it is
     remembered."""
     inventory = household.inventory
+    state.directory(inventory.cluster)  # without a home, this machine is no node either
     discovery = await discover(inventory, meanwhile=meanwhile)
-    silent = [name for name, report in discovery.survey.nodes.items() if report.facts is None]
-    remembered = {}
-    if silent and (before := state.load_survey(inventory.cluster)) is not None:
-        for name in silent:
-            last = before.nodes.get(name)
-            facts = last.facts if last is not None and last.facts is not None else before.remembered.get(name)
-            if facts is not None:
-                remembered[name] = facts
+    before = state.load_survey(inventory.cluster)
     survey = discovery.survey.model_copy(
-        update={"remembered": remembered, "measured": state.load_measurements(inventory.cluster)}
+        update={
+            "remembered": _silent(discovery.survey, before) if before else {},
+            "gone": _gone(inventory, discovery.survey, before) if before else {},
+            "measured": state.load_measurements(inventory.cluster),
+        }
     )
-    state.save_survey(inventory.cluster, survey)
+    try:
+        state.save_survey(inventory.cluster, survey)
+    except HomelabError as e:  # what was seen is no less true for it
+        logger.warning("What the nodes said is not remembered: %s: %s", e.message, e.cause)
     return Discovery(survey=survey, errors=discovery.errors)
 
 
@@ -107,6 +111,33 @@ def listed(household: Household, discovery: Discovery) -> Discovery:
     return Discovery(survey=survey, errors=errors)
 
 
+def _last_words(before: Survey, name: str) -> Facts | None:
+    """What a node said when it last answered."""
+    report = before.nodes.get(name)
+    said = report.facts if report is not None else None
+    return said or before.remembered.get(name) or before.gone.get(name)
+
+
+def _silent(now: Survey, before: Survey) -> dict[str, Facts]:
+    """What the nodes that do not answer said before."""
+    names = [name for name, report in now.nodes.items() if report.facts is None]
+    return {name: facts for name in names if (facts := _last_words(before, name)) is not None}
+
+
+def _gone(inventory: Inventory, now: Survey, before: Survey) -> dict[str, Facts]:
+    """What the nodes with services of the cluster said that are not in the inventory any more. One that
+    answers under another name is not gone."""
+    machines = {r.facts.machine_id for r in now.nodes.values() if r.facts and r.facts.machine_id}
+    names = {*before.nodes, *before.remembered, *before.gone} - set(inventory.nodes)
+    return {
+        name: facts
+        for name in sorted(names)
+        if (facts := _last_words(before, name)) is not None
+        and facts.machine_id not in machines
+        and any(s.cluster == inventory.cluster for s in facts.services)
+    }
+
+
 async def with_models(household: Household, survey: Survey, *, everything: bool = False) -> Survey:
     """The survey with the headers of the models that must be planned (or, to save it for others, of all)."""
     from homelab.placement import unsettled
@@ -132,9 +163,9 @@ def read_facts(path: Path) -> Survey:
     try:
         return load_survey(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as e:
-        raise InventoryError(
-            f"`{path}` cannot be read", cause=str(e), hint="Save one: homelab discover --save facts.json"
-        ) from e
+        there = not isinstance(e, FileNotFoundError)
+        hint = "" if there else "Save one: homelab discover --save facts.json"
+        raise InventoryError(f"`{path}` cannot be read", cause=str(e), hint=hint) from e
 
 
 def check_variables(household: Household) -> None:
@@ -249,52 +280,92 @@ async def roll_out(
 
 
 def placeholder_secrets() -> Secrets:
-    """Stand-ins for planning offline: real keys have no place in somebody else's household."""
+    """Stand-ins for planning where the keys are not known: real ones have no place in somebody else's
+    household."""
     return Secrets(gateway_key=SecretStr("sk-offline"), engine_secret=SecretStr("offline"))
+
+
+def offline(household: Household) -> Household:
+    """The household with stand-ins for all that its `env:` values name."""
+    return replace(household, environ=dict.fromkeys(household.inventory.variables(), "offline"))
+
+
+def may_make_secrets(household: Household, survey: Survey) -> None:
+    """Raises NodeError where it cannot be known that the cluster has no keys: they may lie on the gateway's
+    node."""
+    node = household.inventory.gateway.node
+    report = survey.nodes[node]
+    if not report.reachable:
+        raise NodeError(
+            f"The gateway's node `{node}` cannot be asked for the cluster's keys, and this controller has "
+            "none",
+            cause=report.error.message if report.error else "",
+            hint=(report.error and report.error.hint) or "Bring that node up first",
+        )
 
 
 def make_secrets(household: Household, survey: Survey) -> Secrets:
     """New keys for a cluster that has none anywhere, saved on the controller.
 
-    Raises NodeError where that cannot be known: other keys may lie on the gateway's node."""
-    node = household.inventory.gateway.node
-    if not survey.nodes[node].reachable:
-        raise NodeError(
-            (
-                f"The gateway's node `{node}` cannot be asked for the cluster's keys, and "
-                "this controller has none"
-            ),
-            cause=((e := survey.nodes[node].error) and e.message) or "",
-            hint="Bring that node up first",
-        )
+    Raises NodeError where that cannot be known."""
+    may_make_secrets(household, survey)
     secrets = state.new_secrets()
     state.save_secrets(household.inventory.cluster, secrets)
     return secrets
 
 
 async def secrets_of(household: Household, survey: Survey | None = None) -> Secrets | None:
-    """The cluster's keys from this controller, else read back from the gateway's node; None if there are
-    none."""
+    """The cluster's keys, None if there are none. Those on the gateway's node are the house's; what this
+    controller has is a copy of them, good enough where the node is not asked."""
     inventory = household.inventory
-    if (mine := state.load_secrets(inventory.cluster)) is not None:
-        return mine
+    cluster, node = inventory.cluster, inventory.gateway.node
+    mine = state.load_secrets(cluster)
+    if mine is None or survey is not None:
+        facts = survey.nodes[node].facts if survey is not None else None
+        # The survey tells without another login whether there are other keys than ours.
+        other = facts is not None and facts.secrets_id not in (None, mine and mine.id)
+        theirs = await _secrets_on(household, node) if other or survey is None else None
+        if theirs is not None and theirs != mine:
+            if mine is not None:
+                logger.warning("Node `%s` has other keys than this controller: they are kept here now", node)
+            try:
+                state.save_secrets(cluster, theirs)
+            except HomelabError as e:
+                logger.warning("The keys are not kept here: %s: %s", e.message, e.cause)
+            return theirs
+    if mine is not None:
+        path = state.key_file(cluster)
+        try:
+            if state.mend_key_file(cluster, mine):
+                logger.warning("`%s` did not hold the gateway's key: it is written again", path)
+        except HomelabError as e:
+            logger.warning("`%s` does not hold the gateway's key: %s", path, e.cause)
+    return mine
+
+
+async def _secrets_on(household: Household, node: str) -> Secrets | None:
+    """The keys that lie on a node.
+
+    Raises NodeError where that cannot be known."""
     from homelab.service import cluster_directory
 
-    node = inventory.gateway.node
-    if survey is not None and not survey.nodes[node].reachable:
-        return None
-    file = f"{cluster_directory(inventory.cluster)}/secrets.json"
-    async with connect(node, inventory.nodes[node]) as session:
-        there = await session.run(f"cat {file}")
+    file = f"{cluster_directory(household.inventory.cluster)}/secrets.json"
+    async with connect(node, household.inventory.nodes[node]) as session:
+        there = await session.run(f"[ ! -e {file} ] || cat {file}")
     if there.exit_status != 0:
+        raise NodeError(
+            f"The keys on node `{node}` cannot be read",
+            cause=there.cause,
+            hint=f"Look whose it is, on that node: ls -l ~/{file}",
+            kind="keys",
+        )
+    if not there.text:
         return None
     try:
-        secrets = Secrets.from_json(there.text)
+        return Secrets.from_json(there.text)
     except ValueError as e:
         raise HomelabError(
             f"The keys on node `{node}` cannot be read",
             cause=str(e),
             hint=f"Remove ~/{file} there and deploy again: clients then need the new key",
         ) from e
-    state.save_secrets(inventory.cluster, secrets)
-    return secrets

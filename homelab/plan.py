@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from homelab import asked
@@ -48,11 +48,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that `homelab plan` shows and `homelab deploy` carries out."""
+    """Everything that `homelab plan` shows and `homelab deploy` carries out. `gone` are nodes that are not
+    in the inventory any more, with the services of the cluster that they had: nothing here touches them."""
 
     layout: Layout
     services: tuple[Service, ...]
     changes: tuple[Change, ...]
+    gone: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def todo(self) -> tuple[Change, ...]:
@@ -106,6 +108,11 @@ def diff(
         layout=_with_gateway(inventory, layout, services, survey),
         services=tuple(services),
         changes=tuple(sorted(changes, key=lambda c: (c.node, c.action == "remove", c.service))),
+        gone={
+            node: tuple(sorted(s.name for s in facts.services if s.cluster == inventory.cluster))
+            for node, facts in survey.gone.items()
+            if node not in inventory.nodes
+        },
     )
 
 
@@ -211,7 +218,7 @@ def _change(
     if same is None and not options.upgrade:
         same = next((s for s in there if _is_asked(inventory, service, s, keys=options.keys)), None)
         if same is not None:
-            newer = "; ".join(_differences(same, service)) or "other files"
+            newer = "; ".join(_differences(same, service, keys=options.keys)) or "other files"
     if same is not None and same.spec != service.spec:
         service = as_it_lies(service, same)
     if same is not None and same.state in ("running", "starting"):
@@ -228,7 +235,7 @@ def _change(
     blocked = _blocked(inventory, survey, service)
     current = next((s for s in there if s.state in ALIVE), there[0] if there else None)
     if current is not None:
-        reason = "; ".join(_differences(current, service)) or "its files changed"
+        reason = "; ".join(_differences(current, service, keys=options.keys)) or "its files changed"
         return change("replace", reason, actual=there, blocked=blocked)
     if origin is not None:
         return change("move", f"from {origin[0]}", blocked=blocked)
@@ -291,7 +298,7 @@ def _port_taken(survey: Survey, service: Service) -> str:
     return f"port {port} on {service.node} is in use by {by}: stop it, or give another `port`"
 
 
-def _differences(current: DeployedService, service: Service) -> Iterator[str]:
+def _differences(current: DeployedService, service: Service, *, keys: bool) -> Iterator[str]:
     """What differs, as far as the labels tell, in words."""
     old, new = numbers_of(current.labels), service.unit.numbers
     for key in ("engine", "source", "runtime", "context", "gpu_memory_utilization", "port", "gpus"):
@@ -310,7 +317,7 @@ def _differences(current: DeployedService, service: Service) -> Iterator[str]:
     elif service.role == "gateway":
         yield from _told_otherwise(current, service)
     recorded = read_label(current.labels, "homelab.keys")
-    if recorded and recorded != key_ids(service.unit):
+    if keys and recorded and recorded != key_ids(service.unit):
         yield "another key"
 
 

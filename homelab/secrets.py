@@ -51,6 +51,11 @@ class Secrets:
             }
         )
 
+    @property
+    def id(self) -> str:
+        """What the agent says of the file that `to_json` is written to."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
     @classmethod
     def from_json(cls, text: str) -> Secrets:
         """Raises ValueError when the text is not what `to_json` wrote."""

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
 
 def directory(cluster: str) -> Path:
-    """The cluster's folder on the controller."""
+    """The cluster's folder on the controller.
+
+    Raises HomelabError where the user has no home."""
+    home = os.path.expanduser("~")
+    if not os.path.isabs(home):
+        raise HomelabError(
+            "It is not known where your home is",
+            cause=f"HOME is `{home}`"
+            if home != "~"
+            else "HOME is not set, and this user has no entry in passwd",
+            hint="Say where: export HOME=/home/YOU",
+        )
     return platformdirs.user_state_path("homelab") / cluster
 
 
@@ -42,24 +53,47 @@ def new_secrets() -> Secrets:
 def load_secrets(cluster: str) -> Secrets | None:
     """The saved keys, or None if this controller has none.
 
-    Raises HomelabError when the file is damaged: making new keys silently would lock every client out."""
+    Raises HomelabError when the file is damaged or not ours to read: making new keys silently would lock
+    every client out."""
     path = directory(cluster) / "secrets.json"
     try:
         return Secrets.from_json(path.read_text())
     except FileNotFoundError:
         return None
-    except (ValueError, OSError) as e:
+    except ValueError as e:
         raise HomelabError(
             f"The keys in `{path}` cannot be read",
             cause=str(e),
             hint=f"Take them back from the gateway's node by removing the file: rm {path}",
+        ) from e
+    except OSError as e:
+        raise HomelabError(
+            f"The keys in `{path}` cannot be read", cause=str(e), hint=f"Look whose it is: ls -l {path}"
         ) from e
 
 
 def save_secrets(cluster: str, secrets: Secrets) -> None:
     """Keep the keys, each file 0600 from its first byte."""
     _write(directory(cluster) / "secrets.json", secrets.to_json())
-    _write(key_file(cluster), secrets.gateway_key.get_secret_value() + "\n")
+    _write(key_file(cluster), _key_text(secrets))
+
+
+def mend_key_file(cluster: str, secrets: Secrets) -> bool:
+    """Write the gateway's key by itself again where that file is missing or says something else; whether
+    that was so.
+
+    Raises HomelabError when it cannot be written."""
+    try:
+        if key_file(cluster).read_text() == _key_text(secrets):
+            return False
+    except (OSError, UnicodeDecodeError):
+        pass
+    _write(key_file(cluster), _key_text(secrets))
+    return True
+
+
+def _key_text(secrets: Secrets) -> str:
+    return secrets.gateway_key.get_secret_value() + "\n"
 
 
 def load_survey(cluster: str) -> Survey | None:
@@ -100,40 +134,67 @@ def _measurements(cluster: str) -> Path:
 
 
 def forget(cluster: str) -> None:
-    """Remove what is kept of a cluster that is gone. What was measured stays in the cache: it is true of
-    the machines, not of the cluster."""
-    for name in ("secrets.json", "gateway.key", "survey.json", "lock"):
-        (directory(cluster) / name).unlink(missing_ok=True)
+    """Remove what is kept of a cluster that is gone, under its lock. What was measured stays in the cache:
+    it is true of the machines, not of the cluster."""
+    folder = directory(cluster)
+    try:
+        for name in ("secrets.json", "gateway.key", "survey.json", "lock"):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as e:
+        raise HomelabError(
+            "What is kept here of the cluster cannot be removed",
+            cause=str(e),
+            hint=f"Remove it: rm -r {folder}",
+        ) from e
     with contextlib.suppress(OSError):
-        directory(cluster).rmdir()
+        folder.rmdir()
 
 
 @contextlib.contextmanager
 def lock(cluster: str) -> Iterator[None]:
     """One deploy or remove at a time from this controller.
 
-    Raises DeployError when another one is under way."""
-    folder = directory(cluster)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as file:
+    Raises DeployError when another one is under way, HomelabError where nothing can be locked."""
+    path = directory(cluster) / "lock"
+    try:
+        descriptor = _locked(path, cluster)
+    except OSError as e:
+        raise HomelabError(f"Cannot lock `{path}`", cause=str(e)) from e
+    try:
+        with contextlib.suppress(OSError):  # only said to others; a full disk must not keep us from `remove`
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(path: Path, cluster: str) -> int:
+    while True:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            file.seek(0)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who held it may have removed it (`forget`) between our opening and our locking.
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+        except BlockingIOError as e:
+            holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+            os.close(descriptor)
             raise DeployError(
                 f"Another homelab is changing cluster `{cluster}`",
-                cause=f"process {file.read().strip() or 'unknown'}",
+                cause=f"process {holder or 'unknown'}",
                 hint="Wait for it to end, then run this again",
             ) from e
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with aside(path, 0o600) as file:
             file.write(text.encode())
     except OSError as e:

@@ -36,11 +36,18 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
-    """`context` is the smallest that a healthy instance really serves: what a client may count on."""
+    """`context` is the smallest that a healthy instance really serves: what a client may count on. `node` is
+    the one that it is tied to."""
 
     name: str
     kind: str
     instances: tuple[Instance, ...]
+    node: str | None = None
+
+    @property
+    def nodes(self) -> set[str]:
+        """Where it is, or would have to be."""
+        return {i.node for i in self.instances} | ({self.node} if self.node else set())
 
     @property
     def healthy(self) -> bool:
@@ -61,27 +68,41 @@ class GatewayStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
+    """`away` are the nodes that do not answer, and need not."""
+
     gateway: GatewayStatus
     models: tuple[ModelStatus, ...]
     nodes: Mapping[str, NodeReport]
+    away: frozenset[str] = frozenset()
+
+    @property
+    def unhealthy(self) -> tuple[str, ...]:
+        """What should run and is not healthy: models, and the gateway. What lies on nodes that need not
+        answer does not count."""
+        models = [m.name for m in self.models if not m.healthy and not (m.nodes and m.nodes <= self.away)]
+        front = self.gateway
+        return (*models, *(("gateway",) if not front.healthy and front.node not in self.away else ()))
 
 
 async def status(inventory: Inventory, survey: Survey, secrets: Secrets | None) -> Status:
     """What the survey shows of our services, completed by what gateway and engines answer."""
     here = list(deployed(inventory, survey))
-    away = {
-        node for node in survey.remembered if node not in survey.nodes or survey.nodes[node].facts is None
-    }
+    silent = frozenset(node for node, report in survey.nodes.items() if report.facts is None)
     models = []
     for name, model in sorted(inventory.models.items()):
-        mine = [_instance(n, s, away=n in away) for n, s in here if s.role == "engine" and name in s.serves]
+        mine = [_instance(n, s, away=n in silent) for n, s in here if s.role == "engine" and name in s.serves]
         instances = tuple(sorted(mine, key=lambda i: (i.node, i.service)))
-        models.append(ModelStatus(name=name, kind=model.kind, instances=instances))
+        models.append(ModelStatus(name=name, kind=model.kind, instances=instances, node=model.node))
     front = next(((n, s) for n, s in here if s.role == "gateway"), None)
     served, healthy = await asyncio.gather(
-        _served(models, running(inventory, survey), secrets), _gateway(inventory, front, away)
+        _served(models, running(inventory, survey), secrets), _gateway(inventory, front, silent)
     )
-    return Status(gateway=healthy, models=tuple(served), nodes=survey.nodes)
+    return Status(
+        gateway=healthy,
+        models=tuple(served),
+        nodes=survey.nodes,
+        away=frozenset(n for n in silent if inventory.nodes[n].away),
+    )
 
 
 def _instance(node: str, s: DeployedService, *, away: bool) -> Instance:

@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+from rich.text import Text
 
+from homelab import terminal
 from homelab.errors import HomelabError, InventoryError
 
 if TYPE_CHECKING:
@@ -39,8 +41,20 @@ MARKS = {
     "keep": ("=", "dim"),
 }
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class Screen(Console):
+    """The one way out: a text is never read as markup, and what would steer a terminal is left out of it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment._replace(text=terminal.harmless(segment.text))
+
+
+out = Screen(soft_wrap=True)
+err = Screen(stderr=True, soft_wrap=True)
 
 
 def no_color() -> None:
@@ -51,37 +65,47 @@ def no_color() -> None:
 
 def error(e: HomelabError) -> None:
     """What happened, why in the other tool's own words, and what to type next."""
-    if isinstance(e, InventoryError) and e.mistakes:
-        err.print(f"[bold red]error:[/] {escape(e.message)}")
-        for line in e.mistakes:
-            err.print(f"  {escape(line)}")
-    else:
-        err.print(f"[bold red]error:[/] {escape(e.message)}")
-        for line in e.cause.splitlines():
-            err.print(f"  {escape(line)}")
+    err.print(Text.assemble(("error:", "bold red"), " ", e.message))
+    for line in (isinstance(e, InventoryError) and e.mistakes) or e.cause.splitlines():
+        err.print(f"  {line}")
     if e.hint:
-        err.print(f"[cyan]hint:[/] {escape(e.hint)}")
+        err.print(Text.assemble(("hint:", "cyan"), " ", e.hint))
 
 
 def print_json(document: Any) -> None:
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    # JSON escapes every control character but DEL, and so do we all that is not ASCII.
+    sys.stdout.write(json.dumps(document, indent=2).replace("\x7f", "\\u007f") + "\n")
+    sys.stdout.flush()
 
 
 def say(text: str) -> None:
     """A line of talk."""
-    err.print(text, markup=False)
+    err.print(text)
 
 
 def write(text: str = "") -> None:
     """A line of data."""
-    out.print(text, markup=False)
+    out.print(text)
+
+
+def log_line(line: str, *, colours: bool) -> None:
+    """A line of a log. Ends the program when nobody reads it any more: a log that is followed has no end of
+    its own."""
+    sys.stdout.write(terminal.log_line(line, colours=colours) + "\n")
+    sys.stdout.flush()
+    if terminal.is_output_lost():
+        raise SystemExit(0)
 
 
 def confirm(question: str, *, default: bool = False) -> bool:
-    """Ask on stderr, so that stdout stays clean."""
-    err.print(f"{escape(question)} \\[{'Y/n' if default else 'y/N'}] ", end="")
-    answer = sys.stdin.readline().strip().lower()
-    return default if not answer else answer in ("y", "yes")
+    """Ask on stderr, so that stdout stays clean. The end of the input is a no."""
+    err.print(f"{question} [{'Y/n' if default else 'y/N'}] ", end="")
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        say("")
+        return False
+    answer = line.strip().lower()
+    return default if not answer else answer in (b"y", b"yes")
 
 
 def is_terminal() -> bool:
@@ -105,7 +129,7 @@ def print_table(rows: Table) -> None:
     if out.is_terminal:
         out.print(rows, soft_wrap=False)
     else:
-        Console(file=sys.stdout, width=240, highlight=False, no_color=True).print(rows)
+        Screen(file=sys.stdout, width=240, no_color=True).print(rows)
 
 
 # discover
@@ -127,7 +151,7 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
             free += facts.memory_available_bytes
             rows.add_row(
                 name,
-                "-  " + escape(facts.cpu.model or facts.arch),
+                f"-  {facts.cpu.model or facts.arch}",
                 gib(facts.memory_available_bytes),
                 f"{gib(facts.memory_total_bytes)} RAM",
                 "-",
@@ -139,17 +163,17 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
             total = gib(gpu.memory_total_bytes) + (" *" if gpu.memory_kind == "unified" else "")
             rows.add_row(
                 name if i == 0 else "",
-                escape(f"{gpu.index}  {gpu.name.removeprefix('NVIDIA ').removeprefix('GeForce ')}"),
+                f"{gpu.index}  {gpu.name.removeprefix('NVIDIA ').removeprefix('GeForce ')}",
                 gib(gpu.memory_free_bytes),
                 total,
-                escape(_used_by(gpu)),
+                _used_by(gpu),
                 gpu.driver or "-",
                 runs_with if i == 0 else "",
             )
             for part in gpu.mig_devices:
                 rows.add_row(
                     "",
-                    escape(f"   {part.name}"),
+                    f"   {part.name}",
                     gib(part.memory_free_bytes),
                     gib(part.memory_total_bytes),
                     "",
@@ -159,7 +183,7 @@ def discovered(inventory: Inventory, survey: Survey, seconds: float) -> None:
     print_table(rows)
     for name, report in survey.nodes.items():
         for problem in report.facts.problems if report.facts else ():
-            out.print(f"[yellow]{escape(name)}[/]: {escape(problem.source)}: {escape(problem.message)}")
+            out.print(Text.assemble((name, "yellow"), f": {problem.source}: {problem.message}"))
     unified = any(g.memory_kind == "unified" for r in survey.nodes.values() if r.facts for g in r.facts.gpus)
     count = len(survey.nodes)
     write(
@@ -175,7 +199,7 @@ def _silent(report: NodeReport, *, away: bool) -> list[str]:
     message = report.error.message if report.error else "no answer"
     cause = report.error.cause.splitlines()[-1] if report.error and report.error.cause else ""
     said = f"{message}" + (f" ({cause})" if cause else "")
-    return ["-", "-", "-", "-", "-", escape(f"{'away' if away else 'NOT REACHED'}: {said}")]
+    return ["-", "-", "-", "-", "-", f"{'away' if away else 'NOT REACHED'}: {said}"]
 
 
 def _used_by(gpu: GPU) -> str:
@@ -197,9 +221,9 @@ def _runs_with(report: NodeReport) -> str:
     if docker is None:
         return "native" + ("".join(f" ({name})" for name, path in sorted(facts.programs.items()) if path))
     if not docker.reachable:
-        return escape(f"docker: {docker.error or 'no answer'}"[:70])
+        return f"docker: {docker.error or 'no answer'}"[:70]
     compose = f"compose {docker.compose_version}" if docker.compose_version else "no compose plugin"
-    return escape(f"docker {docker.version}, {compose}")
+    return f"docker {docker.version}, {compose}"
 
 
 # plan
@@ -221,10 +245,8 @@ def planned(plan: Plan) -> None:
         ]
         if here:
             bar = _bar([(p.service, p.bytes) for p in here], slot.free_bytes, slot.device.total_bytes)
-            out.print(
-                f"[bold]{escape(slot.node)} {escape(slot.label)}[/]  {escape(bar)}  "
-                f"{gib(slot.device.total_bytes)} GiB {escape(slot.device.name)}"
-            )
+            size = f"{gib(slot.device.total_bytes)} GiB {slot.device.name}"
+            out.print(Text.assemble((f"{slot.node} {slot.label}", "bold"), f"  {bar}  {size}"))
         for p in here:
             change = next((c for c in plan.changes if (c.node, c.service) == (p.node, p.service)), None)
             if change is not None and (p.node, p.service) not in shown:
@@ -238,12 +260,23 @@ def planned(plan: Plan) -> None:
         for change in older:
             write(f"      {change.service} on {change.node}: {change.newer}")
     for u in plan.layout.unplaced:
-        out.print(f"[bold red]! {escape(u.model)}[/]  {escape(u.reason)}")
+        out.print(Text.assemble((f"! {u.model}", "bold red"), f"  {u.reason}"))
         if u.unreachable:  # it waits; what does not fit is an error of its own, with all that was tried
             for line in u.details if len(u.details) > 1 else ():
                 write(f"      {line}")
     if plan.layout.gap is not None:
         write(plan.layout.proof)
+    for node, services in plan.gone.items():
+        write(left_behind(node, services))
+
+
+def left_behind(node: str, services: Sequence[str]) -> str:
+    """What is known of a node that is not in the inventory any more."""
+    count = f"{len(services)} service{'s' if len(services) != 1 else ''}"
+    return (
+        f"{node} is not in the inventory any more: {count} of this cluster ran there when it last answered "
+        f"({', '.join(services)}). Put it back and take them off with homelab remove"
+    )
 
 
 def summary(plan: Plan, inventory: Inventory) -> str:
@@ -266,9 +299,9 @@ def summary(plan: Plan, inventory: Inventory) -> str:
 
 def _change(change: Any, p: Placement | None) -> None:
     mark, colour = MARKS[change.action]
-    head = f"  [{colour}]{mark} {change.action:<8}[/]{escape(change.service):<20}"
+    head = Text.assemble("  ", (f"{mark} {change.action:<8}", colour), f"{change.service:<20} ")
     if p is None:
-        out.print(f"{head} {escape(change.node)}  {escape(change.reason)}")
+        out.print(head.append(f"{change.node}  {change.reason}"))
     else:
         flags = (
             f"  gpu-memory-utilization {p.gpu_memory_utilization:.3f}"
@@ -276,8 +309,10 @@ def _change(change: Any, p: Placement | None) -> None:
             else ""
         )
         out.print(
-            f"{head} {p.engine}  {p.request.context} ctx × {p.request.concurrency}  "
-            f"{gib(p.bytes)} GiB{flags}  {escape(p.source)}"
+            head.append(
+                f"{p.engine}  {p.request.context} ctx × {p.request.concurrency}  "
+                f"{gib(p.bytes)} GiB{flags}  {p.source}"
+            )
         )
         # What is only started again needs no reason for its place.
         why = {"replace": f"{change.reason}; {p.reason}", "restart": change.reason}.get(
@@ -287,9 +322,9 @@ def _change(change: Any, p: Placement | None) -> None:
         write("      " + _terms(p, host=False) + (f"  · RAM: {ram}" if (ram := _terms(p, host=True)) else ""))
     if p is not None and change.action != "keep":
         for line in _elsewhere(p):
-            out.print(f"      [dim]not {escape(line)}[/]")
+            out.print(Text(f"      not {line}", "dim"))
     if change.blocked:
-        out.print(f"      [bold red]blocked:[/] {escape(change.blocked)}")
+        out.print(Text.assemble("      ", ("blocked:", "bold red"), f" {change.blocked}"))
 
 
 def _elsewhere(p: Placement) -> list[str]:
@@ -371,9 +406,10 @@ def shown_fit(fit: Fit) -> None:
         if fit.place
         else ": name a device with --gpu 24GiB or --node NAME to know if it fits"
     )
-    out.print(f"[bold {colour}]{fit.verdict}[/]  " + escape(fit.reason or f"needs {need:.2f} GiB{free}"))
+    said = fit.reason or f"needs {need:.2f} GiB{free}"
+    out.print(Text.assemble((fit.verdict, f"bold {colour}"), f"  {said}"))
     for note in fit.notes:
-        out.print(f"[yellow]note[/]  {escape(note)}")
+        out.print(Text.assemble(("note", "yellow"), f"  {note}"))
     if fit.flags and fit.verdict != "does-not-fit":
         write(f"flags {' '.join(fit.flags)}")
     for a in fit.alternatives:
@@ -387,15 +423,13 @@ def shown_what(rows: Sequence[Row]) -> None:
     for row in rows:
         best = row.found
         if best is None:
-            shown.add_row(
-                row.model, escape(row.where), f"[dim]{escape(row.shortest)}[/]", "-", "-", row.licence
-            )
+            shown.add_row(row.model, row.where, Text(row.shortest, "dim"), "-", "-", row.licence)
         else:
             size = f"{best.footprint.device_bytes / GIB:.1f}"
             shown.add_row(
                 row.model,
-                escape(row.where),
-                escape(best.candidate.source),
+                row.where,
+                best.candidate.source,
                 size,
                 str(best.request.context),
                 row.licence,
@@ -425,10 +459,13 @@ class Progress:
             return
         self._last[key] = (event.step, now)
         colour = {"healthy": "green", "failed": "red", "rolled-back": "yellow"}.get(event.step, "cyan")
-        text = f"  {escape(event.text)}" if event.text else ""
         err.print(
-            f"[dim]{now - self._begun:6.1f} s[/]  {escape(event.node)}  "
-            f"{escape(event.service):<20} [{colour}]{event.step}[/]{text}"
+            Text.assemble(
+                (f"{now - self._begun:6.1f} s", "dim"),
+                f"  {event.node}  {event.service:<20} ",
+                (event.step, colour),
+                f"  {event.text}" if event.text else "",
+            )
         )
         if event.error is not None:
             error(event.error)
@@ -460,13 +497,11 @@ def shown_status(status: Status) -> None:
     )
     for model in status.models:
         if not model.instances:
-            models.add_row(model.name, "-", "-", "[red]missing[/]", "-", "-", "-")
+            models.add_row(model.name, "-", "-", Text("missing", "red"), "-", "-", "-")
         for i, x in enumerate(model.instances):
-            state = (
-                f"[green]{x.state}[/]"
-                if x.state == "running"
-                else f"[yellow]{x.state}[/]" + (f" {escape(x.detail)}" if x.detail else "")
-            )
+            state = Text(x.state, "green" if x.state == "running" else "yellow")
+            if x.state != "running" and x.detail:
+                state = Text.assemble(state, f" {x.detail}")
             context = (
                 str(x.context)
                 if x.context is not None
@@ -488,9 +523,7 @@ def shown_status(status: Status) -> None:
     nodes = table("NODE", "STATE", "MEMORY", "PROBLEMS")
     for name, report in sorted(status.nodes.items()):
         if report.facts is None:
-            nodes.add_row(
-                name, "[red]not reached[/]", "-", escape(report.error.message if report.error else "")
-            )
+            nodes.add_row(name, Text("not reached", "red"), "-", report.error.message if report.error else "")
         else:
             gpus = ", ".join(
                 (
@@ -505,22 +538,20 @@ def shown_status(status: Status) -> None:
             )
             nodes.add_row(
                 name,
-                "[green]up[/]",
-                escape(gpus or ram),
-                escape("; ".join(p.message for p in report.facts.problems)) or "-",
+                Text("up", "green"),
+                gpus or ram,
+                "; ".join(p.message for p in report.facts.problems) or "-",
             )
     print_table(nodes)
     write()
     g = status.gateway
-    out.print(
-        f"gateway  {escape(g.url or '-')}  on {escape(g.node)}  "
-        f"{'[green]healthy[/]' if g.healthy else f'[red]{escape(g.state)}[/]'}"
-    )
+    state = Text("healthy", "green") if g.healthy else Text(g.state, "red")
+    out.print(Text.assemble(f"gateway  {g.url or '-'}  on {g.node}  ", state))
 
 
-def next_steps(url: str, key_file: str, again: str) -> None:
+def next_steps(url: str, key_file: str | None, again: str) -> None:
     """What is now true, and the next commands. `again` is the option that names the inventory."""
-    write(f"Gateway  {url}   key in {key_file}")
+    write(f"Gateway  {url}" + (f"   key in {key_file}" if key_file else "   no key is known here"))
     write(f"Next: homelab connect{again}    take it down: homelab remove{again}")
 
 

@@ -10,7 +10,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from homelab import ui
 from homelab.documents import plan_document
@@ -84,7 +83,7 @@ def planned(text: str, found: Survey) -> tuple[Inventory, Plan]:
 
 def shown(inventory: Inventory, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> str:
     text = io.StringIO()
-    monkeypatch.setattr(ui, "out", Console(file=text, highlight=False, soft_wrap=True, width=200))
+    monkeypatch.setattr(ui, "out", ui.Screen(file=text, soft_wrap=True, width=200))
     ui.planned(plan)
     ui.write(ui.summary(plan, inventory))
     return text.getvalue()

@@ -133,9 +133,10 @@ class Candidates:
         return max(0, size - (local.bytes if local else 0))
 
     def disk(self, node: str) -> int:
-        """Bytes that weights may still take on a node; without bound where its disk is not known."""
+        """Bytes that weights may still take on a node; without bound where its disk is not known. Never less
+        than nothing: what must fetch nothing fits a full disk."""
         disk = next((d for d in self.facts[node].disks if d.purpose == "models"), None)
-        return disk.free_bytes - DISK_MARGIN_BYTES if disk is not None else 1 << 62
+        return max(0, disk.free_bytes - DISK_MARGIN_BYTES) if disk is not None else 1 << 62
 
     def ram(self, node: str) -> int:
         """Bytes of RAM for what engines hold beside their GPU."""

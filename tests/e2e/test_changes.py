@@ -159,7 +159,7 @@ def test_a_crashed_engine_comes_back_by_itself_and_a_stopped_one_with_the_next_d
         40,
     )
     home["workstation"].run(f"docker stop {service(home, 'second')['Id']}")
-    document = home.homelab("status", "--json").json
+    document = home.homelab("status", "--json", code=1).json
     assert {m["name"]: m["healthy"] for m in document["models"]} == {
         "first": True,
         "second": False,
