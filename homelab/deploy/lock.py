@@ -21,8 +21,11 @@ from homelab.nodes.session import Session
 HOLD = """\
 import fcntl, json, os, sys, time
 path, owner = os.path.expanduser(sys.argv[1]), sys.argv[2]
-os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-file = open(path, "a+")
+try:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    file = open(path, "a+")
+except OSError as e:
+    sys.exit(str(e))
 try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except OSError:
@@ -39,18 +42,22 @@ while os.path.exists(path):
     print(".", flush=True)
 """
 RELEASE = """\
-import json, os, signal, sys
+import fcntl, json, os, signal, sys
 path = os.path.expanduser(sys.argv[1])
 try:
-    held = json.load(open(path))
-    os.unlink(path)
-except (OSError, ValueError):
+    file = open(path, "r+")
+except OSError:
     sys.exit(0)
 try:
-    os.kill(held["pid"], signal.SIGTERM)
-except (OSError, KeyError, TypeError):
-    pass
-print(json.dumps(held))
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    text = file.read()
+    os.unlink(path)
+    try:
+        os.kill(json.loads(text)["pid"], signal.SIGTERM)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    print(text)
 """
 
 
