@@ -532,7 +532,8 @@ def main() -> None:
         sys.stderr.write(f"homelab has a bug: {type(e).__name__}: {e}\nA report is in {crash.write(e)}\n")
         sys.exit(70)
     finally:
-        gc.freeze()  # the end of the process frees everything anyway: looking through it once more takes 0.1 s
+        # The end of the process frees everything anyway: looking through it once more takes 0.1 s.
+        gc.freeze()
 
 
 def _check_arguments(arguments: list[str]) -> None:
