@@ -1,4 +1,5 @@
-"""All nodes at once -> what each has, or why it could not say. One connection and one round trip each when the agent is cached there."""
+"""All nodes at once -> what each has, or why it could not say. One connection and one round trip
+each when the agent is cached there."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ ANSWER_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discovery:
-    """The survey, and the errors themselves for callers that can do something about one (an unknown host key)."""
+    """The survey, and the errors themselves for callers that can do something about one (an
+    unknown host key)."""
 
     survey: Survey
     errors: Mapping[str, NodeError]
@@ -34,7 +36,8 @@ class Discovery:
 async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bool) -> Discovery:
     """Ask every node at once. A node that does not answer is a report with its error, never an exception.
 
-    `meanwhile` runs in a thread while the nodes answer: what the caller needs afterwards can be imported there."""
+    `meanwhile` runs in a thread while the nodes answer: what the caller needs afterwards can be
+    imported there."""
     sources = sorted(
         {v.source for m in inventory.models.values() for v in m.variants if v.parsed.where != "controller"}
     )
@@ -129,7 +132,8 @@ async def ask(session: Session, request: str, python: str | None) -> bytes:
         raise NodeError(
             f"Node `{session.node}` has no python3",
             cause=result.cause,
-            hint="Install it there (Debian: sudo apt install python3), or name it: `python: /path` under the node",
+            hint="Install it there (Debian: sudo apt install python3), "
+            "or name it: `python: /path` under the node",
             kind="python",
         )
     if result.exit_status == bundle.OLD_PYTHON:
@@ -152,9 +156,11 @@ async def ask(session: Session, request: str, python: str | None) -> bytes:
 async def read_models(
     inventory: Inventory, survey: Survey, names: Collection[str], environ: Mapping[str, str], base: Path
 ) -> Survey:
-    """The survey with the headers of the models in `names`: from the nodes that have the files, from the hub, from the controller.
+    """The survey with the headers of the models in `names`: from the nodes that have the files,
+    from the hub, from the controller.
 
-    `./` sources are relative to `base`, the inventory's folder. What cannot be read is an entry with its `error`."""
+    `./` sources are relative to `base`, the inventory's folder. What cannot be read is an entry with
+    its `error`."""
     wanted = {v.source: v.parsed for n in sorted(names) for v in inventory.models[n].variants}
 
     def there(name: str, source: str) -> bool:
@@ -185,7 +191,8 @@ async def read_models(
 async def _with_headers(
     inventory: Inventory, name: str, report: NodeReport, sources: list[str]
 ) -> NodeReport:
-    """The node's report with the headers of these sources, asked for in a second round: only planning needs them."""
+    """The node's report with the headers of these sources, asked for in a second round: only
+    planning needs them."""
     from homelab.facts import Weights
 
     assert report.facts is not None

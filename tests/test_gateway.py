@@ -1,4 +1,5 @@
-"""One name is one thing: no two endpoints share a variable, and no two services a project, folder or volume."""
+"""One name is one thing: no two endpoints share a variable, and no two services a project, folder or
+volume."""
 
 from __future__ import annotations
 
