@@ -83,7 +83,7 @@ class Unit:
     volumes: Mapping[str, str] = field(default_factory=dict)
     gpus: tuple[str, ...] = ()
     ipc_host: bool = False
-    memory_limit: str | None = None
+    memory_limit_bytes: int | None = None
     load_bytes: int = 0
     numbers: Mapping[str, Any] = field(default_factory=dict)
     uploads: tuple[Upload, ...] = ()
