@@ -61,6 +61,13 @@ async def ask(
             f"The gateway at {url} does not answer", cause=str(e) or type(e).__name__, hint="homelab status"
         ) from e
     if response.status_code != 200:
+        if _is_of_another_key(response):
+            raise DeployError(
+                f"The gateway at {url} does not know this key",
+                cause=f"HTTP {response.status_code}: {_message(response)}",
+                hint="Remove secrets.json from the folder where `homelab connect` says that the key lies, "
+                "then `homelab status`: it reads the key back from the gateway's node",
+            )
         raise DeployError(
             f"`{model}` did not answer through the gateway",
             cause=f"HTTP {response.status_code}: {_message(response)}",
@@ -91,6 +98,15 @@ def _text(kind: Kind, document: Any) -> str:
             return f"{len(document['data'][0]['embedding'])} dimensions"
         case "rerank":
             return "order " + ", ".join(str(r["index"]) for r in document["results"])
+
+
+def _is_of_another_key(response: httpx.Response) -> bool:
+    """LiteLLM looks for a key that is not its own in a database and says that it has none: HTTP 400 with
+    this type (1.106.2)."""
+    try:
+        return bool(response.json()["error"]["type"] == "no_db_connection")
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _message(response: httpx.Response) -> str:

@@ -1,5 +1,5 @@
-"""LiteLLM's configuration from the endpoints. Every key here was seen to take effect on LiteLLM 1.109.1 and
-1.106.2 (misspelt ones are ignored silently)."""
+"""LiteLLM's configuration from the endpoints. Every key here was seen to take effect on LiteLLM 1.106.2
+(misspelt ones are ignored silently)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,36 @@ OFFER = Offer(
     environment=PythonEnvironment(name="litellm", program="litellm"),
 )
 
-# The proxy's documentation pages, its admin pages and the download of the price list at start: nothing a
-# household needs open.
+# The proxy's documentation pages, its admin pages, and what it downloads at start or when somebody without a
+# key opens a page (price list, blog, presets): nothing a household needs open. No web page's origin is
+# `none`: otherwise LiteLLM lets every page that somebody looks at read what the gateway answers.
 ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_LOCAL_BLOG_POSTS": "True",
+    "LITELLM_LOCAL_AUTOROUTER_PRESETS": "True",
     "LITELLM_MODE": "PRODUCTION",
+    "LITELLM_CORS_ORIGINS": "none",
+    "LITELLM_CORS_ALLOW_CREDENTIALS": "false",
     "NO_DOCS": "True",
     "NO_REDOC": "True",
     "NO_OPENAPI": "True",
     "DISABLE_ADMIN_UI": "True",
 }
+
+
+# How many failures in 30 s keep a replica off, by LiteLLM's word for them. The zeros say something about the
+# backend: it is silent, loads, is broken behind a proxy of its own, is busy, has another key. An internal
+# server error may or may not: a refused connection is one, and so is llama.cpp's 500 for an image to a text
+# model. All other errors are the request's own (vLLM's 404 and llama.cpp's 501 for another kind of model).
+ALLOWED_FAILS = {
+    "Timeout": 0,
+    "ServiceUnavailable": 0,
+    "BadGateway": 0,
+    "RateLimit": 0,
+    "Authentication": 0,
+    "InternalServer": 5,
+}
+NEVER = 1_000_000_000
 
 
 def key_variable(endpoint: Endpoint) -> str:
@@ -67,7 +87,15 @@ def configuration(
     `hosted_vllm/` is right for vLLM and llama.cpp: `openai/` would send /v1/messages to /v1/responses,
     which they lack."""
     models = [_outside(e) if e.origin == "cloud" else _inside(e, node) for e in endpoints]
-    served = {e.name for e in endpoints}
+    names = [e.name for e in endpoints]
+    for model in models:
+        if names.count(model["model_name"]) == 1:
+            model["model_info"]["cooldown_time"] = 0  # there is no other to send anybody to
+        elif model["model_info"].get("mode", "chat") != "chat":
+            # LiteLLM 1.106.2 gives no failed embedding or rerank to another replica; a retry draws one.
+            model["litellm_params"]["num_retries"] = 2
+            model["model_info"]["allowed_fails_policy"] = {"InternalServerErrorAllowedFails": 0}
+    served = set(names)
     kept = {
         name: [t for t in targets if t in served]
         for name, targets in sorted(fallbacks.items())
@@ -77,17 +105,25 @@ def configuration(
     return {
         "model_list": models,
         "litellm_settings": {"drop_params": True, "anthropic_messages_estimate_initial_input_tokens": True},
-        # A node is cooled on its first failure: retries are drawn at random, so nothing else keeps them off
-        # a dead one.
+        # A request that fails is given to each other replica once, before any fallback. Retries would draw at
+        # random, the dead one again, and multiply what one bad request does.
         "router_settings": {
             "routing_strategy": "simple-shuffle",
-            "num_retries": 2,
-            "allowed_fails": 0,
+            "num_retries": 0,
+            "enable_weighted_failover": True,
+            "allowed_fails": NEVER,
+            "allowed_fails_policy": {
+                f"{error}ErrorAllowedFails": count for error, count in ALLOWED_FAILS.items()
+            },
             "cooldown_time": 30,
             "enable_pre_call_checks": True,
             **({"fallbacks": ways} if ways else {}),
         },
-        "general_settings": {"master_key": f"os.environ/{MASTER_KEY_VARIABLE}"},
+        # Without background checks this does one thing: where all replicas are kept off, none is.
+        "general_settings": {
+            "master_key": f"os.environ/{MASTER_KEY_VARIABLE}",
+            "enable_health_check_routing": True,
+        },
     }
 
 

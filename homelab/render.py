@@ -21,7 +21,7 @@ from homelab.templating import render_template
 
 # LiteLLM holds 320-530 MB (measured idle, under 50 streams and with its pages opened): 512m would not be
 # safe.
-GATEWAY_MEMORY = "1g"
+GATEWAY_MEMORY_BYTES = 1024**3
 HUB_CACHE = ".cache/huggingface"
 # No engine phones home, whatever its default is.
 QUIET = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -207,5 +207,5 @@ def _gateway(
         secrets=keys,
         asked=wanted,
         files={"litellm.yml": render_template("litellm.yml.j2", configuration=configuration)},
-        memory_limit=GATEWAY_MEMORY,
+        memory_limit_bytes=GATEWAY_MEMORY_BYTES,
     )

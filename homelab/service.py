@@ -84,7 +84,7 @@ class Unit:
     volumes: Mapping[str, str] = field(default_factory=dict)
     gpus: tuple[str, ...] = ()
     ipc_host: bool = False
-    memory_limit: str | None = None
+    memory_limit_bytes: int | None = None
     load_bytes: int = 0
     socket: str | None = None
     python: str = "python3"

@@ -1,95 +1,467 @@
-"""One name is one thing: no two endpoints share a variable, and no two services a project, folder or
-volume."""
+"""What the gateway is told, tried on the real LiteLLM before backends that speak as llama.cpp and vLLM."""
 
 from __future__ import annotations
 
+import asyncio
+import http.client
+import json
 import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from homelab import gateway
-from homelab.endpoints import placed
-from homelab.engines import engines
-from homelab.errors import InventoryError
-from homelab.inventory import load
-from homelab.placement import place
-from homelab.render import render
-from tests.machines import KEYS, server, survey, tiny_gguf, workstation
+from homelab.ask import ask, get
+from homelab.endpoints import Endpoint
+from homelab.engines import Kind
+from homelab.errors import DeployError
+from homelab.render import GATEWAY_MEMORY_BYTES
+from homelab.templating import render_template
+from tests.test_native_household import CACHE, ROOT, free_port
 
-ALIKE = """\
-gateway: {node: gpu}
-nodes:
-  gpu: {host: 192.168.1.10}
-  gpu-a: {host: 192.168.1.11}
-  pi: {host: 192.168.1.12}
-  pi-4: {host: 192.168.1.13}
-models:
-  a-b: {engine: llamacpp, source: /models/tiny.gguf, context: 2048, node: gpu}
-  b: {engine: llamacpp, source: /models/tiny.gguf, context: 2048, node: gpu-a}
-  4-coder: {engine: llamacpp, source: /models/tiny.gguf, context: 2048, node: pi}
-  coder: {engine: llamacpp, source: /models/tiny.gguf, context: 2048, node: pi-4, replicas: 2}
-  coder-2: {engine: llamacpp, source: /models/tiny.gguf, context: 2048, node: pi-4}
-cloud:
-  gpt-4: {model: openai/gpt-4, api_key: env:ONE}
-  gpt.4: {model: openai/gpt-4, api_key: env:TWO}
-  gpt_4: {model: openai/gpt-4, api_key: env:THREE}
+pytestmark = pytest.mark.native
+NATIVE = ROOT / "templates/native"
+KEY = "sk-of-this-gateway"
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAA"
+    "AABJRU5ErkJggg=="
+)
+IMAGE = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]}
+HELLO = {"messages": [{"role": "user", "content": "Hello."}]}
+# Pages of LiteLLM 1.106.2 that answer without the key, whatever it is told. None shows a key or an
+# address, one (the list of prices) the names of models and nodes.
+OPEN_PAGES = [
+    "/",
+    "/.well-known/litellm-ui-config",
+    "/config/yaml",
+    "/fallback/login",
+    "/get/ui_settings",
+    "/get/ui_theme_settings",
+    "/get_favicon",
+    "/get_image",
+    "/get_logo_url",
+    "/health/liveliness",
+    "/health/liveness",
+    "/health/readiness",
+    "/litellm/.well-known/litellm-ui-config",
+    "/onboarding/get_token",
+    "/public/agent_hub",
+    "/public/agents/fields",
+    "/public/autorouter_presets",
+    "/public/complexity_router/fuse_presets",
+    "/public/complexity_router/scorer_defaults",
+    "/public/endpoints",
+    "/public/litellm_blog_posts",
+    "/public/litellm_model_cost_map",
+    "/public/mcp_hub",
+    "/public/model_hub",
+    "/public/model_hub/info",
+    "/public/providers",
+    "/public/providers/fields",
+    "/public/skill_hub",
+    "/public/v1/model_hub",
+    "/routes",
+    "/sso/callback",
+    "/sso/cli/poll/{key_id}",
+    "/sso/key/generate",
+    "/sso/saml/login",
+    "/sso/saml/metadata",
+    "/test",
+    "/toolset/{toolset_name}/mcp",
+    "/ui",
+]
+# Run by LiteLLM's own Python: every path that its application can answer, those that it loads late too.
+LIST_PAGES = """
+import json
+from litellm.proxy.proxy_server import app
+def walk(routes, prefix=""):
+    for r in routes:
+        if not hasattr(r, "path"):
+            yield from walk(r.original_router.routes, prefix + r.include_context.prefix)
+        elif "GET" in (getattr(r, "methods", None) or ()) or type(r).__name__ == "Mount":
+            yield prefix + r.path
+print(json.dumps(sorted(set(walk(app.router.routes)))))
 """
 
 
-def test_every_engine_and_every_provider_gets_its_own_key_whatever_their_names() -> None:
-    inventory = load(ALIKE, "i")
-    weights = (tiny_gguf(),)
-    seen = survey(
-        **{
-            "gpu": workstation(weights=weights),
-            "gpu-a": server(weights=weights),
-            "pi": server(weights=weights),
-            "pi-4": server(weights=weights),
-        }
-    )
-    layout = place(inventory, seen)
-    assert not layout.unplaced
-    services = render(inventory, layout, seen, KEYS, {"ONE": "sk-1", "TWO": "sk-2", "THREE": "sk-3"})
-    carried = next(s for s in services if s.role == "gateway").unit.secrets
-    demanded = {(s.node, s.name): s.unit.secrets["LLAMA_API_KEY"] for s in services if s.role == "engine"}
-    assert len({key.get_secret_value() for key in demanded.values()}) == len(demanded) == 6
-    for endpoint in placed(inventory, layout.placements):
-        key = carried[gateway.key_variable(endpoint)].get_secret_value()
-        if endpoint.node is None:
-            assert key == {"gpt-4": "sk-1", "gpt.4": "sk-2", "gpt_4": "sk-3"}[endpoint.name]
+class Backend(ThreadingHTTPServer):
+    """An engine. `does` is how it is: well, or what is wrong with it."""
+
+    def __init__(self, does: str = "well") -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.does, self.requests, self.headers = does, list[bytes](), list[dict[str, str]]()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Answers(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Backend
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.answer(200, {"status": "ok"})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append(body)
+        self.server.headers.append(dict(self.headers))
+        does = self.server.does
+        if does == "loading":
+            self.refuse(503, "Loading model", "unavailable_error")
+        elif does == "crashing":
+            self.refuse(500, "EngineDeadError", "InternalServerError")
+        elif does == "silent":
+            time.sleep(4)
+            self.close_connection = True
+        elif does == "well-vectors" and self.path == "/v1/embeddings":
+            vector = {"object": "embedding", "index": 0, "embedding": [0.5, 0.5]}
+            usage = {"prompt_tokens": 1, "total_tokens": 1}
+            self.answer(200, {"object": "list", "model": "m", "data": [vector], "usage": usage})
+        elif does == "well-vectors" and self.path.endswith("/rerank"):
+            self.answer(200, {"id": "1", "results": [{"index": 0, "relevance_score": 0.5}]})
+        elif does == "well-vectors":
+            self.refuse(501, "This server does not support chat completions", "not_supported_error")
+        elif b"image_url" in body:  # llama.cpp b11549, in its words
+            self.refuse(
+                500,
+                "image input is not supported - hint: if this is unexpected, you may need "
+                "to provide the mmproj",
+                "server_error",
+            )
+        elif self.path == "/v1/embeddings" and does == "vllm":
+            self.refuse(404, "Not Found", "NotFoundError")
+        elif self.path == "/v1/embeddings":
+            self.refuse(
+                501,
+                "This server does not support embeddings. Start it with `--embeddings`",
+                "not_supported_error",
+            )
         else:
-            service = endpoint.id.partition("/")[2]
-            assert key == demanded[endpoint.node, service].get_secret_value()
-    assert len({s.project for s in services}) == len({(s.node, s.directory) for s in services}) == 7
+            message = {"role": "assistant", "content": "Hello to you."}
+            choice = {"index": 0, "finish_reason": "stop", "message": message}
+            usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+            self.answer(
+                200,
+                {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 1,
+                    "model": "m",
+                    "choices": [choice],
+                    "usage": usage,
+                },
+            )
+
+    def refuse(self, code: int, message: str, kind: str) -> None:
+        self.answer(code, {"error": {"code": code, "message": message, "type": kind}})
+
+    def answer(self, code: int, document: object) -> None:
+        text = json.dumps(document).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
 
 
-def test_a_node_called_cloud_is_refused_beside_models_in_the_cloud() -> None:
-    """`cloud/gpt-4` would be the id of both, and one variable would carry both keys."""
-    text = ALIKE.replace("pi-4", "cloud").replace("  coder: {", "  GPT.4: {")
-    with pytest.raises(InventoryError) as refused:
-        load(text, "i")
-    assert refused.value.mistakes == (
-        "i:6: nodes.cloud: is what the models under `cloud` are counted to: give the node another name",
-    )
+HOUSEHOLD = {
+    "lone": ["well"],
+    "lone-vllm": ["vllm"],
+    "lone-dead": ["dead"],
+    "lone-loading": ["loading"],
+    "pair": ["well", "well"],
+    "beset": ["well", "well"],
+    "half-dead": ["dead", "well"],
+    "half-loading": ["loading", "well"],
+    "half-crashing": ["crashing", "well"],
+    "half-silent": ["silent", "well"],
+    "half-dead-vectors": ["dead", "well-vectors"],
+    "half-dead-ranks": ["dead", "well-vectors"],
+    "vectors": ["well-vectors", "well-vectors"],
+    "gone": ["dead", "dead"],
+    "spare": ["well"],
+}
+KINDS: dict[str, Kind] = {
+    "half-dead-vectors": "embedding",
+    "half-dead-ranks": "rerank",
+    "vectors": "embedding",
+}
+FALLBACKS = {"half-dead": ["spare"], "gone": ["spare"], "lone-dead": ["spare"]}
 
 
-def test_clusters_whose_names_begin_alike_share_no_volume_network_project_or_folder() -> None:
-    names: list[str] = []
-    for cluster, model in (("a", "b-c"), ("a-b", "c"), ("a-vllm", "c"), ("a-b-c", "c")):
-        text = (
-            f"cluster: {cluster}\ngateway: {{node: n}}\nnodes: {{n: {{host: 192.168.1.10}}}}\nmodels:\n"
-            f"  {model}: {{engine: llamacpp, source: /models/tiny.gguf, context: 2048}}\n"
+class Gateway:
+    """LiteLLM, started by the supervisor as on a node without Docker."""
+
+    def __init__(self, folder: Path, python: Path) -> None:
+        self.folder, self.python, self.port = folder, python, free_port()
+        self.backends: dict[str, Backend] = {}
+        endpoints = []
+        for name, states in HOUSEHOLD.items():
+            for number, does in enumerate(states):
+                url = f"http://127.0.0.1:{free_port()}"
+                if does != "dead":
+                    self.backends[f"{name}/{number}"] = backend = Backend(does)
+                    url = backend.url
+                endpoints.append(
+                    Endpoint(
+                        name=name,
+                        kind=KINDS.get(name, "chat"),
+                        url=url,
+                        key="",
+                        context=4096,
+                        id=f"{name}/{number}",
+                        node="n",
+                        origin="placed",
+                        upstream="m",
+                    )
+                )
+        configuration = gateway.configuration(endpoints, FALLBACKS, None)
+        for model in configuration["model_list"]:
+            if model["model_name"] == "half-silent":  # nobody waits 10 minutes for a test
+                model["litellm_params"] |= {"timeout": 1, "stream_timeout": 1}
+        (folder / "litellm.yml").write_text(render_template("litellm.yml.j2", configuration=configuration))
+        environment = {
+            **gateway.ENVIRONMENT,
+            gateway.MASTER_KEY_VARIABLE: KEY,
+            **{gateway.key_variable(e): "sk-engine" for e in endpoints},
+        }
+        (folder / "service.env").write_text("".join(f"{k}={v}\n" for k, v in environment.items()))
+        options = ["--config", "litellm.yml", "--host", "127.0.0.1", "--port", str(self.port)]
+        document = {
+            "argv": [str(python), str(python.parent / "litellm"), *options],
+            "environment_file": "service.env",
+            "memory_limit_bytes": GATEWAY_MEMORY_BYTES,
+        }
+        (folder / "service.json").write_text(json.dumps(document))
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def supervise(self, verb: str) -> dict[str, Any]:
+        command = [sys.executable, NATIVE / "supervise.py", verb, self.folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return dict(json.loads(done.stdout))
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json", **headers})
+            response = connection.getresponse()
+            return response.status, {k.lower(): v for k, v in response.getheaders()}, response.read()
+        finally:
+            connection.close()
+
+    def post(self, path: str, model: str, **body: Any) -> tuple[int, str, str]:
+        """The status, who answered, and the text."""
+        document = json.dumps({"model": model, **body}).encode()
+        code, headers, text = self.request("POST", path, document, Authorization=f"Bearer {KEY}")
+        return code, headers.get("x-litellm-model-id", ""), text.decode()
+
+    def chat(self, model: str, **more: Any) -> tuple[int, str]:
+        return self.post("/v1/chat/completions", model, **{**HELLO, **more})[:2]
+
+
+@pytest.fixture(scope="module")
+def litellm_python() -> Path:
+    """LiteLLM's environment, as a deploy makes it, in the user's cache."""
+    into = CACHE / "native"
+    command = [
+        sys.executable,
+        NATIVE / "provision.py",
+        "--lock",
+        NATIVE / "litellm.lock",
+        "--name",
+        "litellm",
+    ]
+    done = subprocess.run([*command, "--into", into], capture_output=True, text=True)
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert "directory" in answer, answer
+    return Path(answer["directory"]).absolute() / "bin/python"
+
+
+@pytest.fixture(scope="module")
+def proxy(litellm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    made = Gateway(tmp_path_factory.mktemp("gateway"), litellm_python)
+    made.supervise("start")
+    try:
+        until = time.monotonic() + 120
+        while asyncio.run(get(made.url + gateway.HEALTH))[0] != 200:
+            assert time.monotonic() < until, (made.folder / "log").read_text()[-2000:]
+            time.sleep(0.3)
+        yield made
+    finally:
+        made.supervise("stop")
+        for backend in made.backends.values():
+            backend.shutdown()
+            backend.server_close()
+
+
+BAD = [
+    ("lone", "/v1/chat/completions", IMAGE, 500),
+    ("lone", "/v1/embeddings", {"input": "x"}, 501),
+    ("lone-vllm", "/v1/embeddings", {"input": "x"}, 404),
+    ("pair", "/v1/chat/completions", IMAGE, 500),
+    ("pair", "/v1/embeddings", {"input": "x"}, 501),
+]
+
+
+@pytest.mark.parametrize(("model", "path", "body", "code"), BAD)
+def test_a_bad_request_is_refused_in_the_engines_words_and_harms_nobody_else(
+    proxy: Gateway, model: str, path: str, body: dict[str, Any], code: int
+) -> None:
+    for _ in range(3):  # as often as OpenAI's library sends it
+        answer = proxy.post(path, model, **body)
+        assert answer[0] == code, answer
+        assert ("not supported" in answer[2]) or ("not support" in answer[2]) or code == 404
+        assert proxy.chat(model)[0] == 200
+    answered = {proxy.chat(model)[1] for _ in range(12)}
+    assert answered == {f"{model}/{n}" for n in range(len(HOUSEHOLD[model]))}
+
+
+def test_a_client_that_repeats_its_bad_request_takes_the_model_from_nobody(proxy: Gateway) -> None:
+    for _ in range(12):
+        assert proxy.post("/v1/chat/completions", "beset", **IMAGE)[0] == 500
+        assert proxy.chat("beset")[0] == 200
+
+
+def test_a_bad_request_is_given_to_each_replica_once(proxy: Gateway) -> None:
+    before = [len(proxy.backends[f"pair/{n}"].requests) for n in (0, 1)]
+    begun = time.monotonic()
+    proxy.post("/v1/chat/completions", "pair", **IMAGE)
+    assert [len(proxy.backends[f"pair/{n}"].requests) for n in (0, 1)] == [before[0] + 1, before[1] + 1]
+    proxy.post("/v1/embeddings", "lone", input="x")
+    assert time.monotonic() - begun < 3  # without waiting in between
+
+
+@pytest.mark.parametrize("model", ["half-dead", "half-loading", "half-crashing", "half-silent"])
+def test_while_a_replica_is_well_nobody_notices_the_other(proxy: Gateway, model: str) -> None:
+    answers = Counter(proxy.chat(model) for _ in range(24))
+    assert answers == {(200, f"{model}/1"): 24}
+    assert proxy.post("/v1/messages", model, **HELLO, max_tokens=9)[0] == 200
+    if model != "half-dead":
+        # Kept off: at once where it says itself what is wrong, else after a few failures.
+        ill = proxy.backends[f"{model}/0"]
+        assert len(ill.requests) <= (6 if model == "half-crashing" else 1)
+    assert not any(b"half-dead" in r for r in proxy.backends["spare/0"].requests)
+    if model == "half-dead":
+        assert proxy.backends["spare/0"].requests == []
+
+
+def test_vectors_and_ranks_come_from_the_replica_that_is_well(proxy: Gateway) -> None:
+    for _ in range(20):
+        assert proxy.post("/v1/embeddings", "half-dead-vectors", input="x")[:2] == (
+            200,
+            "half-dead-vectors/1",
         )
-        inventory = load(text, "i")
-        seen = survey(n=workstation(weights=(tiny_gguf(),)))
-        services = render(inventory, place(inventory, seen), seen, KEYS, {})
-        names += [s.project for s in services] + [s.directory for s in services]
-        names += [f"homelab-{cluster}"]
-        names += [
-            f"homelab-{cluster}-{engine}-cache{i}"
-            for engine, module in engines().items()
-            for i, _ in enumerate(module.CACHES)
-        ]
-    assert len(names) == len(set(names))
-    # What a volume's name is made of has no `-` in it, so that no two parts can be cut otherwise.
-    assert all(re.fullmatch(r"[a-z0-9]+", engine) for engine in engines())
+        ranked = proxy.post("/v1/rerank", "half-dead-ranks", query="x", documents=["y"])
+        assert ranked[:2] == (200, "half-dead-ranks/1"), ranked
+    assert proxy.chat("vectors")[0] == 501
+    answers = Counter(proxy.post("/v1/embeddings", "vectors", input="x")[:2] for _ in range(12))
+    assert set(answers) == {(200, "vectors/0"), (200, "vectors/1")}
+
+
+def test_where_nothing_is_well_a_fallback_answers_at_once(proxy: Gateway) -> None:
+    begun = time.monotonic()
+    assert [proxy.chat("gone") for _ in range(10)] == [(200, "spare/0")] * 10
+    assert [proxy.chat("lone-dead") for _ in range(10)] == [(200, "spare/0")] * 10
+    assert time.monotonic() - begun < 20
+
+
+def test_a_lone_backend_that_comes_back_is_used_at_once(proxy: Gateway) -> None:
+    assert proxy.post("/v1/chat/completions", "lone-loading", **HELLO)[0] == 503
+    proxy.backends["lone-loading/0"].does = "well"
+    assert proxy.chat("lone-loading") == (200, "lone-loading/0")
+
+
+def test_only_these_pages_answer_without_the_key(proxy: Gateway, litellm_python: Path) -> None:
+    environment = {**gateway.ENVIRONMENT, "HOME": str(proxy.folder), "LITELLM_DISABLE_LAZY_ROUTES": "True"}
+    done = subprocess.run(
+        [litellm_python, "-c", LIST_PAGES], capture_output=True, text=True, env=environment, cwd=proxy.folder
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    pages = json.loads(done.stdout.splitlines()[-1])
+    assert len(pages) > 300
+    open_pages = []
+    for page in pages:
+        # What is mounted answers below its path.
+        path = re.sub(r"\{[^}]*\}", "x", page) + ("/" if page in ("/ui", "/swagger", "/_next") else "")
+        code, headers, body = proxy.request("GET", path, Origin="http://evil.example")
+        assert "access-control-allow-origin" not in headers, page
+        assert KEY.encode() not in body and b"127.0.0.1" not in body, page
+        # LiteLLM keeps its deployments in its list of prices.
+        assert (b"half-dead" in body) == (page == "/public/litellm_model_cost_map"), page
+        if code not in (401, 403, 404, 405, 307):
+            open_pages.append(page)
+    assert open_pages == sorted(OPEN_PAGES)
+
+
+def test_no_web_page_may_read_an_answer_in_a_browser(proxy: Gateway) -> None:
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    for origin in ("http://evil.example", "null", proxy.url):
+        code, headers, _ = proxy.request("OPTIONS", "/v1/chat/completions", Origin=origin, **asked)
+        assert (code, headers.get("access-control-allow-origin")) == (400, None)
+
+
+def test_a_huge_body_without_a_key_takes_no_more_memory_than_the_gateway_may_have(proxy: Gateway) -> None:
+    process = psutil.Process(proxy.supervise("status")["pid"])
+    assert process.rlimit(psutil.RLIMIT_DATA) == (GATEWAY_MEMORY_BYTES, GATEWAY_MEMORY_BYTES)
+    highest, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(0.02):
+            highest = max(highest, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    body = b'{"model": "lone", "messages": [{"role": "user", "content": "' + b"a" * (309 << 20) + b'"}]}'
+    try:
+        for _ in range(3):
+            code = proxy.request("POST", "/v1/chat/completions", body)[0]
+            assert code in (400, 401, 500)
+            assert proxy.chat("lone")[0] == 200
+    finally:
+        done.set()
+        watcher.join()
+    # What is mapped from files (its libraries) is no part of the limit.
+    assert highest < GATEWAY_MEMORY_BYTES + (128 << 20), highest >> 20
+    assert proxy.supervise("status")["restarts"] == 0
+
+
+def test_another_gateways_key_is_said_to_be_one(proxy: Gateway) -> None:
+    assert asyncio.run(ask(proxy.url, KEY, "lone", "chat")).text == "Hello to you."
+    for wrong in ("sk-of-another-gateway", "nonsense"):
+        with pytest.raises(DeployError, match="does not know this key") as e:
+            asyncio.run(ask(proxy.url, wrong, "lone", "chat"))
+        assert "No connected db" in str(e.value.cause)
+        assert "homelab status" in str(e.value.hint)
+        assert wrong not in f"{e.value} {e.value.cause} {e.value.hint}"
+
+
+def test_who_listens_in_the_gateways_place_is_taken_for_it() -> None:
+    """What is not protected: LiteLLM has nothing by which it could prove that it knows the key."""
+    with Backend() as stranger:
+        assert asyncio.run(get(stranger.url + gateway.HEALTH))[0] == 200  # status: running, without the key
+        assert stranger.headers == []
+        asyncio.run(ask(stranger.url, KEY, "lone", "chat", "a secret"))
+        assert stranger.headers[0]["Authorization"] == f"Bearer {KEY}"
+        assert b"a secret" in stranger.requests[0]
+        stranger.shutdown()

@@ -78,6 +78,18 @@ def test_a_changed_request_is_replaced_and_says_what_changed() -> None:
     assert actions(changed)["gateway"][0] == "replace"  # it tells clients the context
 
 
+def test_the_gateway_stays_when_nothing_that_it_was_told_has_changed() -> None:
+    _, plan = make(TEXT, fresh())
+    for text in (
+        TEXT.replace("context: 2048", "context: 2048, concurrency: 3"),
+        TEXT + "images: {vllm: 'vllm/vllm-openai:v0.34.0'}\n",
+    ):
+        assert text != TEXT
+        _, changed = make(text, after(plan))
+        assert sorted(a for a, _ in actions(changed).values()) == ["keep", "keep", "replace"]
+        assert actions(changed)["gateway"][0] == "keep"
+
+
 def test_a_new_image_is_a_replacement_with_its_tags() -> None:
     _, plan = make(TEXT, fresh())
     _, changed = make(TEXT + "images: {vllm: 'vllm/vllm-openai:v0.34.0'}\n", after(plan))

@@ -45,7 +45,7 @@ def render(unit: Unit) -> Service:
         "port": unit.port,
         "network": network(unit.cluster),
         "ipc_host": unit.ipc_host,
-        "memory_limit": unit.memory_limit,
+        "memory_limit_bytes": unit.memory_limit_bytes,
         "volumes": mounts,
         "named_volumes": {name: {"name": f"homelab-{unit.cluster}-{name}"} for name in unit.volumes},
         "healthcheck": ["CMD-SHELL", health_line(unit, "127.0.0.1")],

@@ -39,6 +39,7 @@ def render(unit: Unit) -> Service:
         "working_directory": ".",
         "address": unit.address,
         "port": unit.port,
+        **({"memory_limit_bytes": unit.memory_limit_bytes} if unit.memory_limit_bytes else {}),
     }
     configuration = dict(sorted(unit.files.items()))
     blank = {

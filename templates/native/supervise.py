@@ -3,7 +3,8 @@
 
     python3 supervise.py start DIR | stop DIR [--timeout 15] | status DIR
 
-DIR holds service.json (argv, environment_file, working_directory); this program adds log, log.1, state.json and lock.
+DIR holds service.json (argv, environment_file, working_directory, memory_limit_bytes); this program adds log,
+log.1, state.json and lock.
 Every verb prints one JSON document. Python 3.8 or newer, standard library only, Linux and macOS.
 """
 
@@ -13,6 +14,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -218,6 +220,10 @@ class Service:
                 read_environment(os.path.join(directory, os.path.expanduser(document["environment_file"])))
             )
         self.environment[MARK] = directory
+        self.memory_limit_bytes = document.get("memory_limit_bytes")
+        limit = self.memory_limit_bytes
+        if limit is not None and (type(limit) is not int or limit <= 0):
+            raise Mistake("%s: memory_limit_bytes must be a whole number above 0" % path)
 
 
 # --- the supervisor -------------------------------------------------------------------------------------------------------
@@ -288,7 +294,13 @@ class Supervisor:
             pass
 
     def before_exec(self) -> None:
-        """In the new process: it dies with the supervisor, so that nothing is left holding the port."""
+        """In the new process: it dies with the supervisor, so that nothing is left holding the port, and gets no
+        more memory than its service may have (macOS takes such a limit and does not enforce it)."""
+        if self.service.memory_limit_bytes is not None:
+            _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+            limit = self.service.memory_limit_bytes
+            limit = limit if highest == resource.RLIM_INFINITY else min(limit, highest)
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         if self.libc is not None:
             self.libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
             if os.getppid() != self.state["supervisor_pid"]:

@@ -355,3 +355,18 @@ def test_the_real_pace(house: House) -> None:
     house("start")
     until(lambda: house("status")["status"] == "failed", 30)
     assert 15 <= time.monotonic() - began < 25
+
+
+@pytest.mark.skipif(not LINUX, reason="macOS takes such a limit and does not enforce it")
+def test_a_service_gets_no_more_memory_than_it_may_have(house: House) -> None:
+    take = "import sys\ntry: bytearray(200 << 20); print('more')\nexcept MemoryError: print('no more', flush=True)"
+    house.write(sys.executable, "-c", f"{take}\nimport time; time.sleep(60)", memory_limit_bytes=128 << 20)
+    house("start")
+    until(lambda: "more" in house.log())
+    assert "no more" in house.log()
+
+
+@pytest.mark.parametrize("limit", [0, -1, "1g", True])
+def test_a_memory_limit_that_is_none_is_refused(house: House, limit: object) -> None:
+    house.write("sleep", "60", memory_limit_bytes=limit)
+    assert "memory_limit_bytes" in house("start", code=1)["error"]["message"]
