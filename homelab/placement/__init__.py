@@ -241,7 +241,10 @@ class _Finisher:
             self.known, self.choices.refused, self.placements, self.free, self.ram, self.choices.keepable
         )
         explained = [
-            p if p.kept else explainer.explained(p, short=i in short) for i, p in enumerate(self.placements)
+            replace(p, reason="; ".join([p.reason, *explainer.may_be_away(p)]))
+            if p.kept
+            else explainer.explained(p, short=i in short)
+            for i, p in enumerate(self.placements)
         ]
         count = Counter(p.model for p in explained)
         order = sorted(self.choices.names, key=lambda n: (-self.inventory.models[n].priority, n))

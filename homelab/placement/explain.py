@@ -75,7 +75,18 @@ class Explainer:
             mine = [q for q in self.placements if q.model == p.model]
             number = next(i for i, q in enumerate(mine, 1) if (q.service, q.node) == (p.service, p.node))
             parts.append(f"replica {number} of {model.replicas}")
-        return ", ".join(parts)
+        return ", ".join([*parts, *self.may_be_away(p)])
+
+    def may_be_away(self, p: Placement) -> list[str]:
+        """What to know of a model that answers only as long as a machine is there that often is not."""
+        nodes = {q.node for q in self.placements if q.model == p.model}
+        if not all(self.inventory.nodes[n].away for n in nodes):
+            return []
+        return [
+            f"its only place is on {p.node}, which may be away"
+            if len(nodes) == 1
+            else "only on machines that may be away"
+        ]
 
     def _decisive(self, p: Placement, also: Sequence[Placement]) -> str:
         """What tells this place from the others that would hold it too."""
