@@ -122,8 +122,17 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     document["disks"] = disks.answer(problems)
     document["weights"] = files.answer(problems) if files else []
     document["secrets_id"] = services.secrets_id(str(request.get("cluster") or ""), problems)
+    if request.get("cluster"):
+        left = Question("leftovers", lambda _: left_over(str(request["cluster"])), [])
+        document["leftovers"] = left.answer(problems)
     document["problems"] = problems
     return document
+
+
+def left_over(cluster: str) -> list[dict[str, Any]]:
+    from . import leftovers
+
+    return leftovers.collect(cluster)
 
 
 def model_files(sources: list[str], headers: bool) -> list[dict[str, Any]]:

@@ -134,6 +134,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "weights": "The models of the inventory as far as this node knows them. Without their headers here: `--save` has those.",
         "secrets_id": "Tells the keys of the cluster that lie there from others, without revealing them; "
         "null where there are none.",
+        "leftovers": "What earlier deploys left and no service names.",
         "problems": "What does not work. See [agent.md](agent.md#when-something-is-broken).",
     },
     facts.CPU: {"model": "Its name.", "cores": "Cores.", "threads": "Threads."},
@@ -223,6 +224,11 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "address": "On which address.",
         "process": "Whose it is, where that may be seen.",
     },
+    facts.Leftover: {
+        "kind": "`weights` copied there, `keys` of a gateway, `native` environments and tools.",
+        "paths": "Where.",
+        "bytes": "How much, where that is quick to know.",
+    },
     facts.Weights: {
         "source": "As in the inventory.",
         "path": "Where it lies.",
@@ -241,7 +247,7 @@ INVENTORY = (
 )  # fmt: skip
 FACTS = (
     facts.NodeReport, facts.Failure, facts.Facts, facts.CPU, facts.Interface, facts.Disk, facts.GPU, facts.MigDevice, facts.Process,
-    facts.Docker, facts.DeployedService, facts.ListeningPort, facts.Weights, facts.Problem,
+    facts.Docker, facts.DeployedService, facts.ListeningPort, facts.Weights, facts.Leftover, facts.Problem,
 )  # fmt: skip
 # Not part of the document that is described.
 HIDDEN = {(facts.Weights, "header")}

@@ -264,6 +264,9 @@ def deploy(
             if done.failures:
                 ui.write(done.summary)
                 raise typer.Exit(done.exit_code)
+        elif decided.leftovers and (yes or (ui.is_terminal() and ui.confirm("Take away what is left over?"))):
+            with _changing():
+                _fail(tuple(asyncio.run(pipeline.clear(household, decided, ui.Progress()))))
     front = next((s for s in decided.services if s.role == "gateway"), None)
     address = front.unit.url if front else _remembered_address(household)
     ui.next_steps(address, str(state.key_file(cluster)) if secrets else None, _again(household))

@@ -64,6 +64,15 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             for u in plan.layout.unplaced
         ],
         "gap": plan.layout.gap,
+        "leftovers": [
+            {
+                "node": left.node,
+                "kind": left.what.kind,
+                "paths": list(left.what.paths),
+                "bytes": left.what.bytes,
+            }
+            for left in plan.leftovers
+        ],
         "gone": {node: list(services) for node, services in plan.gone.items()},
         "changes": [
             {

@@ -143,6 +143,15 @@ class DeployedService(Loose):
     memory_bytes: int | None = None
 
 
+class Leftover(Loose):
+    """What an earlier deploy left: `weights` that were copied there, `keys` of a gateway, `native`
+    environments and tools. No service on the node names it."""
+
+    kind: Literal["weights", "keys", "native"]
+    paths: tuple[str, ...]
+    bytes: int = 0
+
+
 class Weights(Loose):
     """A model source as seen on a node: the header of the files, or how much of a hub repository lies in
     its cache."""
@@ -189,6 +198,7 @@ class Facts(Loose):
     )  # by runtime: why services may be missing
     ports: tuple[ListeningPort, ...] = ()
     weights: tuple[Weights, ...] = ()
+    leftovers: tuple[Leftover, ...] = ()
     secrets_id: str | None = None
     problems: tuple[Problem, ...] = ()
 

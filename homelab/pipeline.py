@@ -217,6 +217,15 @@ class Rollout:
         )
 
 
+async def clear(household: Household, plan: Plan, tell: Tell) -> list[HomelabError]:
+    """Take away what earlier deploys left; what could not be."""
+    from homelab.deploy.lock import locked
+    from homelab.deploy.prune import prune
+
+    async with locked(household.inventory, sorted({left.node for left in plan.leftovers})):
+        return await prune(household.inventory, plan.leftovers, tell)
+
+
 async def proven_gateway(household: Household) -> str:
     """Where the gateway answers, after its node has said that it is what listens there.
 
@@ -246,11 +255,14 @@ async def roll_out(
     from homelab.ask import ask
     from homelab.deploy.apply import deploy
     from homelab.deploy.lock import locked
+    from homelab.deploy.prune import prune
     from homelab.measure import measure
     from homelab.plan import outdated
 
     inventory = household.inventory
-    async with locked(inventory, sorted({c.node for c in plan.todo})):
+    async with locked(
+        inventory, sorted({*(c.node for c in plan.todo), *(left.node for left in plan.leftovers)})
+    ):
         now = listed(household, await survey_nodes(household)).survey
         if changed := outdated(plan, inventory, now):
             raise DeployError(
@@ -259,7 +271,8 @@ async def roll_out(
                 hint="homelab deploy",
             )
         outcome = await deploy(inventory, plan, secrets, tell)
-    failures = list(outcome.failed)
+        pruned = [] if outcome.failed else await prune(inventory, plan.leftovers, tell)
+    failures = [*outcome.failed, *pruned]
     left = {(c.node, c.service) for c in plan.todo} - set(outcome.done)
     after = (await survey_nodes(household)).survey
     if any(s.role == "gateway" for s in plan.services) and not any(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from homelab import asked
-from homelab.facts import DeployedService, Survey
+from homelab.facts import DeployedService, Leftover, Survey
 from homelab.inventory import Inventory
 from homelab.placement import Layout, Unplaced
 from homelab.program import image_of
 from homelab.render import gateway_choice
+from homelab.runtimes.native import directories_of
 from homelab.service import Service, as_it_lies, key_ids, numbers_of, read_label
 
 Action = Literal["create", "replace", "restart", "move", "remove", "keep"]
@@ -47,6 +49,14 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What an earlier deploy left on a node, and nothing needs."""
+
+    node: str
+    what: Leftover
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything that `homelab plan` shows and `homelab deploy` carries out. `gone` are nodes that are not
     in the inventory any more, with the services of the cluster that they had: nothing here touches them."""
@@ -55,6 +65,7 @@ class Plan:
     services: tuple[Service, ...]
     changes: tuple[Change, ...]
     gone: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    leftovers: tuple[Left, ...] = ()
 
     @property
     def todo(self) -> tuple[Change, ...]:
@@ -108,6 +119,7 @@ def diff(
         layout=_with_gateway(inventory, layout, services, survey),
         services=tuple(services),
         changes=tuple(sorted(changes, key=lambda c: (c.node, c.action == "remove", c.service))),
+        leftovers=tuple(_leftovers(inventory, services, survey)),
         gone={
             node: tuple(sorted(s.name for s in facts.services if s.cluster == inventory.cluster))
             for node, facts in survey.gone.items()
@@ -170,6 +182,28 @@ def devices_of(change: Change) -> set[str]:
     for old in change.actual:
         devices |= {uuid for uuid in old.labels.get("homelab.gpus", "").split(",") if uuid}
     return devices or {RAM}
+
+
+def _leftovers(inventory: Inventory, services: Sequence[Service], survey: Survey) -> Iterator[Left]:
+    """What no service names and no wanted one needs."""
+    files = {s.node: {u.path for u in s.unit.uploads} for s in services}
+    programs: dict[str, set[str]] = {}
+    for s in services:
+        files[s.node] |= {u.path for u in s.unit.uploads}
+        if s.runtime == "native":
+            programs.setdefault(s.node, set()).update(directories_of(s.unit.program))
+    for node, report in sorted(survey.nodes.items()):
+        for what in report.facts.leftovers if report.facts else ():
+            first = what.paths[0]
+            match what.kind:
+                case "keys":
+                    needed = node == inventory.gateway.node
+                case "weights":
+                    needed = any(f"/{posixpath.dirname(path)}" in first for path in files.get(node, ()))
+                case "native":
+                    needed = any(first.endswith(f"/{d}") for d in programs.get(node, ()))
+            if not needed:
+                yield Left(node=node, what=what)
 
 
 def _identity(service: Service | DeployedService) -> tuple[str, ...]:

@@ -80,6 +80,13 @@ def program_directory(program: PythonEnvironment) -> str:
     return f"{CACHE}/{program.name}-program-{_identity(program)}"
 
 
+def directories_of(program: Program) -> list[str]:
+    """The folders in the cache that a service with this program needs, relative to the home."""
+    if not isinstance(program, PythonEnvironment):
+        return [tools_directory()]
+    return [tools_directory(), environment_directory(program), program_directory(program)]
+
+
 def program_files(program: Program) -> list[File]:
     """What must be on the node to make a program's environment and to start it."""
     if not isinstance(program, PythonEnvironment):
