@@ -17,7 +17,7 @@ from homelab.placement import place
 from homelab.plan import Left, Plan, diff
 from homelab.render import render
 from homelab.runtimes.native import directories_of, tools_directory
-from tests.machines import KEYS, Facts, machine, pi, survey, tiny_gguf
+from tests.machines import KEYS, machine, pi, survey, tiny_gguf
 
 HOUSE = """\
 gateway: {node: pi}
