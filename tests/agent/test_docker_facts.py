@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socketserver
@@ -333,3 +334,17 @@ def test_an_engine_that_answers_nonsense_is_an_error_of_docker(run_agent: Run, e
     docker = asked(run_agent, engine).docker
     assert docker.reachable
     assert docker.error
+
+
+def test_the_engine_of_the_chosen_context_is_the_one_that_is_asked(
+    run_agent: Run, engine: Engine, home: Path
+) -> None:
+    name = "rootless"
+    meta = home / ".docker/contexts/meta" / hashlib.sha256(name.encode()).hexdigest()
+    meta.mkdir(parents=True)
+    host = f"unix://{engine.server_address!s}"
+    (meta / "meta.json").write_text(json.dumps({"Name": name, "Endpoints": {"docker": {"Host": host}}}))
+    (home / ".docker/config.json").write_text(json.dumps({"currentContext": name}))
+    docker = parse_facts(json.dumps(run_agent(DOCKER_HOST=""))).docker
+    assert docker is not None
+    assert (docker.socket, docker.reachable) == (str(engine.server_address), True)

@@ -1,0 +1,91 @@
+"""Deploy uses the Docker engine, the Python and the cache that the agent found."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homelab.deploy import compose
+from homelab.errors import DeployError
+from homelab.facts import DeployedService
+from homelab.inventory import load
+from homelab.nodes.local import LocalSession
+from homelab.placement import place
+from homelab.render import render
+from homelab.runtimes.compose import on_engine
+from homelab.runtimes.native import provision_command, supervise
+from homelab.service import Service
+from tests.machines import DOCKER, HUB, KEYS, machine, survey, tiny_gguf, workstation
+
+MODEL = "models: {t: {engine: llamacpp, source: /models/tiny.gguf, context: 2048}}"
+FROM_HUB = "models: {q: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 2048}}"
+
+
+def engine_of(models: str, node: str = "{host: 192.168.1.10}", **facts: Any) -> Service:
+    inventory = load(f"gateway: {{node: n}}\nnodes: {{n: {node}}}\n{models}\n", "inventory.yml")
+    make = machine if facts.get("docker", DOCKER) is None else workstation
+    there = (
+        make("n", weights=(tiny_gguf(),), **facts)
+        if make is machine
+        else workstation(weights=(tiny_gguf(),), **facts)
+    )
+    found = survey(HUB, n=there)
+    layout = place(inventory, found)
+    return next(s for s in render(inventory, layout, found, KEYS, {}) if s.role == "engine")
+
+
+def test_a_users_own_docker_engine_is_the_one_that_runs_it() -> None:
+    rootless = DOCKER.model_copy(update={"socket": "/run/user/1000/docker.sock"})
+    service = engine_of(MODEL, docker=rootless)
+    assert service.unit.socket == "/run/user/1000/docker.sock"
+    assert on_engine(service.unit.socket, "docker ps") == (
+        "export DOCKER_HOST=unix:///run/user/1000/docker.sock; docker ps"
+    )
+    assert on_engine("/var/run/docker.sock", "docker ps") == "docker ps"
+    assert engine_of(MODEL).spec == service.spec  # which engine it is in is no part of what it is
+    there = DeployedService(
+        cluster="home",
+        name="t",
+        spec="1",
+        runtime="docker",
+        state="running",
+        container="abc",
+        socket="/x.sock",
+    )
+    assert compose.logs_command(there, follow=False, tail=5).startswith("export DOCKER_HOST=unix:///x.sock; ")
+
+
+def test_a_docker_engine_that_is_not_there_is_an_error_of_ours(tmp_path: Path) -> None:
+    service = engine_of(MODEL, docker=DOCKER.model_copy(update={"socket": str(tmp_path / "none.sock")}))
+    with pytest.raises(DeployError) as e:
+        asyncio.run(compose.fetch(LocalSession("n"), service, lambda _: None))
+    assert "cannot be pulled on node `n`" in e.value.message or "does not answer" in e.value.message
+    assert e.value.cause
+
+
+def test_the_nodes_own_python_starts_what_runs_without_docker() -> None:
+    given = engine_of(MODEL, "{host: 192.168.1.10, python: /opt/py/bin/python3}", docker=None)
+    found = engine_of(MODEL, docker=None, python_path="/usr/local/bin/python3.12")
+    assert (given.unit.python, found.unit.python) == ("/opt/py/bin/python3", "/usr/local/bin/python3.12")
+    assert shlex.split(supervise("start", "d", found.unit.python))[0] == "/usr/local/bin/python3.12"
+    assert (
+        shlex.split(provision_command(found.unit.program, found.unit.python))[0]
+        == "/usr/local/bin/python3.12"
+    )  # type: ignore[arg-type]
+    assert given.spec == found.spec
+
+
+def test_weights_are_mounted_from_where_the_agent_looked_for_them() -> None:
+    assert [(m.source, m.target) for m in engine_of(FROM_HUB).unit.mounts] == [
+        ("/home/me/.cache/huggingface", "/root/.cache/huggingface")
+    ]
+    moved = engine_of(FROM_HUB, hub_cache="/data/hf/hub")
+    assert [(m.source, m.target) for m in moved.unit.mounts] == [("/data/hf", "/root/.cache/huggingface")]
+    bare = engine_of(FROM_HUB, hub_cache="/data/models")
+    assert [(m.source, m.target) for m in bare.unit.mounts] == [
+        ("/data/models", "/root/.cache/huggingface/hub")
+    ]
