@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from homelab.placement.assignment import violations  # noqa: E402
-from homelab.placement.search import solve  # noqa: E402
+from homelab.placement.solver import solve  # noqa: E402
 from tests.oracle import best_levels, household  # noqa: E402
 
 COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 10

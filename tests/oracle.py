@@ -1,108 +1,74 @@
-"""Random households as plain numbers, and the best choice for each by OR-tools' CP-SAT: what `homelab/placement/search.py` is held against."""
+"""Random households as plain numbers, and the best choice for a small one by looking at all of them."""
 
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations_with_replacement
+from math import comb, prod
 
-from ortools.sat.python import cp_model
-
-from homelab.placement.assignment import BESIDE, LEVELS, SPREAD, Option, Problem, Room, Want
+from homelab.placement.assignment import Option, Problem, Room, Want, levels, violations
 
 
-def best_levels(problem: Problem, *, workers: int = 1, seconds: float = 120) -> tuple[int, ...] | None:
-    """The levels of a best choice, proven, one group of levels after the other; None where that took too long."""
-    model = cp_model.CpModel()
-    x = [
-        model.new_bool_var("") if o.once else model.new_int_var(0, problem.wants[o.model].replicas, "")
+def best_levels(problem: Problem) -> tuple[int, ...]:
+    """What the best of all allowed choices comes to."""
+    return max(levels(problem, chosen) for chosen in allowed(problem, 0, ()))
+
+
+def allowed(problem: Problem, model: int, chosen: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Every allowed choice that has this for the models before: what takes too much takes no less with more in it."""
+    if model == len(problem.wants):
+        yield chosen
+        return
+    mine = [i for i, o in enumerate(problem.options) if o.model == model]
+    for times in range(problem.wants[model].replicas + 1):
+        for more in combinations_with_replacement(mine, times):
+            if not violations(problem, (*chosen, *more)):
+                yield from allowed(problem, model + 1, (*chosen, *more))
+
+
+def choices(problem: Problem) -> int:
+    """How many choices there are, allowed or not."""
+    ways = [sum(o.model == m for o in problem.options) for m in range(len(problem.wants))]
+    return prod(comb(n + w.replicas, w.replicas) for n, w in zip(ways, problem.wants, strict=True))
+
+
+def small(seed: int, nodes: int, gpus: int, models: int, most: int = 3000) -> Problem:
+    """A random household with so few of its options, drawn by chance, that all choices can be looked at."""
+    problem = household(seed, nodes, gpus, models)
+    rng = random.Random(seed)
+    while choices(problem) > most:
+        ways = [sum(o.model == m for o in problem.options) for m in range(len(problem.wants))]
+        out = rng.choice([i for i, o in enumerate(problem.options) if ways[o.model] == max(ways)])
+        problem = replace(problem, options=problem.options[:out] + problem.options[out + 1 :])
+    return problem
+
+
+def in_bytes(problem: Problem) -> Problem:
+    """The same with sizes as real ones are: tenths of a GB in bytes, each model's a little off, tokens in thousands."""
+
+    def size(tenths: int, *whose: int) -> int:
+        return tenths * 107_374_182 - (random.Random(repr(whose)).randrange(1_000_000) if tenths else 0)
+
+    options = [
+        replace(
+            o,
+            loads=tuple((d, size(n, o.model, o.rank, o.tokens)) for d, n in o.loads),
+            host=size(o.host, o.model, o.rank),
+            fetch_bytes=size(o.fetch_bytes, o.model, o.rank),
+            tokens=o.tokens * 1024,
+            there=size(o.there, o.model, o.rank),
+            free=size(o.free, o.loads[0][0], len(o.loads)),
+        )
         for o in problem.options
     ]
-    of_model, of_pair, of_single, of_device = (
-        defaultdict(list),
-        defaultdict(list),
-        defaultdict(list),
-        defaultdict(list),
+    return replace(
+        problem,
+        rooms=tuple(Room(ram=size(r.ram, n), disk=size(r.disk, n)) for n, r in enumerate(problem.rooms)),
+        devices=tuple((node, size(free, d)) for d, (node, free) in enumerate(problem.devices)),
+        options=tuple(options),
     )
-    host, fetches = defaultdict(list), defaultdict(dict)
-    for i, o in enumerate(problem.options):
-        of_model[o.model].append(x[i])
-        of_pair[o.model, o.node].append(x[i])
-        if len(o.loads) == 1:
-            of_single[o.model, o.loads[0][0]].append(x[i])
-        for d, load in o.loads:
-            of_device[d].append(load * x[i])
-        if o.host:
-            host[o.node].append(o.host * x[i])
-        if o.fetch:
-            needed = fetches[o.node].setdefault((o.fetch, o.fetch_bytes), model.new_bool_var(""))
-            model.add(x[i] <= problem.wants[o.model].replicas * needed)
-    for d, loads in of_device.items():
-        model.add(sum(loads) <= max(0, problem.devices[d][1]))
-    for node, loads in host.items():
-        model.add(sum(loads) <= max(0, problem.rooms[node].ram))
-    for node, needed in fetches.items():
-        model.add(sum(size * var for (_, size), var in needed.items()) <= max(0, problem.rooms[node].disk))
-    placed, on_node = {}, {}
-    for m, mine in of_model.items():
-        model.add(sum(mine) <= problem.wants[m].replicas)
-        placed[m] = model.new_bool_var("")
-        model.add(placed[m] <= sum(mine))
-    for (m, node), mine in of_pair.items():
-        model.add(sum(mine) <= problem.wants[m].per_node)
-        on_node[m, node] = model.new_bool_var("")
-        model.add(on_node[m, node] <= sum(mine))
-    beside = []
-    for (m, _), mine in of_single.items():
-        if problem.wants[m].replicas > 1:
-            beside.append(model.new_int_var(0, problem.wants[m].replicas, ""))
-            model.add(beside[-1] >= sum(mine) - 1)
-    classes = problem.classes
-    goals = [sum(v for m, v in placed.items() if problem.wants[m].priority == c) for c in classes]
-    goals += [
-        sum(v for m, mine in of_model.items() if problem.wants[m].priority == c for v in mine)
-        for c in classes
-    ]
-    for level in range(len(LEVELS)):
-        goals.append(
-            sum(o.worth[level] * v for o, v in zip(problem.options, x, strict=True) if o.worth[level])
-        )
-    goals[2 * len(classes) + SPREAD] = sum(on_node.values())
-    goals[2 * len(classes) + BESIDE] = -sum(beside)
-    most = sum(w.replicas for w in problem.wants)
-    tops = [most] * (2 * len(classes)) + [
-        most * max((abs(o.worth[k]) for o in problem.options), default=0) for k in range(len(LEVELS))
-    ]
-    tops[2 * len(classes) + SPREAD] = tops[2 * len(classes) + BESIDE] = most
-    # As many levels at once as the solver's integers hold.
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = workers
-    solver.parameters.max_time_in_seconds = seconds
-    start = 0
-    found: list[int] = []
-    while start < len(goals):
-        end, size = start, 1
-        while end < len(goals) and size * (2 * tops[end] + 1) < 1 << 44:
-            size *= 2 * tops[end] + 1
-            end += 1
-        end = max(end, start + 1)
-        weights, weight = [], 1
-        for top in reversed(tops[start:end]):
-            weights.append(weight)
-            weight *= 2 * top + 1
-        group = [
-            (w, g) for w, g in zip(reversed(weights), goals[start:end], strict=True) if not isinstance(g, int)
-        ]
-        if group:
-            model.maximize(sum(w * g for w, g in group))
-            if solver.solve(model) != cp_model.OPTIMAL:
-                return None
-        for g in goals[start:end]:
-            found.append(g if isinstance(g, int) else solver.value(g))
-            if not isinstance(g, int):
-                model.add(g == found[-1])
-        start = end
-    return tuple(found)
 
 
 def household(seed: int, nodes: int, gpus: int, models: int, *, load: float | None = None) -> Problem:

@@ -11,12 +11,11 @@ from homelab.engines import engines
 from homelab.facts import DeployedService, Survey
 from homelab.inventory import Context, Inventory, slug
 from homelab.models.shape import ModelShape
-from homelab.placement.assignment import Answer, Option, Problem, Room, Want
+from homelab.placement.assignment import Answer, Option, Problem, Room, Want, all_kept
 from homelab.placement.candidates import Candidates, largest_context, rungs, too_large
 from homelab.placement.devices import Slot, names_of
 from homelab.placement.explain import Explainer
 from homelab.placement.layout import Layout, Placement, Unplaced
-from homelab.placement.search import solve
 from homelab.service import port_of
 
 __all__ = ["Layout", "Placement", "Slot", "Unplaced", "place", "problem_of", "unsettled"]
@@ -32,13 +31,17 @@ def place(inventory: Inventory, survey: Survey) -> Layout:
     says how far from the best a household too large for an exact answer may be."""
     known = Candidates(inventory, survey)
     choices = _Choices(known)
-    answer = solve(choices.problem)
+    answer = all_kept(choices.problem)
+    if answer is None:
+        from homelab.placement.solver import solve  # a second to load, for nothing where all is as it was
+
+        answer = solve(choices.problem)
     plan = _Finisher(known, choices, answer)
     return plan.layout()
 
 
 def problem_of(inventory: Inventory, survey: Survey) -> Problem:
-    """The household as plain numbers, as `solve` takes it."""
+    """The household as plain numbers, as the solver takes it."""
     return _Choices(Candidates(inventory, survey)).problem
 
 
@@ -208,6 +211,7 @@ class _Choices:
                 tokens=p.request.context,
                 there=self.known.there(p.source, p.node) if p.node in self.known.facts else 0,
                 gpus=len(p.gpus),
+                away=self.known.inventory.nodes[p.node].away,
                 free=free,
                 place=place,
             )
