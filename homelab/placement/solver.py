@@ -39,10 +39,6 @@ def solve(problem: Problem, *, effort: float = EFFORT) -> Answer:
         limit = effort if end == len(house.goals) else effort * SHARE
         solver = _solver(limit)
         status = solver.solve(house.model)
-        if status == cp_model.INFEASIBLE:
-            # The choice so far is one. With other settings presolve was seen to lose it (9.15).
-            solver = _solver(limit, presolve=False)
-            status = solver.solve(house.model)
         effort -= solver.deterministic_time
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             values = [solver.value(v) for v in house.variables]
@@ -58,7 +54,7 @@ def solve(problem: Problem, *, effort: float = EFFORT) -> Answer:
     return Answer(chosen=chosen, levels=now, bound=tuple(bound))
 
 
-def _solver(limit: float, *, presolve: bool = True) -> cp_model.CpSolver:
+def _solver(limit: float) -> cp_model.CpSolver:
     solver = cp_model.CpSolver()
     p = solver.parameters
     p.num_workers = 1
@@ -68,7 +64,8 @@ def _solver(limit: float, *, presolve: bool = True) -> cp_model.CpSolver:
     p.catch_sigint_signal = False
     # What takes long is the bound, and that is the relaxation's.
     p.linearization_level = 2
-    p.cp_model_presolve = presolve
+    # Presolve made worse choices than the best of a few hundred, and called them optimal (9.15.6755).
+    p.cp_model_presolve = False
     return solver
 
 
