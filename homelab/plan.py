@@ -357,7 +357,12 @@ def _differences(current: DeployedService, service: Service, *, keys: bool) -> I
 
 def _told_otherwise(current: DeployedService, service: Service) -> Iterator[str]:
     """What the gateway is told of the same models."""
-    before = {e["id"]: e for e in read_label(current.labels, "homelab.asked").get("endpoints", [])}
+    told = read_label(current.labels, "homelab.asked").get("endpoints")
+    before = {
+        e["id"]: e
+        for e in (told if isinstance(told, list) else ())
+        if isinstance(e, dict) and isinstance(e.get("id"), str)
+    }
     after = {e["id"]: e for e in service.unit.asked["endpoints"]}
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key, {}), after.get(key, {})

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import SecretStr
 
+from homelab.errors import DeployError
 from homelab.facts import DeployedService
 from homelab.hosting import LOOPBACK, Hosting, Runtime
 from homelab.program import Program, image_of
@@ -146,6 +147,16 @@ def cluster_directory(cluster: str) -> str:
     return f".local/share/homelab/{cluster}"
 
 
+def revision_folder(cluster: str, name: str, spec: str) -> str:
+    """Where one revision of a service lies, and is removed from: never outside the cluster's folder.
+
+    Raises DeployError."""
+    folder = f"{cluster_directory(cluster)}/{name}/{spec}"
+    if {"", ".", ".."} & set(folder.split("/")[3:]) or folder.count("/") != 5:
+        raise DeployError(f"`{name}` has no folder of its own in the cluster `{cluster}`", cause=folder)
+    return folder
+
+
 def files_hash(files: Mapping[str, str], program: str = "") -> str:
     """The hash of a service's files by name, without labels, names that hold a hash, and the values of
     secrets; and of a program of ours. A line that says which homelab wrote a file is left out."""
@@ -204,7 +215,7 @@ def assembled(
     """The service whose files are these, in the folder of this revision; its environment only for the
     user."""
     spec = spec_of(unit, hashed)
-    directory = f"{cluster_directory(unit.cluster)}/{unit.name}/{spec}"
+    directory = revision_folder(unit.cluster, unit.name, spec)
     own = [
         File(path=f"{directory}/{name}", content=text, mode=0o600 if name == ENVIRONMENT_FILE else 0o644)
         for name, text in files.items()
@@ -266,8 +277,9 @@ def _is_argument(value: object) -> bool:
 
 SOUND: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(
-        ("variant", "port", "context", "concurrency", "bytes", "kv_cache_bytes", "kv_cache_tokens"), _is_count
+        ("variant", "context", "concurrency", "bytes", "kv_cache_bytes", "kv_cache_tokens"), _is_count
     ),
+    "port": lambda value: _is_count(value) and 0 < value < 2**16,
     "gpus": lambda value: isinstance(value, list) and all(isinstance(gpu, str) for gpu in value),
     "terms": lambda value: isinstance(value, list) and all(map(_is_term, value)),
     "flags": lambda value: isinstance(value, dict) and all(map(_is_argument, value.values())),
@@ -293,7 +305,7 @@ def as_it_lies(service: Service, there: DeployedService) -> Service:
     return replace(
         service,
         spec=there.spec,
-        directory=there.directory or f"{cluster_directory(there.cluster)}/{there.name}/{there.spec}",
+        directory=there.directory or revision_folder(there.cluster, there.name, there.spec),
         project=there.project or project_of(service.unit, there.spec),
         files=(),
         already=True,

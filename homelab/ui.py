@@ -356,11 +356,13 @@ def _terms(p: Placement, *, host: bool) -> str:
 def _bar(parts: Sequence[tuple[str, int]], free_bytes: int, total_bytes: int) -> str:
     """A device: ours by name, what is free, what others hold. It ends in `>` where the parts are more than
     there is room for."""
-    others = max(total_bytes - max(free_bytes, 0) - sum(size for _, size in parts), 0)
-    whole = max(total_bytes, sum(size for _, size in parts), 1)
+    used, free = sum(size for _, size in parts), max(free_bytes, 0)
+    others = max(total_bytes - free - used, 0)
+    whole, left = max(total_bytes, used + free, 1), BAR_WIDTH
     cells = []
-    for name, size in [*parts, ("free", max(free_bytes, 0)), ("others", others)]:
-        width = round(size / whole * BAR_WIDTH)
+    for name, size in [*parts, ("free", free), ("others", others)]:
+        width = min(round(size / whole * BAR_WIDTH), left)
+        left -= width
         if width:
             fill = "." if name == "free" else " " if name == "others" else "#"
             cells.append(name[:width].center(width, fill))

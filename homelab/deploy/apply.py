@@ -4,6 +4,7 @@ the gateway last, clean up."""
 from __future__ import annotations
 
 import asyncio
+import posixpath
 import shlex
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -19,7 +20,7 @@ from homelab.plan import ALIVE, Change, Place, Plan, devices_of
 from homelab.program import PythonEnvironment, image_of
 from homelab.runtimes.native import tool_files
 from homelab.secrets import Secrets
-from homelab.service import File, Service, cluster_directory
+from homelab.service import File, Service, cluster_directory, revision_folder
 
 RUNTIMES = {"docker": compose, "native": native}
 SECRETS_FILE = "secrets.json"
@@ -323,9 +324,9 @@ class _Node:
 async def drop(session: Session, cluster: str, old: DeployedService) -> None:
     """Stop a service for good and remove its files. Nothing outside the cluster's own folder is ever
     removed."""
+    folder = revision_folder(cluster, old.name, old.spec)
     await RUNTIMES[old.runtime].remove(session, old)
-    directory = f"{cluster_directory(cluster)}/{old.name}"
     await session.run(
-        f"rm -rf -- {shlex.quote(f'{directory}/{old.spec}')}; rmdir -- "
-        f"{shlex.quote(directory)} 2>/dev/null; true"
+        f"rm -rf -- {shlex.quote(folder)}; "
+        f"rmdir -- {shlex.quote(posixpath.dirname(folder))} 2>/dev/null; true"
     )

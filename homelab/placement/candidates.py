@@ -272,7 +272,7 @@ class Candidates:
         utilization = None
         if _engine(draft.engine).BUDGETED:
             # Rounded up to 0.001: to 0.01 would waste up to 0.24 GiB of a 24 GB card.
-            utilization = math.ceil(sized.budget_bytes / draft.device.total_bytes * 1000) / 1000
+            utilization = math.ceil(sized.budget_bytes / max(1, draft.device.total_bytes) * 1000) / 1000
         return replace(draft, request=request, footprint=sized, gpu_memory_utilization=utilization)
 
     def _port_refusal(self, model: Model, facts: Facts) -> str | None:

@@ -61,7 +61,7 @@ def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
     )
     held += sum(s.memory_bytes or 0 for s in ours if s.role == "engine")
     reserve = RAM_RESERVE_BYTES if node.reserve is None else int(node.reserve)
-    free = facts.memory_available_bytes + held - reserve
+    free = min(facts.memory_available_bytes + held, facts.memory_total_bytes) - reserve
     device = Device(
         vendor="cpu",
         name=facts.cpu.model or "CPU",
@@ -111,7 +111,7 @@ def _gpu_slots(
                 node=name,
                 gpus=(part,),
                 device=device,
-                free_bytes=slice_.memory_free_bytes,
+                free_bytes=min(slice_.memory_free_bytes, slice_.memory_total_bytes),
                 explained=" in this MIG slice",
             )
         return
@@ -150,7 +150,7 @@ def _gpu_slots(
         compute_capability=gpu.compute_capability,
         wsl=facts.wsl,
     )
-    free = gpu.memory_free_bytes + held - reserve
+    free = min(gpu.memory_free_bytes + held, gpu.memory_total_bytes) - reserve
     yield Slot(
         node=name,
         gpus=(gpu,),
