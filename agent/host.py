@@ -148,8 +148,10 @@ def cores() -> int:
 
 def memory() -> dict[str, int]:
     if not LINUX:
-        import psutil
-
+        try:
+            import psutil
+        except ImportError as e:
+            raise ImportError(PSUTIL_MISSING % (e, "memory is not known")) from None
         figures = psutil.virtual_memory()
         return {"memory_total_bytes": figures.total, "memory_available_bytes": figures.available}
     words = [line.split() for line in read("/proc/meminfo").splitlines()]

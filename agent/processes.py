@@ -1,4 +1,5 @@
-"""Single processes, from /proc: who, since when, child of whom, how much memory. Without /proc (macOS) psutil answers."""
+"""Single processes, from /proc: who, since when, child of whom, how much memory. Without /proc (macOS) psutil
+answers."""
 
 from __future__ import annotations
 
@@ -21,9 +22,13 @@ def is_alive(pid: Any, start_ticks: Any) -> bool:
     if not isinstance(pid, int) or pid <= 0:
         return False
     if not LINUX:
-        import psutil
-
-        return bool(psutil.pid_exists(pid))
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # it is there, and another's
+            return True
+        return True
     fields = stat_fields(pid)
     return (
         len(fields) > 19
@@ -33,7 +38,8 @@ def is_alive(pid: Any, start_ticks: Any) -> bool:
 
 
 def name(pid: int) -> str | None:
-    """The kernel keeps 15 bytes; the whole name stands in the command line, unless the process has written something else there."""
+    """The kernel keeps 15 bytes; the whole name stands in the command line, unless the process has written
+    something else there."""
     short = read_or_none(f"/proc/{pid}/comm")
     if short is None or len(short) < 15:
         return short
@@ -64,8 +70,9 @@ def cgroup(pid: int) -> str:
 
 
 def memory_of_container(pid: int, container: str) -> int | None:
-    """What a container holds, as `docker stats` counts it: without the page cache that can be given back (inactive_file). None where its
-    cgroup is not to be seen: the number is another machine's, as with Docker Desktop, or there is no memory controller."""
+    """What a container holds, as `docker stats` counts it: without the page cache that can be given back
+    (inactive_file). None where its cgroup is not to be seen: the number is another machine's, as with Docker
+    Desktop, or there is no memory controller."""
     for line in cgroup(pid).splitlines():
         _, controllers, path = line.split(":", 2)
         if container not in path or (controllers and "memory" not in controllers.split(",")):
@@ -87,7 +94,8 @@ def memory_of_container(pid: int, container: str) -> int | None:
 
 
 def cgroup_folder(controller: str, path: str) -> str | None:
-    """Where a cgroup is mounted: `controller` is v1's, or empty for v2. In a container the mount may begin below the top of the hierarchy."""
+    """Where a cgroup is mounted: `controller` is v1's, or empty for v2. In a container the mount may begin below
+    the top of the hierarchy."""
     for line in (read_or_none("/proc/self/mountinfo") or "").splitlines():
         mounted = line.split()
         kind, _, options = line.rpartition(" - ")[2].split(" ", 2)
@@ -113,8 +121,10 @@ def ancestry(pid: int) -> list[int]:
 def memory_of_tree(pid: int) -> int | None:
     """What a process and its children hold in RAM, shared pages counted where they are mapped."""
     if not LINUX:
-        import psutil
-
+        try:
+            import psutil
+        except ImportError:  # the host's memory says so
+            return None
         try:
             return int(psutil.Process(pid).memory_info().rss)
         except psutil.Error:

@@ -100,9 +100,9 @@ async def _answer(
 ) -> bytes:
     """The agent's document from one node, within a time limit."""
     try:
-        async with asyncio.timeout(ANSWER_SECONDS), connect(name, inventory.nodes[name]) as session:
+        async with asyncio.timeout(ANSWER_SECONDS) as limit, connect(name, inventory.nodes[name]) as session:
             logged_in()
-            return await ask(session, json.dumps(request), inventory.nodes[name].python)
+            return await ask(session, json.dumps(request), inventory.nodes[name].python, limit)
     except TimeoutError as e:
         raise NodeError(
             f"Node `{name}` did not answer in {ANSWER_SECONDS:.0f} s",
@@ -111,14 +111,16 @@ async def _answer(
         ) from e
 
 
-async def ask(session: Session, request: str, python: str | None) -> bytes:
+async def ask(session: Session, request: str, python: str | None, limit: asyncio.Timeout) -> bytes:
     """What the agent on one node says; the bundle is brought there first if it is not cached.
 
     Raises NodeError when the agent cannot run."""
     fingerprint = bundle.fingerprint()
     result = await session.run(bundle.launch_command(fingerprint, request, python=python))
     if result.exit_status == bundle.MISSING:
+        limit.reschedule(None)  # psutil for a Mac is fetched first: no time of the node's
         packed = await asyncio.to_thread(bundle.pack, bundle.platform_of(result.text))
+        limit.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
         installed = await session.run(bundle.install_command(fingerprint, python=python), input=packed)
         if installed.exit_status != 0:
             raise NodeError(

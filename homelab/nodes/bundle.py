@@ -1,8 +1,8 @@
 """Packs the agent for a node, and writes the shell commands that run it there or unpack it first.
 
-The bundle is its own code, pynvml, and psutil built for the node. Its name is the hash of what is
-in it, so a node that has the folder has the right agent. One exchange runs a cached agent; where it is
-missing, a second one sends it on standard input."""
+The bundle is its own code, pynvml, and for macOS psutil. Its name is the hash of what is in it, so a node
+that has the folder has the right agent, and the sums in it tell the agent whether the folder is whole. One
+exchange runs a cached agent; where it is missing or not whole, a second one sends it on standard input."""
 
 from __future__ import annotations
 
@@ -23,32 +23,17 @@ MISSING = 96
 NO_PYTHON = 97
 OLD_PYTHON = 98
 MARKER = "homelab-agent-missing"
+SUMS = "SHA256SUMS"  # as sha256sum(1) writes it; the agent reads it at each start
 
 PSUTIL = "7.2.2"
-# The wheels on PyPI, all abi3 for Python 3.6 and later:
-# (system, machine, libc) -> platform tag for pip, sha256.
-WHEELS: dict[tuple[str, str, str], tuple[str, str]] = {
-    ("linux", "x86_64", "glibc"): (
-        "manylinux2014_x86_64",
-        "076a2d2f923fd4821644f5ba89f059523da90dc9014e85f8e45a5774ca5bc6f9",
-    ),
-    ("linux", "aarch64", "glibc"): (
-        "manylinux2014_aarch64",
-        "b0726cecd84f9474419d67252add4ac0cd9811b04d61123054b9fb6f57df6e9e",
-    ),
-    ("linux", "x86_64", "musl"): (
-        "musllinux_1_2_x86_64",
-        "b58fabe35e80b264a4e3bb23e6b96f9e45a3df7fb7eed419ac0e5947c61e47cc",
-    ),
-    ("linux", "aarch64", "musl"): (
-        "musllinux_1_2_aarch64",
-        "fd04ef36b4a6d599bbdb225dd1d3f51e00105f6d48a28f006da7f9822f2606d8",
-    ),
-    ("darwin", "arm64", ""): (
+# The wheels on PyPI, abi3 for Python 3.6 and later: (system, machine) -> platform tag for pip, sha256.
+# None for Linux, where the agent reads the kernel itself.
+WHEELS: dict[tuple[str, str], tuple[str, str]] = {
+    ("darwin", "arm64"): (
         "macosx_11_0_arm64",
         "1a7b04c10f32cc88ab39cbf606e117fd74721c831c98a27dc04578deb0c16979",
     ),
-    ("darwin", "x86_64", ""): (
+    ("darwin", "x86_64"): (
         "macosx_10_9_x86_64",
         "ed0cace939114f62738d808fdcecd4c869222507e266e574799e9c0faa17d486",
     ),
@@ -61,28 +46,25 @@ FOLDER = "$HOME/.cache/homelab/agent"
 
 @dataclass(frozen=True, slots=True)
 class Platform:
-    """What decides which psutil runs there; as `uname -s -m` says it, in lower case."""
+    """What decides which psutil runs there; as `uname -s -m` says it, the system in lower case."""
 
     system: str
     machine: str
-    libc: str = ""
 
 
 def platform_of(output: str) -> Platform:
-    """The platform, from what `launch_command` prints when the node lacks the bundle; else an empty one."""
+    """The platform, from what `launch_command` prints where no whole bundle is; else an empty one."""
     for line in output.splitlines():
         words = line.split()
         if len(words) >= 3 and words[0] == MARKER:
-            return Platform(words[1].lower(), words[2], words[3] if len(words) > 3 else "")
+            return Platform(words[1].lower(), words[2])
     return Platform("", "")
 
 
 def own_platform() -> Platform:
     import platform
 
-    system = platform.system().lower()
-    libc = ("glibc" if platform.libc_ver()[0] == "glibc" else "musl") if system == "linux" else ""
-    return Platform(system, platform.machine(), libc)
+    return Platform(platform.system().lower(), platform.machine())
 
 
 @cache
@@ -112,12 +94,15 @@ def fingerprint() -> str:
 def pack(node: Platform) -> bytes:
     """The bundle for a platform as tar.gz: the same bytes for the same input.
 
-    Without psutil when no wheel for the node can be had: the agent then looks for the node's own."""
+    For a Mac it may fetch psutil's wheel, for up to DOWNLOAD_TIMEOUT_S, and goes without when it cannot be
+    had: the agent then looks for the node's own, and says what it could not read."""
     import gzip
     import tarfile
 
     files = dict(_sources())
     files |= _psutil(node)
+    sums = (f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items()))
+    files[SUMS] = "".join(sums).encode()
     archive = io.BytesIO()
     with (
         gzip.GzipFile(filename="", mode="wb", fileobj=archive, mtime=0) as packed,
@@ -131,9 +116,10 @@ def pack(node: Platform) -> bytes:
 
 
 def _psutil(node: Platform) -> dict[str, bytes]:
-    wheel = WHEELS.get((node.system, node.machine, node.libc))
-    own = _own_psutil() if node == own_platform() else {}
-    if own or wheel is None:
+    wheel = WHEELS.get((node.system, node.machine))
+    if wheel is None:
+        return {}
+    if node == own_platform() and (own := _own_psutil()):
         return own
     tag, sha256 = wheel
     content = _wheel(tag, sha256)
@@ -229,8 +215,8 @@ exit 98
 # installed package, so no `site` (-S).
 QUICK = """\
 tried=
-if [ -z "$given" ] && [ -f "$d/__main__.py" ] && [ ! -d /System/Library ] &&
-   command -v python3 >/dev/null; then
+if [ -z "$given" ] && [ -s "$d/__main__.py" ] && [ -s "$d/SHA256SUMS" ] &&
+   [ ! -d /System/Library ] && command -v python3 >/dev/null; then
   python3 -I -S "$d/__main__.py" "$request"
   s=$?
   [ $s = 98 ] || exit $s
@@ -238,24 +224,50 @@ if [ -z "$given" ] && [ -f "$d/__main__.py" ] && [ ! -d /System/Library ] &&
 fi
 """
 LAUNCH = """\
-if [ ! -f "$d/__main__.py" ]; then
-  libc=
-  if [ "$(uname -s)" = Linux ]; then
-    libc=glibc
-    for m in /lib/ld-musl-*; do [ -e "$m" ] && libc=musl; done
-  fi
-  echo MARKER "$(uname -s)" "$(uname -m)" $libc
+if ! [ -s "$d/__main__.py" ] || ! [ -s "$d/SHA256SUMS" ]; then
+  echo MARKER "$(uname -s)" "$(uname -m)"
   exit 96
 fi
 """
-# rename(2) puts the folder there whole or not at all. Where another controller was first, it is the same one.
+# rename(2) puts a folder there whole or not at all, but over no folder that holds something. One that differs
+# is moved aside; under the lock, so that what another controller has just put there and runs is left alone.
+# Any Python must be able to parse it, and sh to quote it: no apostrophes.
+PLACE = """\
+import fcntl, os, sys
+new, name = sys.argv[1:]
+def read(path):
+    with open(path, "rb") as f:
+        return f.read()
+def same():
+    try:
+        for there, _, files in os.walk(new):
+            for file in files:
+                path = os.path.join(there, file)
+                if read(path) != read(os.path.join(name, os.path.relpath(path, new))):
+                    return False
+    except EnvironmentError:
+        return False
+    return True
+lock = os.open(os.path.dirname(name), os.O_RDONLY)
+try:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+except EnvironmentError:
+    pass  # NFS locks no folder
+try:
+    if not same():
+        if os.path.lexists(name):
+            os.rename(name, new + ".old")
+        os.rename(new, name)
+except EnvironmentError as e:
+    sys.exit("the agent could not be put into %s: %s" % (name, e.strerror))
+"""
+# tar -m: to what removes old files by their date, these are new.
 INSTALL = """\
 mkdir -p "$b" && t=$(mktemp -d "$b/new.XXXXXX") || exit 95
-trap 'rm -rf "$t"' EXIT
-tar -xzf - -C "$t" || exit 95
+trap 'rm -rf "$t" "$t.old"' EXIT
+tar -xzmf - -C "$t" || exit 95
 set -- $paths
-"$1" -I -c "import os, sys; os.rename(sys.argv[1], sys.argv[2])" "$t" "$d" 2>/dev/null
-if [ ! -f "$d/__main__.py" ]; then echo "the agent could not be put into $d" >&2; exit 95; fi
+"$1" -I -c 'PLACE' "$t" "$d" || exit 95
 find "$b" -mindepth 1 -maxdepth 1 -type d -mtime +KEPT ! -name NAME -exec rm -rf {} + 2>/dev/null
 exit 0
 """
@@ -264,7 +276,8 @@ exit 0
 def launch_command(name: str, request: str, *, python: str | None = None) -> str:
     """One command line for sh that runs the cached agent `name` and prints its document.
 
-    Exit status: MISSING with a line for `platform_of`, NO_PYTHON, OLD_PYTHON; else the agent's own."""
+    Exit status: MISSING with a line for `platform_of`, which the agent itself prints when it is not whole;
+    NO_PYTHON, OLD_PYTHON; else the agent's own."""
     return (
         _named(name, python)
         + f"request={shlex.quote(request)}\n"
@@ -279,7 +292,8 @@ def install_command(name: str, *, python: str | None = None) -> str:
     """One command line for sh that puts the archive of `pack`, its input, in place whole or not at all.
 
     It removes bundles that nobody ran for a week. Exit status: 0, NO_PYTHON or UNPACK_FAILED."""
-    return _named(name, python) + FIND_PYTHON + INSTALL.replace("KEPT", str(KEPT_DAYS)).replace("NAME", name)
+    install = INSTALL.replace("KEPT", str(KEPT_DAYS)).replace("NAME", name).replace("PLACE", PLACE)
+    return _named(name, python) + FIND_PYTHON + install
 
 
 def _named(name: str, python: str | None) -> str:

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Makes a Python environment of one hashed lock, once: python3 provision.py --lock LOCK --name NAME --into DIR [--python P]
+"""Makes a Python environment of one hashed lock, once:
+python3 provision.py --lock LOCK --name NAME --into DIR [--python P]
 
-The environment is DIR/NAME-<12 hex digits of lock and Python version>; nothing is fetched when it is already complete.
+The environment is DIR/NAME-<12 hex digits of lock and Python version>; nothing is fetched when it is already
+complete, and it is made anew when files of it are missing.
 Progress goes to stderr; the last line of stdout is JSON. Python 3.8 or newer, standard library only.
-pip does the work, with the user's own PIP_* settings and configuration files. (uv would take 40 s instead of 72 for LiteLLM's
-118 packages, once for each lock, but reads none of these settings.)
+pip does the work, with the user's own PIP_* settings and configuration files. (uv would take 40 s instead of
+72 for LiteLLM's 118 packages, once for each lock, but reads none of these settings.)
 """
 
 import argparse
@@ -28,8 +30,9 @@ PLACES = (
 )  # not on the PATH that sshd gives to a command
 # These send packages elsewhere than into the environment, or change what its Python sees.
 MISLEADING = (
-    "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT",
-    "PIP_REQUIREMENT", "PIP_CONSTRAINT", "PIP_DRY_RUN", "PIP_PYTHON", "PIP_REPORT", "VIRTUAL_ENV",
+    "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PIP_USER", "PIP_TARGET",
+    "PIP_PREFIX", "PIP_ROOT", "PIP_REQUIREMENT", "PIP_CONSTRAINT", "PIP_DRY_RUN", "PIP_PYTHON", "PIP_REPORT",
+    "VIRTUAL_ENV",
 )  # fmt: skip
 
 
@@ -71,7 +74,7 @@ def clean_environment() -> Dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in MISLEADING}
 
 
-# --- which Python ---------------------------------------------------------------------------------------------------------
+# --- which Python ---
 
 
 def lock_header(text: str, key: str, otherwise: str) -> str:
@@ -126,11 +129,12 @@ def choose_python(asked: Optional[str], floor: Version) -> Tuple[str, Version]:
     raise Failure(
         "Python %s is too old for this lock, which needs %s or newer" % (dotted(version), dotted(floor)),
         cause="%s is Python %s" % (path, dotted(version)),
-        hint="install a newer one: Debian and Ubuntu `sudo apt install python3.12 python3.12-venv`, macOS `brew install python@3.12`",
+        hint="install a newer one: Debian and Ubuntu `sudo apt install python3.12 python3.12-venv`, "
+        "macOS `brew install python@3.12`",
     )
 
 
-# --- installing -----------------------------------------------------------------------------------------------------------
+# --- installing ---
 
 
 def explain(output: str, version: Version) -> Failure:
@@ -144,10 +148,14 @@ def explain(output: str, version: Version) -> Failure:
             "the package index served another file: check PIP_INDEX_URL and pip.conf",
         )
     if re.search(
-        r"Name or service not known|name resolution|Connection refused|ConnectTimeout|timed out|unreachable|Network is",
+        r"Name or service not known|name resolution|Connection refused|ConnectTimeout|timed out|unreachable|"
+        r"Network is",
         output,
     ):
-        hint = "let that machine reach pypi.org and files.pythonhosted.org, or name a mirror there, in ~/.config/pip/pip.conf: "
+        hint = (
+            "let that machine reach pypi.org and files.pythonhosted.org, "
+            "or name a mirror there, in ~/.config/pip/pip.conf: "
+        )
         return Failure(
             "the package index cannot be reached",
             cause,
@@ -161,7 +169,10 @@ def explain(output: str, version: Version) -> Failure:
         "No matching distribution found" in output
     ):  # pip says the same of an index that answers nothing at all
         machine = "%s %s with Python %s" % (os.uname().sysname, os.uname().machine, dotted(version))
-        hint = "if the index has the package, it has no wheel for this machine: try another Python with --python, or another node"
+        hint = (
+            "if the index has the package, it has no wheel for this machine: "
+            "try another Python with --python, or another node"
+        )
         return Failure("pip found no wheel of a locked package for %s" % machine, cause, hint)
     return Failure("the packages could not be installed", cause)
 
@@ -179,8 +190,10 @@ def install(python: str, version: Version, directory: str, lock: str) -> None:
         )
     # No source builds: a node has no compiler, and what a build runs is covered by no hash.
     argv = [
-        os.path.join(directory, "bin", "python"), "-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary", ":all:",
-        "--no-compile", "--no-input", "--disable-pip-version-check", "--no-warn-script-location", "--progress-bar", "off", "-r", lock,
+        os.path.join(directory, "bin", "python"), "-m", "pip", "install", "--require-hashes", "--no-deps",
+        "--only-binary", ":all:",
+        "--no-compile", "--no-input", "--disable-pip-version-check", "--no-warn-script-location",
+        "--progress-bar", "off", "-r", lock,
     ]  # fmt: skip
     environment["PYTHONUNBUFFERED"] = "1"
     with subprocess.Popen(
@@ -207,6 +220,27 @@ def works(directory: str) -> bool:
     return code == 0
 
 
+def sizes(directory: str) -> Dict[str, int]:
+    """What was installed, with its size: relative path -> bytes. Python makes its caches anew by itself."""
+    listed = {}
+    for folder, folders, files in os.walk(directory):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        for name in files:
+            path = os.path.join(folder, name)
+            listed[os.path.relpath(path, directory)] = os.lstat(path).st_size
+    return listed
+
+
+def is_whole(directory: str, marker: str) -> bool:
+    """Whether all that the marker lists is still there: what cleans ~/.cache by age takes single files."""
+    try:
+        with open(marker, encoding="utf-8") as file:
+            listed = json.load(file)["files"]
+        return all(os.lstat(os.path.join(directory, name)).st_size == size for name, size in listed.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def provision(lock: str, name: str, into: str, asked: Optional[str]) -> Dict[str, object]:
     began = time.monotonic()
     if not re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z", name):
@@ -231,8 +265,10 @@ def provision(lock: str, name: str, into: str, asked: Optional[str]) -> Dict[str
             except OSError:
                 say("waiting for another run that is making %s" % directory)
                 fcntl.flock(guard, fcntl.LOCK_EX)
-            fresh = not (os.path.exists(marker) and works(directory))
+            fresh = not (is_whole(directory, marker) and works(directory))
             if fresh:
+                if os.path.exists(marker):
+                    say("%s has lost files: it is made anew" % directory)
                 shutil.rmtree(directory, ignore_errors=True)
                 needed = int(lock_header(text, "disk-mb", "0")) * 1_000_000
                 free = shutil.disk_usage(os.path.dirname(directory)).free
@@ -253,8 +289,9 @@ def provision(lock: str, name: str, into: str, asked: Optional[str]) -> Dict[str
                 except BaseException:
                     shutil.rmtree(directory, ignore_errors=True)
                     raise
+                complete = {"python": python, "version": dotted(version), "files": sizes(directory)}
                 with open(marker + ".new", "w", encoding="utf-8") as file:
-                    json.dump({"python": python, "version": dotted(version)}, file)
+                    json.dump(complete, file)
                 os.replace(marker + ".new", marker)
     except OSError as problem:
         raise Failure("cannot write to %s" % os.path.dirname(directory), str(problem)) from None

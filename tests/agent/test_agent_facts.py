@@ -90,7 +90,8 @@ def test_a_port_on_ipv6_is_seen_by_the_kernels_list_and_by_proc() -> None:
 
 
 def test_ports_are_those_of_psutil() -> None:
-    """Others may open and close ports meanwhile: what psutil sees before and after must be there, and nothing that it never sees."""
+    """Others may open and close ports meanwhile: what psutil sees before and after must be there, and nothing
+    that it never sees."""
     with socket.create_server(("127.0.0.1", 0)), socket.create_server(("::", 0), family=socket.AF_INET6):
         before, found, after = (
             {(p["port"], p["address"], p["process"]) for p in ask()}
@@ -259,3 +260,33 @@ def test_the_interface_of_the_default_route_is_marked(run_agent: Run) -> None:
     named = [line.split()[line.split().index("dev") + 1] for line in shown.stdout.splitlines()]
     marked = [i["name"] for i in run_agent()["interfaces"] if i["default_route"]]
     assert marked == named[:1]
+
+
+def test_a_mac_without_psutil_says_what_could_not_be_read(agent_folder: Path, home: Path) -> None:
+    """Without the package index the bundle comes without it. The rest is told as ever."""
+    as_mac = (
+        "import os, sys; sys.platform = 'darwin'; sys.path.insert(0, sys.argv[1])\n"
+        "sys.argv[0] = os.path.join(sys.argv.pop(1), '__main__.py'); __file__ = sys.argv[0]\n"
+        "exec(compile(open(__file__).read().replace('os._exit', 'sys.exit'), __file__, 'exec'))"
+    )
+    service = home / ".local/share/homelab/home/qwen/0123"
+    service.mkdir(parents=True)
+    labels = {"homelab.cluster": "home", "homelab.service": "qwen", "homelab.spec": "0123"}
+    document = {"argv": ["sleep"], "port": 1, "address": "127.0.0.1", "labels": labels}
+    (service / "service.json").write_text(json.dumps(document))
+    (service / "state.json").write_text(json.dumps({"pid": os.getpid(), "supervisor_pid": os.getpid()}))
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", as_mac, agent_folder, '{"cluster": "home"}'],
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin", "DOCKER_HOST": "unix:///nonexistent"},
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    answer = json.loads(done.stdout)
+    said = "\n".join(p["message"] for p in answer["problems"] if "psutil" in p["message"])
+    for lost in ("memory is not known", "ports in use are not known", "network addresses are not known"):
+        assert lost in said
+    assert said.count("pip install psutil") == len(said.splitlines()) == 3
+    assert answer["unlisted"]["native"] == []
+    assert [(s["name"], s["memory_bytes"]) for s in answer["services"]] == [("qwen", None)]

@@ -144,6 +144,36 @@ def test_a_half_made_environment_is_made_anew(shared: Place) -> None:
 
 
 @pytest.mark.native
+@pytest.mark.parametrize("harm", ["gone", "cut off", "marker cut off", "marker of an older release"])
+def test_an_environment_that_lost_files_is_made_anew(shared: Place, harm: str) -> None:
+    answer = shared()
+    directory = Path(answer["directory"])
+    (module,) = directory.glob("lib/python*/site-packages/tiny.py")
+    marker = directory / ".complete"
+    if harm == "gone":
+        module.unlink()
+    elif harm == "cut off":
+        module.write_text("")
+    elif harm == "marker cut off":
+        marker.write_text(marker.read_text()[:100])
+    else:
+        marker.write_text(json.dumps({"python": sys.executable, "version": "3.11"}))
+    assert shared()["fresh"] is True
+    done = subprocess.run([answer["python"], "-c", "import tiny; print(tiny.VALUE)"], capture_output=True)
+    assert done.stdout == b"7\n"
+    assert shared()["fresh"] is False
+
+
+@pytest.mark.native
+def test_what_python_compiles_and_a_program_adds_is_no_loss(shared: Place) -> None:
+    directory = Path(shared()["directory"])
+    for folder in directory.glob("lib/python*/site-packages/**/__pycache__"):
+        shutil.rmtree(folder)
+    (directory / "added").touch()
+    assert shared()["fresh"] is False
+
+
+@pytest.mark.native
 def test_an_environment_whose_python_has_gone_is_made_anew(shared: Place) -> None:
     python = Path(shared()["python"])
     python.unlink()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import json
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from homelab import resources
+from homelab import discover, inventory, resources
 from homelab.errors import HomelabError
 from homelab.facts import parse_facts
 from homelab.nodes import bundle
@@ -51,15 +52,12 @@ def programs(tmp_path: Path) -> Path:
     return there
 
 
-def test_the_bundle_holds_the_agent_pynvml_and_psutil_and_nothing_of_homelab(packed: bytes) -> None:
+def test_the_bundle_holds_the_agent_and_pynvml_and_nothing_of_homelab(packed: bytes) -> None:
     with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
         names = tar.getnames()
         assert {m.mtime for m in tar.getmembers()} == {bundle.TIMESTAMP}
     assert names == sorted(names)
-    assert {"__main__.py", "facts.py", "accelerators/nvidia.py", "pynvml.py", "psutil/__init__.py"} <= set(
-        names
-    )
-    assert any(n.startswith("psutil/") and n.endswith(".abi3.so") for n in names)
+    assert {"__main__.py", "facts.py", "accelerators/nvidia.py", "pynvml.py", "SHA256SUMS"} <= set(names)
     assert not [n for n in names if "homelab" in n or "__pycache__" in n or "/tests/" in n]
 
 
@@ -118,6 +116,66 @@ def test_the_first_time_and_every_time_after(tmp_path: Path, packed: bytes) -> N
     assert [p for p in facts.problems if p.source == "psutil"] == []
 
 
+def files_of(bundle_folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(bundle_folder).as_posix(): p.read_bytes()
+        for p in bundle_folder.rglob("*")
+        if p.is_file() and p.suffix != ".pyc"
+    }
+
+
+@pytest.mark.parametrize("python", [None, sys.executable], ids=["quick", "named"])
+@pytest.mark.parametrize(
+    ("file", "harm"),
+    [
+        ("__main__.py", "gone"),
+        ("__main__.py", "empty"),
+        *((f, h) for f in ("facts.py", "accelerators/nvidia.py") for h in ("gone", "empty", "changed")),
+        *(("SHA256SUMS", h) for h in ("gone", "empty", "changed", "binary")),
+    ],
+)
+def test_a_bundle_that_is_not_whole_says_so_and_is_replaced(
+    tmp_path: Path, packed: bytes, file: str, harm: str, python: str | None
+) -> None:
+    name = bundle.fingerprint()
+    launch = bundle.launch_command(name, "{}", python=python)
+    install = bundle.install_command(name, python=python)
+    assert sh(install, tmp_path, data=packed).returncode == 0
+    assert sh(launch, tmp_path).returncode == 0
+    there = folder(tmp_path) / name
+    before = files_of(there)
+    if harm == "gone":
+        (there / file).unlink()
+    else:
+        changed = {"empty": b"", "changed": before[file].replace(b"a", b"b"), "binary": b"\xff\0  \0"}
+        (there / file).write_bytes(changed[harm])
+
+    broken = sh(launch, tmp_path)
+    assert (broken.returncode, broken.stderr) == (bundle.MISSING, b"")
+    assert bundle.platform_of(broken.stdout.decode()) == bundle.own_platform()
+    installed = sh(install, tmp_path, data=packed)
+    assert (installed.returncode, installed.stdout, installed.stderr) == (0, b"", b"")
+    assert files_of(there) == before
+    assert [p.name for p in folder(tmp_path).iterdir()] == [name]
+    assert sh(launch, tmp_path).returncode == 0
+
+
+def test_a_cleaner_that_goes_by_age_does_not_take_what_has_just_come(tmp_path: Path, packed: bytes) -> None:
+    assert sh(bundle.install_command(NAME), tmp_path, data=packed).returncode == 0
+    there = folder(tmp_path) / NAME
+    before = files_of(there)
+    assert sh("find ~/.cache -mtime +30 -delete", tmp_path).returncode == 0
+    assert files_of(there) == before
+
+
+def test_a_folder_without_sums_is_a_checkout_and_not_checked(tmp_path: Path) -> None:
+    copy = shutil.copytree(resources.path("agent"), tmp_path / "agent")
+    (copy / "docker.py").write_bytes((copy / "docker.py").read_bytes() + b"# mine\n")
+    done = sh(f"{sys.executable} -I {copy} '{{}}'", tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert parse_facts(done.stdout).problems == ()
+
+
 def test_an_archive_that_was_cut_off_leaves_nothing(tmp_path: Path, packed: bytes) -> None:
     done = sh(bundle.install_command(NAME), tmp_path, data=packed[: len(packed) // 2])
     assert done.returncode == bundle.UNPACK_FAILED
@@ -125,8 +183,14 @@ def test_an_archive_that_was_cut_off_leaves_nothing(tmp_path: Path, packed: byte
     assert list(folder(tmp_path).iterdir()) == []
 
 
-def test_two_controllers_at_once_leave_one_whole_bundle(tmp_path: Path, packed: bytes) -> None:
+@pytest.mark.parametrize("broken", [False, True])
+def test_several_controllers_at_once_leave_one_whole_bundle(
+    tmp_path: Path, packed: bytes, broken: bool
+) -> None:
     env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    if broken:
+        (folder(tmp_path) / NAME).mkdir(parents=True)
+        (folder(tmp_path) / NAME / "__main__.py").write_text("")
     running = [
         subprocess.Popen(["sh", "-c", bundle.install_command(NAME)], stdin=subprocess.PIPE, env=env)
         for _ in range(4)
@@ -135,6 +199,15 @@ def test_two_controllers_at_once_leave_one_whole_bundle(tmp_path: Path, packed: 
         process.communicate(packed, timeout=60)
     assert [p.returncode for p in running] == [0, 0, 0, 0]
     assert [p.name for p in folder(tmp_path).iterdir()] == [NAME]
+    assert sh(bundle.launch_command(NAME, "{}"), tmp_path).returncode == 0
+
+
+def test_a_whole_bundle_is_left_where_it_is(tmp_path: Path, packed: bytes) -> None:
+    """An agent may be running from it."""
+    assert sh(bundle.install_command(NAME), tmp_path, data=packed).returncode == 0
+    before = (folder(tmp_path) / NAME).stat().st_ino
+    assert sh(bundle.install_command(NAME), tmp_path, data=packed).returncode == 0
+    assert (folder(tmp_path) / NAME).stat().st_ino == before
 
 
 def test_a_home_that_cannot_be_written_is_said(tmp_path: Path, packed: bytes) -> None:
@@ -178,10 +251,15 @@ def python_that_says(path: Path, status: int) -> None:
     path.chmod(0o755)
 
 
-def test_an_old_python_gives_way_to_a_newer_one_beside_it(tmp_path: Path, programs: Path) -> None:
-    there = folder(tmp_path) / NAME
+def agent_that_says(home: Path, text: str) -> None:
+    there = folder(home) / NAME
     there.mkdir(parents=True)
-    (there / "__main__.py").write_text("print('answer')\n")
+    (there / "__main__.py").write_text(f"print('{text}')\n")
+    (there / bundle.SUMS).write_text("what it says is of no matter to this agent\n")
+
+
+def test_an_old_python_gives_way_to_a_newer_one_beside_it(tmp_path: Path, programs: Path) -> None:
+    agent_that_says(tmp_path, "answer")
     python_that_says(programs / "python3", 98)
     done = sh(bundle.launch_command(NAME, "{}"), tmp_path, PATH=str(programs))
     assert (done.returncode, done.stderr) == (bundle.OLD_PYTHON, b"too old\n")
@@ -190,17 +268,14 @@ def test_an_old_python_gives_way_to_a_newer_one_beside_it(tmp_path: Path, progra
 
 
 def test_a_named_python_may_have_spaces_in_its_path_and_lie_in_the_home(tmp_path: Path) -> None:
-    there = folder(tmp_path) / NAME
-    there.mkdir(parents=True)
-    (there / "__main__.py").write_text("print('answer')\n")
+    agent_that_says(tmp_path, "answer")
     (tmp_path / "my python").symlink_to(sys.executable)
     for named in (str(tmp_path / "my python"), "~/my python"):
         assert sh(bundle.launch_command(NAME, "{}", python=named), tmp_path).stdout == b"answer\n"
 
 
 def test_the_agents_own_failure_is_passed_on(tmp_path: Path, programs: Path) -> None:
-    (folder(tmp_path) / NAME).mkdir(parents=True)
-    (folder(tmp_path) / NAME / "__main__.py").write_text("")
+    agent_that_says(tmp_path, "never")
     python_that_says(programs / "python3", 41)
     assert sh(bundle.launch_command(NAME, "{}"), tmp_path, PATH=str(programs)).returncode == 41
 
@@ -208,9 +283,8 @@ def test_the_agents_own_failure_is_passed_on(tmp_path: Path, programs: Path) -> 
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ("welcome!\nhomelab-agent-missing Linux aarch64 glibc\n", Platform("linux", "aarch64", "glibc")),
-        ("homelab-agent-missing Linux x86_64 musl\n", Platform("linux", "x86_64", "musl")),
-        ("homelab-agent-missing Darwin arm64\n", Platform("darwin", "arm64", "")),
+        ("welcome!\nhomelab-agent-missing Linux aarch64\n", Platform("linux", "aarch64")),
+        ("homelab-agent-missing Darwin arm64\n", Platform("darwin", "arm64")),
         ("Permission denied\n", Platform("", "")),
     ],
 )
@@ -239,7 +313,7 @@ def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     sha256 = hashlib.sha256(wheel.getvalue()).hexdigest()
-    monkeypatch.setitem(bundle.WHEELS, ("darwin", "arm64", ""), ("macosx_11_0_arm64", sha256))
+    monkeypatch.setitem(bundle.WHEELS, ("darwin", "arm64"), ("macosx_11_0_arm64", sha256))
     return asked
 
 
@@ -271,13 +345,13 @@ def test_several_that_fetch_the_same_wheel_at_once_all_get_it(tmp_path: Path, pi
 
 
 def test_a_wheel_with_another_hash_is_not_used(pip: list[list[str]]) -> None:
-    assert names_in(bundle.pack(Platform("linux", "aarch64", "musl"))) == set()
+    assert names_in(bundle.pack(Platform("darwin", "x86_64"))) == set()
     assert len(pip) == 1
 
 
-def test_a_platform_without_a_wheel_is_packed_without_psutil(pip: list[list[str]]) -> None:
-    archive = bundle.pack(Platform("linux", "armv7l", "glibc"))
-    assert names_in(archive) == set()
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "armv7l"])
+def test_linux_reads_the_kernel_and_gets_no_psutil(pip: list[list[str]], machine: str) -> None:
+    assert names_in(bundle.pack(Platform("linux", machine))) == set()
     assert pip == []
 
 
@@ -303,3 +377,28 @@ def test_the_name_costs_no_time() -> None:
     started = time.perf_counter()
     bundle.fingerprint()
     assert time.perf_counter() - started < 0.2
+
+
+def test_fetching_psutil_does_not_use_up_the_nodes_time(
+    tmp_path: Path, pip: list[list[str]], programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that calls itself a Mac, and an index that takes longer than a node may take to answer."""
+    (programs / "uname").unlink()
+    (programs / "uname").write_text('#!/bin/sh\n[ "$1" = -s ] && echo Darwin || echo arm64\n')
+    (programs / "uname").chmod(0o755)
+    fetch = subprocess.run
+
+    def slowly(*arguments: Any, **keywords: Any) -> Any:
+        time.sleep(4)
+        return fetch(*arguments, **keywords)
+
+    monkeypatch.setattr(subprocess, "run", slowly)
+    monkeypatch.setattr(discover, "ANSWER_SECONDS", 3.0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent")
+    text = "cluster: home\ngateway: {node: mac, port: 4000}\nnodes:\n  mac: {host: localhost}\nmodels: {}\n"
+    seen = asyncio.run(discover.discover(inventory.load(text, "inventory.yml")))
+    assert seen.errors == {}
+    assert seen.survey.nodes["mac"].reachable
+    assert len(pip) == 1
