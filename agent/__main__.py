@@ -1,8 +1,10 @@
-"""Runs from a folder of any name, with no package installed: `python3 -I FOLDER [REQUEST]` or `python3 -I FOLDER gguf FILE`.
+"""Runs from a folder of any name, with no package installed: `python3 -I FOLDER [REQUEST]` or
+`python3 -I FOLDER gguf FILE`.
 
 Given FOLDER/__main__.py instead, Python starts some milliseconds faster."""
 
-# Any Python must be able to parse this file, 2.7 too: an old one shall say the sentence below and not a SyntaxError.
+# Any Python must be able to parse this file, 2.7 too: an old one shall say the sentence
+# below and not a SyntaxError.
 import sys
 
 if sys.version_info < (3, 8):

@@ -1,4 +1,5 @@
-"""Asks every part of the node at once and puts the answers into one document. What fails or hangs becomes a problem."""
+"""Asks every part of the node at once and puts the answers into one document. What fails
+or hangs becomes a problem."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ WEIGHTS_DEADLINE_S = 20.0  # headers may lie on a sleeping disk
 
 
 class Question:
-    """One part of the node, asked in a thread of its own: Docker, the driver and the file system answer side by side."""
+    """One part of the node, asked in a thread of its own: Docker, the driver and the file
+    system answer side by side."""
 
     def __init__(
         self, source: str, ask: Callable[[Problems], Any], empty: Any, deadline_s: float = DEADLINE_S

@@ -1,6 +1,7 @@
 """The machine itself: names, operating system, processor, memory, network interfaces, file systems.
 
-Linux is read from /proc, /sys and netlink; psutil answers on macOS, and is not imported elsewhere: that costs 35 ms."""
+Linux is read from /proc, /sys and netlink; psutil answers on macOS, and is not imported
+elsewhere: that costs 35 ms."""
 
 from __future__ import annotations
 
@@ -200,7 +201,8 @@ def interface(name: str, rows: list[Any]) -> dict[str, Any]:
 
 
 def hub_home() -> str:
-    """Where huggingface_hub keeps its files: HF_HOME, else $XDG_CACHE_HOME/huggingface, else ~/.cache/huggingface."""
+    """Where huggingface_hub keeps its files: HF_HOME, else $XDG_CACHE_HOME/huggingface,
+    else ~/.cache/huggingface."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return os.path.expanduser(os.environ.get("HF_HOME") or os.path.join(cache, "huggingface"))
 

@@ -41,7 +41,8 @@ def by_kernel() -> list[dict[str, Any]]:
 
 
 def listeners() -> Iterator[tuple[int, str, int]]:
-    """As netlink.listeners, from /proc/net/tcp and tcp6, which every kernel has; there it walks through all its connections for us.
+    """As netlink.listeners, from /proc/net/tcp and tcp6, which every kernel has; there it walks through
+    all its connections for us.
 
     Addresses are hexadecimal words in the machine's byte order."""
     import _socket
@@ -62,7 +63,8 @@ def listeners() -> Iterator[tuple[int, str, int]]:
 
 
 def owners(inodes: set[int]) -> dict[int, int]:
-    """The process of each socket, of those that we may look at. Where several have it, the youngest: systemd passes sockets on."""
+    """The process of each socket, of those that we may look at. Where several have it, the youngest:
+    systemd passes sockets on."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     found: dict[int, int] = {}
     for pid in sorted((int(n) for n in os.listdir("/proc") if n.isdigit()), reverse=True):

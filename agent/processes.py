@@ -1,4 +1,5 @@
-"""Single processes, from /proc: who, since when, child of whom, how much memory. Without /proc (macOS) psutil answers."""
+"""Single processes, from /proc: who, since when, child of whom, how much memory. Without
+/proc (macOS) psutil answers."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def is_alive(pid: Any, start_ticks: Any) -> bool:
 
 
 def name(pid: int) -> str | None:
-    """The kernel keeps 15 bytes; the whole name stands in the command line, unless the process has written something else there."""
+    """The kernel keeps 15 bytes; the whole name stands in the command line, unless the process has
+    written something else there."""
     short = read_or_none(f"/proc/{pid}/comm")
     if short is None or len(short) < 15:
         return short
@@ -57,8 +59,9 @@ def cgroup(pid: int) -> str:
 
 
 def memory_of_container(pid: int, container: str) -> int | None:
-    """What a container holds, as `docker stats` counts it: without the page cache that can be given back (inactive_file). None where its
-    cgroup is not to be seen: the number is another machine's, as with Docker Desktop, or there is no memory controller."""
+    """What a container holds, as `docker stats` counts it: without the page cache that can be given back
+    (inactive_file). None where its cgroup is not to be seen: the number is another machine's, as with Docker
+    Desktop, or there is no memory controller."""
     for line in cgroup(pid).splitlines():
         _, controllers, path = line.split(":", 2)
         if container not in path or (controllers and "memory" not in controllers.split(",")):
@@ -80,7 +83,8 @@ def memory_of_container(pid: int, container: str) -> int | None:
 
 
 def cgroup_folder(controller: str, path: str) -> str | None:
-    """Where a cgroup is mounted: `controller` is v1's, or empty for v2. In a container the mount may begin below the top of the hierarchy."""
+    """Where a cgroup is mounted: `controller` is v1's, or empty for v2. In a container the mount may begin
+    below the top of the hierarchy."""
     for line in (read_or_none("/proc/self/mountinfo") or "").splitlines():
         mounted = line.split()
         kind, _, options = line.rpartition(" - ")[2].split(" ", 2)

@@ -1,4 +1,5 @@
-"""Services of ours that run without Docker, from the files their supervisor keeps; and whose GPU memory it is."""
+"""Services of ours that run without Docker, from the files their supervisor keeps;
+and whose GPU memory it is."""
 
 from __future__ import annotations
 
