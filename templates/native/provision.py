@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Makes a Python environment of one hashed lock, once: python3 provision.py --lock LOCK --name NAME --into DIR [--python P]
+"""Makes a Python environment of one hashed lock, once:
+python3 provision.py --lock LOCK --name NAME --into DIR [--python P]
 
-The environment is DIR/NAME-<12 hex digits of lock and Python version>; nothing is fetched when it is already complete.
-Progress goes to stderr; the last line of stdout is JSON. Python 3.8 or newer, standard library only.
-pip does the work, with the user's own PIP_* settings and configuration files. (uv would take 40 s instead of 72 for LiteLLM's
-118 packages, once for each lock, but reads none of these settings.)
+The environment is DIR/NAME-<12 hex digits of lock and Python version>; nothing is fetched when it is
+already complete. Progress goes to stderr; the last line of stdout is JSON. Python 3.8 or newer, standard
+library only.
+
+pip does the work, with the user's own PIP_* settings and configuration files. (uv would take 40 s instead of
+72 for LiteLLM's 118 packages, once for each lock, but reads none of these settings.)
 """
 
 import argparse
@@ -28,7 +31,8 @@ PLACES = (
 )  # not on the PATH that sshd gives to a command
 # These send packages elsewhere than into the environment, or change what its Python sees.
 MISLEADING = (
-    "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT",
+    "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PIP_USER", "PIP_TARGET",
+    "PIP_PREFIX", "PIP_ROOT",
     "PIP_REQUIREMENT", "PIP_CONSTRAINT", "PIP_DRY_RUN", "PIP_PYTHON", "PIP_REPORT", "VIRTUAL_ENV",
 )  # fmt: skip
 
@@ -71,7 +75,7 @@ def clean_environment() -> Dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in MISLEADING}
 
 
-# --- which Python ---------------------------------------------------------------------------------------------------------
+# --- which Python ---------------------------------------------------------------------------------------
 
 
 def lock_header(text: str, key: str, otherwise: str) -> str:
@@ -126,11 +130,12 @@ def choose_python(asked: Optional[str], floor: Version) -> Tuple[str, Version]:
     raise Failure(
         "Python %s is too old for this lock, which needs %s or newer" % (dotted(version), dotted(floor)),
         cause="%s is Python %s" % (path, dotted(version)),
-        hint="install a newer one: Debian and Ubuntu `sudo apt install python3.12 python3.12-venv`, macOS `brew install python@3.12`",
+        hint="install a newer one: Debian and Ubuntu `sudo apt install python3.12 python3.12-venv`, macOS "
+        "`brew install python@3.12`",
     )
 
 
-# --- installing -----------------------------------------------------------------------------------------------------------
+# --- installing -----------------------------------------------------------------------------------------
 
 
 def explain(output: str, version: Version) -> Failure:
@@ -144,10 +149,14 @@ def explain(output: str, version: Version) -> Failure:
             "the package index served another file: check PIP_INDEX_URL and pip.conf",
         )
     if re.search(
-        r"Name or service not known|name resolution|Connection refused|ConnectTimeout|timed out|unreachable|Network is",
+        r"Name or service not known|name resolution|Connection refused|ConnectTimeout|"
+        r"timed out|unreachable|Network is",
         output,
     ):
-        hint = "let that machine reach pypi.org and files.pythonhosted.org, or name a mirror there, in ~/.config/pip/pip.conf: "
+        hint = (
+            "let that machine reach pypi.org and files.pythonhosted.org, or name a mirror there, in "
+            "~/.config/pip/pip.conf: "
+        )
         return Failure(
             "the package index cannot be reached",
             cause,
@@ -161,7 +170,10 @@ def explain(output: str, version: Version) -> Failure:
         "No matching distribution found" in output
     ):  # pip says the same of an index that answers nothing at all
         machine = "%s %s with Python %s" % (os.uname().sysname, os.uname().machine, dotted(version))
-        hint = "if the index has the package, it has no wheel for this machine: try another Python with --python, or another node"
+        hint = (
+            "if the index has the package, it has no wheel for this machine: try another Python with "
+            "--python, or another node"
+        )
         return Failure("pip found no wheel of a locked package for %s" % machine, cause, hint)
     return Failure("the packages could not be installed", cause)
 
@@ -179,8 +191,10 @@ def install(python: str, version: Version, directory: str, lock: str) -> None:
         )
     # No source builds: a node has no compiler, and what a build runs is covered by no hash.
     argv = [
-        os.path.join(directory, "bin", "python"), "-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary", ":all:",
-        "--no-compile", "--no-input", "--disable-pip-version-check", "--no-warn-script-location", "--progress-bar", "off", "-r", lock,
+        os.path.join(directory, "bin", "python"), "-m", "pip", "install", "--require-hashes", "--no-deps",
+        "--only-binary", ":all:",
+        "--no-compile", "--no-input", "--disable-pip-version-check", "--no-warn-script-location",
+        "--progress-bar", "off", "-r", lock,
     ]  # fmt: skip
     environment["PYTHONUNBUFFERED"] = "1"
     with subprocess.Popen(

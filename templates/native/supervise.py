@@ -3,8 +3,9 @@
 
     python3 supervise.py start DIR | stop DIR [--timeout 15] | status DIR
 
-DIR holds service.json (argv, environment_file, working_directory); this program adds log, log.1, state.json and lock.
-Every verb prints one JSON document. Python 3.8 or newer, standard library only, Linux and macOS.
+DIR holds service.json (argv, environment_file, working_directory); this program adds log,
+log.1, state.json and lock. Every verb prints one JSON document. Python 3.8 or newer, standard
+library only, Linux and macOS.
 """
 
 import argparse
@@ -41,7 +42,8 @@ INHERITED = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 )
-MARK = "HOMELAB_SERVICE_DIR"  # in the environment of all that a service starts: proof of ownership when its leader is gone
+# In the environment of all that a service starts: proof of ownership when its leader is gone.
+MARK = "HOMELAB_SERVICE_DIR"
 PR_SET_PDEATHSIG = 1
 
 Document = Dict[str, Any]
@@ -51,7 +53,7 @@ class Mistake(Exception):
     """Something that the caller can put right."""
 
 
-# --- processes ------------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------------
 
 
 def start_ticks(pid: Optional[int]) -> Any:
@@ -67,8 +69,13 @@ def start_ticks(pid: Optional[int]) -> Any:
         except OSError:
             return None
         return None if fields[0] in (b"Z", b"X") else int(fields[19])
-    answer = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                            env=dict(os.environ, LC_ALL="C"), check=False)  # fmt: skip
+    answer = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=dict(os.environ, LC_ALL="C"),
+        check=False,
+    )
     state, _, started = answer.stdout.decode("ascii", "replace").strip().partition(" ")
     return None if not started or state.startswith("Z") else " ".join(started.split())
 
@@ -110,7 +117,7 @@ def send_group(group: int, number: int) -> None:
         pass
 
 
-# --- the folder -----------------------------------------------------------------------------------------------------------
+# --- the folder -----------------------------------------------------------------------------------------
 
 
 def read_state(directory: str) -> Document:
@@ -183,7 +190,7 @@ class Service:
         self.environment[MARK] = directory
 
 
-# --- the supervisor -------------------------------------------------------------------------------------------------------
+# --- the supervisor -------------------------------------------------------------------------------------
 
 
 class Supervisor:
@@ -193,7 +200,8 @@ class Supervisor:
         self.stopping: Optional[float] = None
         self.quick = self.step = 0
         self.state: Document = {
-            "supervisor_pid": os.getpid(), "supervisor_start_ticks": start_ticks(os.getpid()), "pid": None, "pid_start_ticks": None,
+            "supervisor_pid": os.getpid(), "supervisor_start_ticks": start_ticks(os.getpid()), "pid": None,
+            "pid_start_ticks": None,
             "started_at": None, "restarts": 0, "exit_code": None, "status": "backing-off",
         }  # fmt: skip
         self.libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
@@ -260,7 +268,8 @@ class Supervisor:
     def launch(self) -> None:
         with self.open_log() as log:
             self.child = subprocess.Popen(
-                self.service.argv, cwd=self.service.working_directory, env=self.service.environment, stdin=subprocess.DEVNULL,
+                self.service.argv, cwd=self.service.working_directory, env=self.service.environment,
+                stdin=subprocess.DEVNULL,
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=self.before_exec,
             )  # fmt: skip
         self.save(
@@ -326,7 +335,7 @@ class Supervisor:
         return "stopped"
 
 
-# --- the verbs ------------------------------------------------------------------------------------------------------------
+# --- the verbs ------------------------------------------------------------------------------------------
 
 
 def take_lock(directory: str) -> Optional[int]:
@@ -366,7 +375,8 @@ def report(directory: str) -> Document:
         else:
             status = "backing-off" if supervised else "stopped"
     return {
-        "status": status, "pid": pid if running else None, "restarts": state.get("restarts", 0), "exit_code": state.get("exit_code"),
+        "status": status, "pid": pid if running else None, "restarts": state.get("restarts", 0),
+        "exit_code": state.get("exit_code"),
         "supervised": supervised, "started_at": state.get("started_at") if running else None,
     }  # fmt: skip
 
