@@ -89,7 +89,8 @@ def test_a_port_on_ipv6_is_seen_by_the_kernels_list_and_by_proc() -> None:
 
 
 def test_ports_are_those_of_psutil() -> None:
-    """Others may open and close ports meanwhile: what psutil sees before and after must be there, and nothing that it never sees."""
+    """Others may open and close ports meanwhile: what psutil sees before and after must be there, and
+    nothing that it never sees."""
     with socket.create_server(("127.0.0.1", 0)), socket.create_server(("::", 0), family=socket.AF_INET6):
         before, found, after = (
             {tuple(p.values()) for p in ask()} for ask in (by_psutil, ports.by_kernel, by_psutil)

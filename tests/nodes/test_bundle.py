@@ -220,7 +220,8 @@ def test_the_platform_is_read_from_what_the_node_said(said: str, expected: Platf
 
 @pytest.fixture
 def pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """pip is the network's door: here it delivers a wheel made on the spot, whose hash stands in the table."""
+    """pip is the network's door: here it delivers a wheel made on the spot, whose
+    hash stands in the table."""
     asked: list[list[str]] = []
     wheel = io.BytesIO()
     with zipfile.ZipFile(wheel, "w") as z:
