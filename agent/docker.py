@@ -1,4 +1,5 @@
-"""Docker on this node, through its Engine API: can this user use it, does it offer the GPU, and which containers carry our label."""
+"""Docker on this node, through its Engine API: can this user use it, does it offer the GPU, and which
+containers carry our label."""
 
 from __future__ import annotations
 
@@ -135,8 +136,8 @@ class InThread:
 
 
 def known(path: str) -> dict[str, Any]:
-    """What the engine says of itself, kept until it is started anew: for /info and /version Docker runs runc and others for their
-    versions, which takes longer than everything else that is asked here (20.10)."""
+    """What the engine says of itself, kept until it is started anew: for /info and /version Docker runs runc
+    and others for their versions, which takes longer than everything else that is asked here (20.10)."""
     identity = "engine"
     for name in (path, "/var/run/docker.pid"):
         if os.path.exists(name):
@@ -198,9 +199,11 @@ def cdi_files(directories: list[str]) -> list[str]:
 
 
 def compose_version() -> str | None:
-    """Asked of the plugin itself, as the docker command does; running `docker compose version` would start two programs.
+    """Asked of the plugin itself, as the docker command does; running `docker compose version`
+    would start two programs.
 
-    Starting even the one costs more than all the rest of the agent, so what it said is kept until its file changes."""
+    Starting even the one costs more than all the rest of the agent, so what it said is
+    kept until its file changes."""
     directories = [os.path.expanduser(d) for d in PLUGIN_PATH]
     configured = os.environ.get("DOCKER_CONFIG")
     if configured:
@@ -332,7 +335,8 @@ def condition(now: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def memory(statistics: dict[str, Any]) -> int | None:
-    """As `docker stats` counts: without the page cache that can be given back (total_inactive_file in cgroup v1, inactive_file in v2)."""
+    """As `docker stats` counts: without the page cache that can be given back (total_inactive_file in cgroup
+    v1, inactive_file in v2)."""
     usage = statistics.get("usage")
     if usage is None:
         return None

@@ -1,6 +1,8 @@
-"""Reads the header of a GGUF file (versions 2 and 3) into a document: metadata, and each tensor's name, dimensions, type and bytes.
+"""Reads the header of a GGUF file (versions 2 and 3) into a document: metadata, and each tensor's name,
+dimensions, type and bytes.
 
-The file is a stranger's: a count or a length in it is compared with the bytes that are there before anything is made of it."""
+The file is a stranger's: a count or a length in it is compared with the bytes that are there
+before anything is made of it."""
 
 from __future__ import annotations
 
@@ -194,7 +196,8 @@ def measured(raw: list[tuple[str, list[int], int, int]], start: int, size: int) 
             word, block, block_bytes = TYPES[kind]
             if dimensions[0] % block:
                 raise HeaderError(
-                    f"tensor {name[:80]}: rows of {dimensions[0]} do not divide into blocks of {block} ({word})"
+                    f"tensor {name[:80]}: rows of {dimensions[0]} "
+                    f"do not divide into blocks of {block} ({word})"
                 )
             count = elements // block * block_bytes
         else:
@@ -246,7 +249,8 @@ def document(path: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> int:
-    """`gguf FILE [--size N]`: prints the header document; 3 and `need_bytes` when the file holds too little of it, 1 when it is no use."""
+    """`gguf FILE [--size N]`: prints the header document; 3 and `need_bytes` when the file holds too little
+    of it, 1 when it is no use."""
     size = 0
     if len(arguments) == 3 and arguments[1] == "--size" and arguments[2].isdigit():
         size = int(arguments[2])

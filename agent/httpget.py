@@ -1,4 +1,5 @@
-"""GET over a socket that is already known, and nothing more: http.client would cost 35 ms of import (it loads ssl and email)."""
+"""GET over a socket that is already known, and nothing more: http.client would cost 35 ms of import
+(it loads ssl and email)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ MAX_BYTES = 16 * 1024 * 1024
 
 
 def get(address: str | tuple[str, int], path: str, timeout_s: float) -> tuple[int, bytes]:
-    """`address` is the path of a Unix socket, or (host, port). HTTP/1.0, so that the answer comes unchunked and ends with the connection."""
+    """`address` is the path of a Unix socket, or (host, port). HTTP/1.0, so that the answer comes unchunked
+    and ends with the connection."""
     if isinstance(address, str):
         import _socket  # what socket is made of, without its 3 ms of import
 

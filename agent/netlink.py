@@ -1,4 +1,5 @@
-"""What the Linux kernel lists over netlink: network interfaces as for getifaddrs(3), and listening sockets as for `ss`."""
+"""What the Linux kernel lists over netlink: network interfaces as for getifaddrs(3), and
+listening sockets as for `ss`."""
 
 from __future__ import annotations
 

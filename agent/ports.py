@@ -63,7 +63,8 @@ def listeners() -> Iterator[tuple[int, str, int, int]]:
 
 
 def owners(inodes: set[int]) -> dict[int, int]:
-    """The process of each socket, of those that we may look at. Where several have it, the youngest: systemd passes sockets on."""
+    """The process of each socket, of those that we may look at. Where several have it, the youngest:
+    systemd passes sockets on."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
     found: dict[int, int] = {}
     for pid in sorted((int(n) for n in os.listdir("/proc") if n.isdigit()), reverse=True):

@@ -1,4 +1,5 @@
-"""Reads a model folder of safetensors files into a document: the configuration, and where the bytes of the tensors are."""
+"""Reads a model folder of safetensors files into a document: the configuration, and where the
+bytes of the tensors are."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def load_file(path: str) -> dict[str, Any]:
 
 
 def header(path: str) -> dict[str, Any]:
-    """The header of one file: name -> {"dtype", "shape", "bytes"}. A tensor that ends beyond the file is an error."""
+    """The header of one file: name -> {"dtype", "shape", "bytes"}. A tensor that ends
+    beyond the file is an error."""
     size, short = os.path.getsize(path), os.path.basename(path)
     with open(path, "rb") as f:
         first = f.read(8)
@@ -66,7 +68,8 @@ def header(path: str) -> dict[str, Any]:
 
 
 def shards(directory: str) -> list[str]:
-    """The files that the index names, else all there are. `consolidated*` are Mistral's second copy of the same weights."""
+    """The files that the index names, else all there are. `consolidated*` are Mistral's second
+    copy of the same weights."""
     index = os.path.join(directory, INDEX)
     if os.path.exists(index):
         weight_map = load_file(index).get("weight_map")

@@ -12,13 +12,15 @@ if TYPE_CHECKING:  # importing typing costs 3 ms
     from typing import Any
 
 REPOSITORY = re.compile(r"([\w.-]+)/([\w.-]+?)(?::([\w.-]+))?$")
-# What llama.cpp takes when no quantisation is named, and the files beside a model that it never takes for one (`common/download.cpp`).
+# What llama.cpp takes when no quantisation is named, and the files beside a model that it never takes for one
+# (`common/download.cpp`).
 DEFAULT_QUANTS = ("Q4_K_M", "Q8_0", "")
 SIDECARS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 
 
 def collect(sources: list[str], headers: bool = True) -> list[dict[str, Any]]:
-    """With `headers`, what the files say of the model: that is for planning, and takes its time with large vocabularies."""
+    """With `headers`, what the files say of the model: that is for planning, and takes its
+    time with large vocabularies."""
     return [look(source, headers) for source in sources]
 
 
@@ -129,7 +131,8 @@ def newest(folder: str) -> str | None:
 
 
 def blob_bytes(folder: str) -> tuple[int, float]:
-    """Bytes that are there, and when a download was last broken off (the hub client leaves `*.incomplete`)."""
+    """Bytes that are there, and when a download was last broken off (the hub
+    client leaves `*.incomplete`)."""
     blobs = os.path.join(folder, "blobs")
     there = [os.path.join(blobs, n) for n in os.listdir(blobs)] if os.path.isdir(blobs) else []
     return sum(os.path.getsize(p) for p in there), max(
@@ -154,7 +157,8 @@ def model_files(directory: str) -> list[str]:
 
 
 def choose(files: list[str], quant: str | None) -> str | None:
-    """The file of a quantisation as llama.cpp finds it: the tag, in any case, followed by a dot or a dash; of a split file the first part."""
+    """The file of a quantisation as llama.cpp finds it: the tag, in any case, followed by a dot or a dash; of
+    a split file the first part."""
     for tag in [quant] if quant else DEFAULT_QUANTS:
         wanted = re.compile(re.escape(tag) + "[.-]", re.IGNORECASE) if tag else re.compile("")
         for f in files:

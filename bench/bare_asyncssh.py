@@ -1,4 +1,5 @@
-"""The least that asking several machines over SSH can cost: connect to all at once, run one python3 command on each, print what it says."""
+"""The least that asking several machines over SSH can cost: connect to all at once, run one python3 command
+on each, print what it says."""
 
 import asyncio
 import sys

@@ -1,10 +1,12 @@
-"""Feeds what a stranger's model file may hold to the parsers, guided by what each input makes them do that earlier ones did not.
+"""Feeds what a stranger's model file may hold to the parsers, guided by what each input makes them do
+that earlier ones did not.
 
     python bench/fuzz_headers.py [gguf|safetensors|document] [-runs=100000] [-max_total_time=600] [CORPUS]
 
-needs `pip install atheris==3.0.0` (Linux; not one of the project's own requirements). `gguf` and `safetensors` are bytes of files as the agent
-reads them on a node, and what homelab makes of the result; `document` is the JSON that a node or the hub sends. Anything but our own errors,
-and anything that takes more than 2 GiB, stops it; the input is then in a file beside it."""
+needs `pip install atheris==3.0.0` (Linux; not one of the project's own requirements). `gguf` and
+`safetensors` are bytes of files as the agent reads them on a node, and what homelab makes of the result;
+`document` is the JSON that a node or the hub sends. Anything but our own errors, and anything that takes more
+than 2 GiB, stops it; the input is then in a file beside it."""
 
 from __future__ import annotations
 

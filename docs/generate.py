@@ -1,10 +1,12 @@
-"""Writes the generated parts of the documentation: inventory keys, JSON keys, the help of every verb, the plan in the README.
+"""Writes the generated parts of the documentation: inventory keys, JSON keys, the help of every
+verb, the plan in the README.
 
     python docs/generate.py            rewrite them
     python docs/generate.py --check    change nothing; exit 1 if one is stale
 
-A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. What a key means is written here, in MEANINGS;
-its type, its default and that it exists at all come from the code. A key without a sentence, or a sentence without a key, is an error."""
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. What a key means is
+written here, in MEANINGS; its type, its default and that it exists at all come from the code. A key without a
+sentence, or a sentence without a key, is an error."""
 
 from __future__ import annotations
 
@@ -34,9 +36,11 @@ WIDTH = "100"
 # What each key means: {class: {key: sentence}}.
 MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     inventory.Inventory: {
-        "cluster": "The name of the household. It is on every service that homelab starts; two clusters can share a machine.",
+        "cluster": "The name of the household. It is on every service that homelab starts; two clusters can "
+        "share a machine.",
         "gateway": "Where the one address for all clients is.",
-        "images": "Image tags in place of the pinned ones, by engine name or `litellm`: `{llamacpp: …, vllm: …, litellm: …}`.",
+        "images": "Image tags in place of the pinned ones, by engine name or `litellm`: `{llamacpp: …, "
+        "vllm: …, litellm: …}`.",
         "hub": "Where weights come from, if not from huggingface.co.",
         "nodes": "The machines, by a name that you choose.",
         "models": "The models, by the name that clients will use.",
@@ -44,7 +48,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "fallbacks": "`{model: [others]}`: who answers when `model` cannot. Names of `models` and `cloud`.",
     },
     inventory.Node: {
-        "host": "Where SSH goes: an address, a name, or a name of your `~/.ssh/config`. `localhost` is this machine, without SSH.",
+        "host": "Where SSH goes: an address, a name, or a name of your `~/.ssh/config`. `localhost` is this "
+        "machine, without SSH.",
         "user": "Who logs in there. Default: what SSH would take.",
         "port": "The port of its sshd. Default: what SSH would take.",
         "identity": "The private key for it. Default: what SSH would take: `~/.ssh/config`, your ssh-agent, the usual files.",
@@ -60,8 +65,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     inventory.Model: {
         "variants": "Ways to run it, in order of preference: the first that fits somewhere is taken.",
         "kind": "What it does.",
-        "context": "Tokens of one request, prompt and answer together. With `{min, max}`: the largest that fits. "
-        "Default: 8192, or the model's own limit if that is less.",
+        "context": "Tokens of one request, prompt and answer together. "
+        "With `{min, max}`: the largest that fits. Default: 8192, or the model's own limit if that is less.",
         "concurrency": "How many requests at once, each with the whole `context`.",
         "replicas": "How many instances. The gateway balances them.",
         "priority": "Who gets a place when not all can have one: the higher number.",
@@ -72,8 +77,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     inventory.Variant: {
         "engine": "An engine's name: see [engines.md](engines.md).",
         "source": "Where the weights are: see [Sources](#sources).",
-        "args": "Arguments for the engine, as its own command line spells them, without the dashes. They win over homelab's, and what they "
-        "change is counted.",
+        "args": "Arguments for the engine, as its own command line spells them, without the dashes. "
+        "They win over homelab's, and what they change is counted.",
     },
     inventory.Context: {
         "min": "The least that is any use. The model is placed with this much.",
@@ -87,7 +92,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     },
     inventory.Cloud: {
         "model": "LiteLLM's name of it: `anthropic/…`, `openai/…`.",
-        "api_key": "`env:NAME`: the environment variable that holds the key when you deploy. A key itself is refused here.",
+        "api_key": "`env:NAME`: the environment variable that holds the key when you deploy. A key itself "
+        "is refused here.",
         "api_base": "Another address of that provider.",
     },
     inventory.Hub: {
@@ -242,7 +248,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
 }
 
 INVENTORY = (
-    inventory.Inventory, inventory.Gateway, inventory.Node, inventory.Model, inventory.Context, inventory.Variant, inventory.Cloud,
+    inventory.Inventory, inventory.Gateway, inventory.Node, inventory.Model, inventory.Context,
+    inventory.Variant, inventory.Cloud,
     inventory.Hub,
 )  # fmt: skip
 FACTS = (
@@ -297,7 +304,8 @@ def generated() -> Mapping[str, str]:
 
 def inventory_table(cls: type[BaseModel]) -> str:
     rows = [
-        f"| `{key}` | {type_in_words(field.annotation, field.metadata)} | {default_in_words(field)} | {meaning} |"
+        f"| `{key}` | {type_in_words(field.annotation, field.metadata)} | {default_in_words(field)} | "
+        f"{meaning} |"
         for key, field, meaning in fields(cls)
     ]
     return "\n".join(["| Key | Value | Default | What it is |", "|---|---|---|---|", *rows]) + "\n"
@@ -392,7 +400,8 @@ def help_texts() -> str:
 
 
 def example_plan() -> str:
-    """The household of inventory.example.yml, planned from the tests' machines, with the commands that do it."""
+    """The household of inventory.example.yml, planned from the tests' machines,
+    with the commands that do it."""
     with contextlib.chdir(ROOT), tempfile.TemporaryDirectory() as folder:
         sys.path.insert(0, str(ROOT))
         from tests.machines import household
@@ -400,7 +409,10 @@ def example_plan() -> str:
         facts_file = Path(folder) / "facts.json"
         facts_file.write_text(household().model_dump_json())
         plan = said("plan", "-i", "inventory.example.yml", "--facts", str(facts_file))
-    make = '.venv/bin/python -c "from tests.machines import household; print(household().model_dump_json())" > facts.json'
+    make = (
+        '.venv/bin/python -c "from tests.machines import household; '
+        'print(household().model_dump_json())" > facts.json'
+    )
     return f"```\n$ {make}\n$ homelab plan -i inventory.example.yml --facts facts.json\n{plan}\n```\n"
 
 

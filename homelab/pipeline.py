@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from homelab import state
 from homelab.discover import Discovery, discover, read_models
 from homelab.errors import DeployError, HomelabError, InventoryError, NodeError
-from homelab.inventory import Inventory, load
+from homelab.inventory import Inventory, Node, load
 from homelab.nodes import connect
 from homelab.secrets import Secrets
 
@@ -77,6 +77,16 @@ async def survey_nodes(household: Household, meanwhile: Callable[[], object] = b
     return Discovery(survey=survey, errors=discovery.errors)
 
 
+def _how_to_list(name: str, spec: Node, facts: Facts) -> str:
+    from homelab.hosting import Refused, runtime_for
+
+    try:
+        runtime_for(spec, facts)
+    except Refused as e:
+        return str(e)
+    return f"Mend that first; where homelab is not to use Docker: `runtime: native` under nodes.{name}"
+
+
 def listed(household: Household, discovery: Discovery) -> Discovery:
     """The discovery for whoever changes something: a node that cannot list its services counts as one that does
     not answer, for what it does not show may run."""
@@ -99,7 +109,7 @@ def listed(household: Household, discovery: Discovery) -> Discovery:
         errors[name] = NodeError(
             f"Node `{name}` cannot list its services",
             cause="\n".join(why),
-            hint=f"Mend that first; where homelab is not to use Docker there: `runtime: native` under nodes.{name}",
+            hint=_how_to_list(name, spec, report.facts),
             kind="services",
         )
         nodes[name] = NodeReport(

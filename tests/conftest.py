@@ -6,9 +6,12 @@ import ctypes
 import sys
 from collections.abc import Sequence
 
+import hypothesis
 import pytest
 
 pytest_plugins = ["tests.lab.fixtures"]
+hypothesis.settings.register_profile("homelab", deadline=None)  # a busy machine is no mistake of ours
+hypothesis.settings.load_profile("homelab")
 SHARES = 2  # so many turns after each other run every slow test
 CHOSEN = pytest.StashKey[list[str]]()
 

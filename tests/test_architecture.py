@@ -168,6 +168,14 @@ def test_agent_and_controller_never_import_each_other() -> None:
         assert not touches(imports(tree), {"homelab"}), name
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """homelab remembers what it saw, in the home of whoever runs it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def loaded(*arguments: str) -> set[str]:
     """Top-level packages that a command line has imported when it ends."""
     code = (

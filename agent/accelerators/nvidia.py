@@ -1,4 +1,5 @@
-"""NVIDIA GPUs through NVML. What the driver will not say is null; a GPU that fails is a problem and the others go on."""
+"""NVIDIA GPUs through NVML. What the driver will not say is null; a GPU that fails is a
+problem and the others go on."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def collect(problems: Problems) -> list[dict[str, Any]]:
                 else f"NVIDIA GPU present, its library cannot be loaded: {e}",
             )
         return []
-    # pynvml imports ctypes.util and uses nothing of it; that brings in subprocess, tempfile, shutil and their 15 ms.
+    # pynvml imports ctypes.util and uses nothing of it; that brings in subprocess, tempfile,
+    # shutil and their 15 ms.
     sys.modules.setdefault("ctypes.util", types.ModuleType("ctypes.util")).__dict__.setdefault(
         "find_library", None
     )
@@ -63,7 +65,8 @@ def collect(problems: Problems) -> list[dict[str, Any]]:
         if e.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
             problem(
                 problems,
-                f"Driver/library version mismatch: {e} The driver was updated under a running kernel: reboot or reload the driver",
+                f"Driver/library version mismatch: {e} The driver was updated under a running kernel: "
+                "reboot or reload the driver",
             )
         elif e.value != pynvml.NVML_ERROR_DRIVER_NOT_LOADED or has_card():
             problem(problems, f"{e}")
@@ -180,9 +183,11 @@ def memory(pynvml: Any, handle: Any, name: str) -> dict[str, Any]:
 
 
 def readings(pynvml: Any, handle: Any) -> tuple[Any, int | None]:
-    """None when NVML says Not Supported, for want of memory to report; any other refusal is an error of this GPU.
+    """None when NVML says Not Supported, for want of memory to report; any other
+    refusal is an error of this GPU.
 
-    Version 2 parts off what the driver keeps (CUDA does not see that); version 1 counts it as used. Drivers before 510 have only 1."""
+    Version 2 parts off what the driver keeps (CUDA does not see that); version 1 counts it as used.
+    Drivers before 510 have only 1."""
     figures = ask(pynvml, pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
     if figures is not None:
         return figures, figures.reserved

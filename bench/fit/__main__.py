@@ -1,4 +1,5 @@
-"""How well homelab's memory figures hold, as the tables in docs/memory.md: python bench/fit [llama|vllm|others|cards …]"""
+"""How well homelab's memory figures hold, as the tables in docs/memory.md:
+python bench/fit [llama|vllm|others|cards …]"""
 
 from __future__ import annotations
 

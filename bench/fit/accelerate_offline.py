@@ -1,4 +1,5 @@
-"""Runs in the virtual environment of `accelerate`: the code of `accelerate estimate-memory`, with a folder in the hub's place.
+"""Runs in the virtual environment of `accelerate`: the code of `accelerate estimate-memory`, with a
+folder in the hub's place.
 
 python accelerate_offline.py FOLDER DTYPE    prints the bytes of the whole model in that type"""
 

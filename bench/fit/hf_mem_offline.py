@@ -1,4 +1,5 @@
-"""Runs in the virtual environment of `hf-mem`: its own code, with the hub's answers taken from files beside it.
+"""Runs in the virtual environment of `hf-mem`: its own code, with the hub's answers
+taken from files beside it.
 
 python hf_mem_offline.py FOLDER CONTEXT [REQUESTS]    prints {"memory": …, "kv_cache": …}"""
 

@@ -1,4 +1,5 @@
-"""llama.cpp's own figures beside homelab's: `llama-fit-params`, recorded and (out of the wheel `xllamacpp`) run now, and a running llama-server."""
+"""llama.cpp's own figures beside homelab's: `llama-fit-params`, recorded and (out of the wheel `xllamacpp`)
+run now, and a running llama-server."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def ours(
 
 
 class Errors:
-    """The worst of each column: MiB for what is exact, a share for what is a bound (in whole MiB, as the tool cuts them off)."""
+    """The worst of each column: MiB for what is exact, a share for what is a bound (in whole MiB,
+    as the tool cuts them off)."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -108,7 +110,8 @@ def asked_now() -> None:
         variant = next(v for v in entry.variants if v.format == "gguf")
         shapes[entry.name] = entry.document(variant)
     print(
-        "| model | runs | model, MiB | context, MiB | compute, all rows | compute, a server's |\n|---|---:|---:|---:|---:|---:|"
+        "| model | runs | model, MiB | context, MiB | compute, all rows | compute, a server's |\n"
+        "|---|---:|---:|---:|---:|---:|"
     )
     refused, total, total_slots = [], Errors(), Errors()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,12 @@
-"""llama.cpp's own answer to what a GGUF takes, in MiB: `llama-fit-params` out of the wheel `xllamacpp`, which carries the whole of llama.cpp
-(b11549) and exports the function that the tool is made of. Nothing is allocated, and a header alone is enough.
+"""llama.cpp's own answer to what a GGUF takes, in MiB: `llama-fit-params` out of the wheel `xllamacpp`, which
+carries the whole of llama.cpp (b11549) and exports the function that the tool is made of. Nothing is
+allocated, and a header alone is enough.
 
     python bench/fit/oracle.py [--outputs N] -m FILE.gguf -c 8192 -np 2 …
 
-prints one JSON line: model, context and compute in MiB as the tool prints them, and the compute buffer as the log says it, to 0.01 MiB.
-`--outputs N`: reserve only so many rows of logits, as llama-server does (one for each slot)."""
+prints one JSON line: model, context and compute in MiB as the tool prints them, and the compute buffer
+as the log says it, to 0.01 MiB. `--outputs N`: reserve only so many rows of logits, as llama-server
+does (one for each slot)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Other estimators on the same cases. Truth is what llama.cpp's `llama-fit-params` and vLLM's logs say, without the CUDA context, which none of
-them counts. `hf-mem` and `accelerate` are run (their own code, with files in the
-hub's place); of the others only the rule is applied, and the output says why."""
+"""Other estimators on the same cases. Truth is what llama.cpp's `llama-fit-params` and vLLM's logs say,
+without the CUDA context, which none of them counts. `hf-mem` and `accelerate` are run (their own code, with
+files in the hub's place); of the others only the rule is applied, and the output says why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from tests.models.examples import DATA, FILE_BYTES, GOLDEN, gguf
 GIB = 2**30
 MIB = 2**20
 HF_MEM = "hf-mem==0.5.6"
-# A torch for CPUs: without such a wheel at hand pip would bring gigabytes of CUDA, and the rule is applied instead.
+# A torch for CPUs: without such a wheel at hand pip would bring gigabytes of CUDA, and the
+# rule is applied instead.
 ACCELERATE = ("accelerate==1.15.0", "transformers==5.23.0", "torch==2.13.0+cpu")
 CATALOGUED = {
     "gemma3-12b": "gemma-3-12b",
@@ -35,7 +36,8 @@ CATALOGUED = {
 CPU = Device(vendor="cpu", name="x", total_bytes=64 * GIB, memory_kind="ram")
 CARD = Device(vendor="nvidia", name="x", total_bytes=80 * GIB)
 CONTEXTS = (4096, 32768, 131072)
-# case, entry, weights, context, args, GiB logged: weights + the cache of one request + activation and non-torch where they are logged
+# case, entry, weights, context, args, GiB logged: weights + the cache of one request + activation and
+# non-torch where they are logged
 LOGGED: list[tuple[str, str, str, int, dict[str, Any], float]] = [
     (
         "Llama-3.1-8B bf16, 20 000 (vllm#10517)",
@@ -62,7 +64,8 @@ def gpustack(weights: float) -> float:
 
 
 def llmfit(shape: ModelShape, parameters: int, width: float, context: int) -> float:
-    """llmfit 1.1: parameters by a number of bytes for the quantisation, a 16-bit cache in every layer, half a GB."""
+    """llmfit 1.1: parameters by a number of bytes for the quantisation, a 16-bit cache
+    in every layer, half a GB."""
     heads = max(layer.kv_heads for layer in shape.layers)
     dim = max(layer.key_dim for layer in shape.layers)
     return parameters * width + 2 * len(shape.layers) * heads * dim * 2 * context + 0.5e9
@@ -87,7 +90,8 @@ class Tool:
 
 
 class Accelerate(Tool):
-    """`accelerate estimate-memory`: the size of the parameters in a type; its documentation adds up to 20 % for inference."""
+    """`accelerate estimate-memory`: the size of the parameters in a type; its documentation adds
+    up to 20 % for inference."""
 
     def ask(self, entry: Entry, width: float) -> float | None:
         if self.why:
@@ -126,7 +130,8 @@ class HfMem(Tool):
 
 
 def safetensors_folder(folder: Path, entry: Entry, variant: Variant) -> Path:
-    """A repository as the hub would show it: a configuration, and a file of the right size with nothing but its header in it."""
+    """A repository as the hub would show it: a configuration, and a file of the right size with
+    nothing but its header in it."""
     document = entry.document(variant)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(document["config"] | {"torch_dtype": "bfloat16"}))
@@ -225,13 +230,15 @@ def main() -> None:
     )
     ran = accelerate.why and f"{accelerate.why}: its rule, parameters times bytes"
     print(
-        f"accelerate: {ran or f'{ACCELERATE[0]} itself, `estimate-memory` of a config.json'}, plus the 20 % that its documentation adds."
+        f"accelerate: {ran or f'{ACCELERATE[0]} itself, `estimate-memory` of a config.json'}, plus the 20 % "
+        "that its documentation adds."
     )
     print("Only the rule was applied of:\n")
     print("* GPUStack: the scheduler's rule for vLLM; for GGUF it runs gguf-parser.")
     print("* llmfit: the wheel holds a program for glibc 2.39; its rule from its documentation.")
     print(
-        "* gguf-parser: a Go program without a package on PyPI (the one of that name there only reads headers): left out."
+        "* gguf-parser: a Go program without a package on PyPI (the one of that name there only reads "
+        "headers): left out."
     )
 
 

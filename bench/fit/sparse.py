@@ -1,4 +1,5 @@
-"""Writes a GGUF header document back into a file of the model's full size, all holes: enough for whatever asks only what a model would take."""
+"""Writes a GGUF header document back into a file of the model's full size, all holes: enough for whatever
+asks only what a model would take."""
 
 from __future__ import annotations
 

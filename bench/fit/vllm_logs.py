@@ -1,4 +1,5 @@
-"""vLLM's own figures, logged on people's machines, beside what homelab computes. No GPU is needed: cache memory in, tokens out."""
+"""vLLM's own figures, logged on people's machines, beside what homelab computes. No GPU is needed:
+cache memory in, tokens out."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def main() -> None:
         for what, logged, ours in compared(row):
             mark = " *" if "note" in row else ""
             print(
-                f"| {row['case']}{mark} | {row['kind']} | {what} | {shown(logged)} | {shown(ours)} | {ours / logged - 1:+.2%} | {row['source']} |"
+                f"| {row['case']}{mark} | {row['kind']} | {what} | {shown(logged)} | {shown(ours)} | "
+                f"{ours / logged - 1:+.2%} | {row['source']} |"
             )
     for row in ROWS:
         if "note" in row:

@@ -19,7 +19,7 @@ from homelab.nodes import connect
 from homelab.nodes.session import Session
 
 HOLD = """\
-import fcntl, json, os, sys, time
+import fcntl, json, os, signal, sys, time
 path, owner = os.path.expanduser(sys.argv[1]), sys.argv[2]
 try:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -36,10 +36,20 @@ file.truncate(0)
 since = time.strftime("%Y-%m-%d %H:%M:%S")
 file.write(json.dumps({"owner": owner, "since": since, "pid": os.getpid()}))
 file.flush()
-print("locked", flush=True)
-while os.path.exists(path):
-    time.sleep(1)
-    print(".", flush=True)
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda *_: sys.exit())
+try:
+    print("locked", flush=True)
+    while os.path.exists(path):
+        time.sleep(1)
+        print(".", flush=True)
+except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+finally:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
 """
 RELEASE = """\
 import fcntl, json, os, signal, sys

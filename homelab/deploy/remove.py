@@ -66,7 +66,8 @@ async def remove(
                 if node in clear and all((node, s.name) in done for s in mine):
                     await session.run(compose.remove_network_command(inventory.cluster))
                     await session.run(
-                        f"rm -rf -- {shlex.quote(cluster_directory(inventory.cluster))}; "
+                        f"rm -rf -- {shlex.quote(cluster_directory(inventory.cluster))} "
+                        f"{shlex.quote(cluster_directory(inventory.cluster))}.lock; "
                         "rmdir .local/share/homelab 2>/dev/null; true"
                     )
         except NodeError as e:

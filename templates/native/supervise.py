@@ -43,7 +43,8 @@ INHERITED = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 )
-MARK = "HOMELAB_SERVICE_DIR"  # in the environment of all that a service starts: proof of ownership when its leader is gone
+# In the environment of all that a service starts: proof of ownership when its leader is gone.
+MARK = "HOMELAB_SERVICE_DIR"
 PR_SET_PDEATHSIG = 1
 
 Document = Dict[str, Any]
@@ -53,7 +54,7 @@ class Mistake(Exception):
     """Something that the caller can put right."""
 
 
-# --- processes ------------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------------
 
 
 def start_ticks(pid: Optional[int]) -> Any:
@@ -69,8 +70,13 @@ def start_ticks(pid: Optional[int]) -> Any:
         except OSError:
             return None
         return None if fields[0] in (b"Z", b"X") else int(fields[19])
-    answer = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                            env=dict(os.environ, LC_ALL="C"), check=False)  # fmt: skip
+    answer = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=dict(os.environ, LC_ALL="C"),
+        check=False,
+    )
     state, _, started = answer.stdout.decode("ascii", "replace").strip().partition(" ")
     return None if not started or state.startswith("Z") else " ".join(started.split())
 
@@ -149,7 +155,7 @@ def send_group(group: int, number: int) -> None:
         pass
 
 
-# --- the folder -----------------------------------------------------------------------------------------------------------
+# --- the folder -----------------------------------------------------------------------------------------
 
 
 def read_state(directory: str) -> Document:
@@ -226,7 +232,7 @@ class Service:
             raise Mistake("%s: memory_limit_bytes must be a whole number above 0" % path)
 
 
-# --- the supervisor -------------------------------------------------------------------------------------------------------
+# --- the supervisor -------------------------------------------------------------------------------------
 
 
 class Supervisor:
@@ -236,7 +242,8 @@ class Supervisor:
         self.stopping: Optional[float] = None
         self.quick = self.step = 0
         self.state: Document = {
-            "supervisor_pid": os.getpid(), "supervisor_start_ticks": start_ticks(os.getpid()), "pid": None, "pid_start_ticks": None,
+            "supervisor_pid": os.getpid(), "supervisor_start_ticks": start_ticks(os.getpid()), "pid": None,
+            "pid_start_ticks": None,
             "started_at": None, "restarts": 0, "exit_code": None, "status": "backing-off",
         }  # fmt: skip
         self.libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
@@ -309,7 +316,8 @@ class Supervisor:
     def launch(self) -> None:
         with self.open_log() as log:
             self.child = subprocess.Popen(
-                self.service.argv, cwd=self.service.working_directory, env=self.service.environment, stdin=subprocess.DEVNULL,
+                self.service.argv, cwd=self.service.working_directory, env=self.service.environment,
+                stdin=subprocess.DEVNULL,
                 stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=self.before_exec,
             )  # fmt: skip
         self.save(
@@ -375,7 +383,7 @@ class Supervisor:
         return "stopped"
 
 
-# --- the verbs ------------------------------------------------------------------------------------------------------------
+# --- the verbs ------------------------------------------------------------------------------------------
 
 
 def take_lock(directory: str) -> Optional[int]:

@@ -1,4 +1,5 @@
-"""The agent is run as a node runs it: the real bundle, unpacked into a folder of its own, under whatever Python there is."""
+"""The agent is run as a node runs it: the real bundle, unpacked into a folder of its own, under
+whatever Python there is."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_agent(agent_folder: Path, home: Path) -> Callable[..., dict[str, Any]]:
-    """Runs the agent on a bare environment and gives its document. Docker is absent unless `docker` names a socket."""
+    """Runs the agent on a bare environment and gives its document. Docker is absent
+    unless `docker` names a socket."""
 
     def run(
         request: dict[str, Any] | None = None,

@@ -1,4 +1,5 @@
-"""Docker's Engine API is answered by a small server on a unix socket, with what Docker 20.10 said to the same questions."""
+"""Docker's Engine API is answered by a small server on a unix socket, with what Docker 20.10
+said to the same questions."""
 
 from __future__ import annotations
 

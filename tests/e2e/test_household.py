@@ -82,7 +82,7 @@ def test_discover_tells_what_each_machine_has(home: House) -> None:
         assert (
             facts["docker"]["reachable"]
             and facts["docker"]["compose_version"]
-            and facts["docker"]["nvidia_runtime"]
+            and all(gpu["container_obstacle"] is None for gpu in facts["gpus"])
         )
         assert facts["problems"] == [] and facts["services"] == []
         assert {d["purpose"] for d in facts["disks"]} >= {"models"}

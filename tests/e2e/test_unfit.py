@@ -26,11 +26,15 @@ SPECS = {
     "mismatch": NodeSpec("mismatch"),
     "lost": NodeSpec("lost"),
 }
-REASONS = {
+# Machines whose Docker does not say what runs there: that is not known, so nothing is changed there.
+SILENT = {
     "nogroup": ("permission denied", "usermod -aG docker homelab"),
+    "stopped": ("Cannot connect to the Docker daemon", "runtime: native"),
+}
+AWAY = {name: {"away": True} for name in SILENT}
+REASONS = {
     "nocompose": ("no Compose plugin", "apt install"),
     "notoolkit": ("Docker cannot reach the GPU", "NVIDIA Container Toolkit"),
-    "stopped": ("Cannot connect to the Docker daemon",),
     "nodocker": ("without Docker the GPU needs a `llama-server` in PATH",),
 }
 
@@ -55,7 +59,7 @@ def test_discover_shows_what_is_wrong_with_each_machine(home: House, lab: Lab) -
 
 def test_what_cannot_run_says_why_and_what_to_type(home: House, lab: Lab) -> None:
     models = {f"on-{n}": llama(lab.model, node=n) for n in REASONS}
-    home.write(gateway="front", models=models)
+    home.write(gateway="front", models=models, nodes=AWAY)
     said = home.homelab("plan", code=3)
     assert f"No place for {', '.join(sorted(models))}" in said.err
     for node, words in REASONS.items():
@@ -68,10 +72,22 @@ def test_what_cannot_run_says_why_and_what_to_type(home: House, lab: Lab) -> Non
     assert list(home.containers()) == []
 
 
+def test_a_docker_engine_that_does_not_answer_is_not_taken_for_an_empty_one(home: House, lab: Lab) -> None:
+    home.write(gateway="front", models={f"on-{n}": llama(lab.model, node=n) for n in SILENT})
+    for words in (["plan"], ["deploy", "--yes"], ["remove", "--yes"]):
+        said = home.homelab(*words, code=4)
+        for node, parts in SILENT.items():
+            assert f"Node `{node}` cannot list its services" in said.err
+            assert all(part in said.err for part in parts)
+    home.write(gateway="front", models={}, nodes=AWAY)
+    home.homelab("remove", "--yes")
+
+
 def test_a_lost_gpu_is_not_planned_for_and_the_other_one_is(home: House, lab: Lab) -> None:
     home.write(
         gateway="front",
         models={"fits": llama(lab.model, node="lost", gpu=0), "gone": llama(lab.model, node="lost", gpu=1)},
+        nodes=AWAY,
     )
     said = home.homelab("plan", code=3)
     assert "+ create  fits" in said.out and "gone" in said.err and "fits" not in said.err
@@ -80,7 +96,9 @@ def test_a_lost_gpu_is_not_planned_for_and_the_other_one_is(home: House, lab: La
 def test_what_does_not_fit_shows_the_arithmetic(home: House, lab: Lab) -> None:
     home["lost"].gpus_text = home["lost"].gpus_text.replace("used=100;", "used=12000;", 1)
     home.write(
-        gateway="front", models={"big": llama(lab.model, node="lost", gpu=0, context=8192, concurrency=4)}
+        gateway="front",
+        models={"big": llama(lab.model, node="lost", gpu=0, context=8192, concurrency=4)},
+        nodes=AWAY,
     )
     said = home.homelab("plan", code=3)
     assert (
@@ -92,7 +110,9 @@ def test_what_does_not_fit_shows_the_arithmetic(home: House, lab: Lab) -> None:
 def test_following_the_suggestion_makes_it_deploy(home: House, lab: Lab) -> None:
     home["crowded"].gpus_text = home["crowded"].gpus_text.replace("used=812;", "used=22480;")
     home.write(
-        gateway="front", models={"long": llama(lab.model, node="crowded", context=8192, concurrency=4)}
+        gateway="front",
+        models={"long": llama(lab.model, node="crowded", context=8192, concurrency=4)},
+        nodes=AWAY,
     )
     refused = home.homelab("deploy", "--yes", code=3)
     assert re.search(r"needs [\d.]+ GiB: model [\d.]+ \+ context [\d.]+ .*; free [\d.]+ GiB", refused.err)
@@ -113,10 +133,10 @@ def test_a_port_that_a_stranger_listens_on_is_named_with_its_owner(home: House, 
     node.run(
         "setsid python3 -m http.server 9000 --bind 0.0.0.0 >/dev/null 2>&1 & setsid python3 -m http.server 4000 --bind 0.0.0.0 >/dev/null 2>&1 & sleep 0.5"
     )
-    home.write(gateway="front", models={"busy": llama(lab.model, node="front", port=9000)})
+    home.write(gateway="front", models={"busy": llama(lab.model, node="front", port=9000)}, nodes=AWAY)
     said = home.homelab("plan", code=3)
     assert "port 9000 is in use by" in said.err
-    home.write(gateway="front", models={})
+    home.write(gateway="front", models={}, nodes=AWAY)
     said = home.homelab("plan")
     assert re.search(r"blocked: port 4000 on front is in use by \S+", said.out)
     said = home.homelab("deploy", "--yes", code=1)

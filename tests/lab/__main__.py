@@ -29,7 +29,8 @@ def up(words: list[str]) -> None:
         say(f"  {name:<14}{node.address:<14}{node.spec.gpus}")
     say(f"log in:      ssh -F {made.ssh_config} {next(iter(made.nodes))}      (user {node.user}; also root)")
     say(
-        f"known hosts: {made.known_hosts}\nidentity:    {made.identity}\nmodel:       {made.model} on every machine"
+        f"known hosts: {made.known_hosts}\nidentity:    {made.identity}\n"
+        f"model:       {made.model} on every machine"
     )
     say(
         f"GPUs:        edit {made[next(iter(specs))].folder}/lab/gpu/devices while it runs, or another's\n"

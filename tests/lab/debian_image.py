@@ -1,4 +1,5 @@
-"""Docker images made of packages that are installed on this box: their files are streamed into `docker import`. Nothing is downloaded."""
+"""Docker images made of packages that are installed on this box: their files are streamed into
+`docker import`. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -32,12 +33,15 @@ MADE_AT_INSTALL_DIRS = (
 )
 MERGED = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/usr/lib32", "/usr/libx32")
 BASE = (
-    "base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "diffutils", "findutils", "grep", "gzip", "hostname",
+    "base-files", "base-passwd", "bash", "coreutils", "dash", "debianutils", "diffutils", "findutils", "grep",
+    "gzip", "hostname",
     "libc-bin", "login", "mount", "ncurses-base", "passwd", "procps", "sed", "tar", "util-linux",
 )  # fmt: skip
 EMPTY_DIRS = {
-    "/usr": 0o755, "/proc": 0o555, "/sys": 0o555, "/dev": 0o755, "/run": 0o755, "/tmp": 0o1777, "/root": 0o700, "/var": 0o755,
-    "/var/tmp": 0o1777, "/var/log": 0o755, "/home": 0o755, "/srv": 0o755, "/usr/local": 0o755, "/usr/local/bin": 0o755, "/app": 0o755,
+    "/usr": 0o755, "/proc": 0o555, "/sys": 0o555, "/dev": 0o755, "/run": 0o755, "/tmp": 0o1777,
+    "/root": 0o700, "/var": 0o755,
+    "/var/tmp": 0o1777, "/var/log": 0o755, "/home": 0o755, "/srv": 0o755, "/usr/local": 0o755,
+    "/usr/local/bin": 0o755, "/app": 0o755,
 }  # fmt: skip
 QUERY = "${binary:Package}\t${Package}\t${db:Status-Abbrev}\t${Provides}\t${Pre-Depends}, ${Depends}\n"
 
@@ -99,7 +103,8 @@ def _paths(packages: Sequence[str]) -> set[str]:
 
 
 def write_tar(out: IO[bytes], packages: Sequence[str], added: dict[Path, str]) -> None:
-    """A root filesystem of the packages (with their closure) and of the folders or files in `added` (source: path inside)."""
+    """A root filesystem of the packages (with their closure) and of the folders or files in
+    `added` (source: path inside)."""
     with tarfile.open(fileobj=out, mode="w|") as tar:
         done = set[str]()
 

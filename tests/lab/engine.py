@@ -30,9 +30,11 @@ TAG = hashlib.sha256(bytes(STATE)).hexdigest()[:6]
 LABEL = f"homelab-lab={STATE}"
 NETWORK = f"homelab-lab-{TAG}"
 
-# A node is made of this box's own packages, so they must be installed here; the last few are for the images and the fake NVML.
+# A node is made of this box's own packages, so they must be installed here; the last few are for the
+# images and the fake NVML.
 NODE_PACKAGES = (
-    "openssh-server", "openssh-client", "python3", "python3-venv", "libgomp1", "libstdc++6", "docker.io", "iptables", "iproute2", "ca-certificates", "procps", "curl",
+    "openssh-server", "openssh-client", "python3", "python3-venv", "libgomp1", "libstdc++6", "docker.io",
+    "iptables", "iproute2", "ca-certificates", "procps", "curl",
 )  # fmt: skip
 IMAGE_PACKAGES = ("python3", "libgomp1", "libstdc++6", "ca-certificates", "libssl3", "curl")
 BUILD_PACKAGES = ("gcc", "libc6-dev", "binutils")
@@ -69,11 +71,15 @@ def obstacle() -> str | None:
     if sys.platform != "linux":
         return "the lab needs Linux"
     if os.geteuid() != 0:
-        return "the lab needs root (it mounts, and starts machines with their own Docker): run it as root or with sudo"
+        return (
+            "the lab needs root (it mounts, and starts machines with their own Docker): "
+            "run it as root or with sudo"
+        )
     if not shutil.which("dpkg-query"):
         return "the lab makes its machines from Debian or Ubuntu packages, and this is neither"
     wanted = list(dict.fromkeys(NODE_PACKAGES + IMAGE_PACKAGES + BUILD_PACKAGES))
-    # A package that was removed and not purged still has its lists of files: only its state tells. What was never there is no output.
+    # A package that was removed and not purged still has its lists of files: only its state tells. What was
+    # never there is no output.
     said = subprocess.run(
         ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted],
         capture_output=True,
@@ -81,7 +87,10 @@ def obstacle() -> str | None:
     ).stdout
     missing = [p for p in wanted if f"{p} installed" not in said.splitlines()]
     if missing:
-        return f"the lab needs packages that are not installed: apt-get install -y --no-install-recommends {' '.join(missing)}"
+        return (
+            "the lab needs packages that are not installed: "
+            f"apt-get install -y --no-install-recommends {' '.join(missing)}"
+        )
     return None
 
 

@@ -20,7 +20,8 @@ HouseholdFactory = Callable[..., Household]
 
 
 class Lab:
-    """The lab is ready to start machines. `model` is a small GGUF, as nodes see it; `gguf` the same file on this box."""
+    """The lab is ready to start machines. `model` is a small GGUF, as nodes see it; `gguf`
+    the same file on this box."""
 
     state = engine.STATE
 
@@ -57,7 +58,8 @@ def lab() -> Lab:
 
 @pytest.fixture
 def household(lab: Lab, tmp_path: Path) -> Iterator[HouseholdFactory]:
-    """household(workstation="rtx4090", server=NodeSpec("2x3090", python=False)) boots clean machines; they go when the test ends."""
+    """household(workstation="rtx4090", server=NodeSpec("2x3090", python=False)) boots clean machines;
+    they go when the test ends."""
     started: list[Household] = []
 
     def boot(specs: Mapping[str, str | NodeSpec] | None = None, /, **more: str | NodeSpec) -> Household:

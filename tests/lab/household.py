@@ -64,7 +64,8 @@ class Household:
         }
 
     def trust(self) -> None:
-        """Write known_hosts anew from the keys themselves, which come by way of this box and not of the network."""
+        """Write known_hosts anew from the keys themselves, which come by way of this
+        box and not of the network."""
         lines = [f"{n.address},{name} {n.host_key}\n" for name, n in self.nodes.items()]
         self.known_hosts.write_text("".join(lines))
 
@@ -105,7 +106,8 @@ def start(specs: Mapping[str, str | NodeSpec], home: Path, group: str | None = N
     household = Household(nodes, home, group)
     household.trust()
     entries = [
-        f"Host {n.name}\n  HostName {n.address}\n  User {n.user}\n  IdentityFile {household.identity}\n  UserKnownHostsFile {household.known_hosts}\n"
+        f"Host {n.name}\n  HostName {n.address}\n  User {n.user}\n  IdentityFile {household.identity}\n"
+        f"  UserKnownHostsFile {household.known_hosts}\n"
         for n in nodes.values()
     ]
     household.ssh_config.write_text("".join(entries))

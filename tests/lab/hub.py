@@ -1,4 +1,5 @@
-"""A stand-in for the Hugging Face hub over plain HTTP: repositories are folders; the API is what huggingface_hub, llama.cpp and vLLM ask.
+"""A stand-in for the Hugging Face hub over plain HTTP: repositories are folders; the API is what
+huggingface_hub, llama.cpp and vLLM ask.
 
 with Hub({"org/model": Repo(folder)}) as hub:
     HfApi(endpoint=hub.url).model_info("org/model")
@@ -33,7 +34,8 @@ def _sha256(path: Path, _changed: int) -> str:
 
 @dataclass(frozen=True)
 class File:
-    """Sizes may be claimed larger than what is on the disk: a repository that is too big for this box to hold."""
+    """Sizes may be claimed larger than what is on the disk: a repository that is too
+    big for this box to hold."""
 
     path: str
     source: Path
@@ -54,7 +56,9 @@ class File:
     @cached_property
     def git_oid(self) -> str:
         data = (
-            f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
+            (
+                f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n"
+            ).encode()
             if self.lfs
             else self.source.read_bytes()
         )
@@ -74,7 +78,8 @@ class File:
 
 @dataclass
 class Repo:
-    """gated: "manual" or "auto" wants a token that is in `allowed`; private hides the repository from everyone else."""
+    """gated: "manual" or "auto" wants a token that is in `allowed`; private hides the
+    repository from everyone else."""
 
     folder: Path
     gated: str | bool = False
@@ -149,11 +154,16 @@ class Repo:
                     row["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": 134}
             siblings.append(row)
         found = {
-            "_id": self.commit[:24], "id": repo_id, "modelId": repo_id, "author": repo_id.split("/")[0], "sha": self.commit, "private": self.private,
-            "gated": self.gated, "disabled": False, "downloads": self.downloads, "likes": 7, "pipeline_tag": "text-generation", "library_name": "transformers",
-            "tags": tags, "createdAt": WHEN, "lastModified": WHEN, "cardData": dict(self.card), "siblings": siblings, "spaces": [],
+            "_id": self.commit[:24], "id": repo_id, "modelId": repo_id, "author": repo_id.split("/")[0],
+            "sha": self.commit, "private": self.private,
+            "gated": self.gated, "disabled": False, "downloads": self.downloads, "likes": 7,
+            "pipeline_tag": "text-generation", "library_name": "transformers",
+            "tags": tags, "createdAt": WHEN, "lastModified": WHEN, "cardData": dict(self.card),
+            "siblings": siblings, "spaces": [],
             "usedStorage": sum(f.size for f in self.files.values()),
-            "config": {k: config[k] for k in ("architectures", "model_type", "quantization_config") if k in config},
+            "config": {
+                k: config[k] for k in ("architectures", "model_type", "quantization_config") if k in config
+            },
         }  # fmt: skip
         if weights:
             found["safetensors"] = weights

@@ -94,12 +94,14 @@ class Pages(BaseHTTPRequestHandler):
                 raise Refused(
                     401,
                     "GatedRepo",
-                    f"Access to model {name} is restricted. You must have access to it and be authenticated to access it. Please log in.",
+                    f"Access to model {name} is restricted. You must have access to it and be authenticated "
+                    "to access it. Please log in.",
                 )
             raise Refused(
                 403,
                 "GatedRepo",
-                f"Access to model {name} is restricted and you are not in the authorized list. Visit {page} to ask for access.",
+                f"Access to model {name} is restricted and you are not in the authorized list. Visit {page} "
+                "to ask for access.",
             )
         return repo
 

@@ -1,7 +1,8 @@
-"""The serving images, made here under the public names that homelab uses, and the seed: the engine data a new node starts from.
+"""The serving images, made here under the public names that homelab uses, and the seed: the engine
+data a new node starts from.
 
-Inside are the real llama.cpp, LiteLLM and vLLM (the CPU builds from PyPI). Building happens in a throw-away node's own engine, whose
-data folder becomes the seed; a node then gets the layers as hard links.
+Inside are the real llama.cpp, LiteLLM and vLLM (the CPU builds from PyPI). Building happens in a throw-away
+node's own engine, whose data folder becomes the seed; a node then gets the layers as hard links.
 """
 
 from __future__ import annotations
@@ -93,24 +94,33 @@ def _run_by_debian_python(script: Path) -> None:
 
 def _llama_recipe(variant: str) -> Recipe:
     return Recipe(
-        "llamacpp", "xllamacpp 2026.10.11549", _llamacpp, ("llama-server", "gpu_room.py"),
+        "llamacpp",
+        "xllamacpp 2026.10.11549",
+        _llamacpp,
+        ("llama-server", "gpu_room.py"),
         (
-            f"ENV {LOCALE} LLAMA_ARG_HOST=0.0.0.0 PYTHONPATH=/opt/llamacpp LAB_CUDA={int(variant == 'cuda')}", "WORKDIR /app",
-            "HEALTHCHECK CMD [ \"curl\", \"-f\", \"http://localhost:8080/health\" ]", 'ENTRYPOINT ["/app/llama-server"]',
+            f"ENV {LOCALE} LLAMA_ARG_HOST=0.0.0.0 PYTHONPATH=/opt/llamacpp LAB_CUDA={int(variant == 'cuda')}",
+            "WORKDIR /app",
+            'HEALTHCHECK CMD [ "curl", "-f", "http://localhost:8080/health" ]',
+            'ENTRYPOINT ["/app/llama-server"]',
         ),
-    )  # fmt: skip
+    )
 
 
 def recipe(kind: str, variant: str) -> Recipe:
     if kind == "llamacpp":
         return _llama_recipe(variant)
     if kind == "litellm":
-        env = f"ENV {LOCALE} PYTHONPATH=/opt/litellm PATH=/opt/litellm/bin:/usr/local/bin:/usr/bin:/bin LITELLM_LOCAL_MODEL_COST_MAP=True"
+        env = (
+            f"ENV {LOCALE} PYTHONPATH=/opt/litellm PATH=/opt/litellm/bin:/usr/local/bin:/usr/bin:/bin "
+            "LITELLM_LOCAL_MODEL_COST_MAP=True"
+        )
         changes = (env, "WORKDIR /app", "EXPOSE 4000", 'ENTRYPOINT ["litellm"]', 'CMD ["--port","4000"]')
         return Recipe("litellm", "litellm 1.106.2 with prisma", _litellm, (), changes)
     if kind == "vllm":
         env = (
-            f"ENV {LOCALE} PYTHONPATH=/opt/vllm PATH=/app:/opt/vllm/bin:/usr/local/bin:/usr/bin:/bin HOME=/root"
+            f"ENV {LOCALE} PYTHONPATH=/opt/vllm PATH=/app:/opt/vllm/bin:/usr/local/bin:/usr/bin:/bin "
+            "HOME=/root"
             " VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1"
         )
         for_vllm = (env, "WORKDIR /vllm-workspace", 'ENTRYPOINT ["vllm","serve"]')

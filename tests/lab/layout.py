@@ -1,4 +1,5 @@
-"""How a lab machine is laid out on this box: its folder, its address, its container; and what all machines share."""
+"""How a lab machine is laid out on this box: its folder, its address, its container;
+and what all machines share."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ def prepare() -> None:
 
 
 def _link_engine_data(seed: Path, target: Path) -> None:
-    """A new node's engine data: the seed's image database as a copy, and in place of each layer's files a link to the seed's, mounted read-only.
+    """A new node's engine data: the seed's image database as a copy, and in place of each layer's files a
+    link to the seed's, mounted read-only.
 
     The engine only ever mounts them as lower layers; removing an image in the node removes the link.
     """
@@ -116,7 +118,8 @@ def create(
     (lab / "meminfo").write_text(meminfo(spec.memory_mib, spec.memory_free_mib))
     (lab / "gpu/devices").write_text(spec.gpus_text())
     shutil.copy(STATE / "id_ed25519.pub", lab / "authorized_keys")
-    # A tmpfs has the size it is told and takes only what is written; mounted out here it outlives the node's reboots.
+    # A tmpfs has the size it is told and takes only what is written; mounted out here it
+    # outlives the node's reboots.
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={spec.disk_mib}m,mode=755", "homelab-lab", disk], check=True
     )
@@ -125,19 +128,23 @@ def create(
     if seed:
         _link_engine_data(seed, folder / "docker")
     binds = {
-        docker_data or folder / "docker": "/var/lib/docker", lab: "/lab", disk / "srv": "/srv", disk / "home": "/home",
-        HERE / "in_node": "/opt/lab-node:ro", STATE / "lib": "/opt/lab-lib:ro", STATE / "models": "/models:ro",
+        docker_data or folder / "docker": "/var/lib/docker", lab: "/lab", disk / "srv": "/srv",
+        disk / "home": "/home",
+        HERE / "in_node": "/opt/lab-node:ro", STATE / "lib": "/opt/lab-lib:ro",
+        STATE / "models": "/models:ro",
     }  # fmt: skip
     if seed:
         binds[seed / "overlay2"] = f"{SEED_INSIDE}:ro"
     labels = {"lab-address": address, "lab-group": group, "lab-name": name}
     # Not --privileged: that asks for CAP_SYS_RESOURCE, which some CI machines withhold.
     docker(
-        "create", "--init", "--name", container, "--hostname", name, "--network", NETWORK, "--ip", address, "--pull=never", "--label", LABEL,
+        "create", "--init", "--name", container, "--hostname", name, "--network", NETWORK, "--ip", address,
+        "--pull=never", "--label", LABEL,
         *(word for label, value in labels.items() for word in ("--label", f"{label}={value}")),
         "--shm-size", "8g", "--tmpfs", "/run:rw,exec,mode=755",
         "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--device-cgroup-rule", "a *:* rwm",
-        "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined", "--security-opt", "systempaths=unconfined",
+        "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
+        "--security-opt", "systempaths=unconfined",
         *(word for source, inside in binds.items() for word in ("-v", f"{source}:{inside}")),
         NODE_IMAGE, "/opt/lab-node/init",
     )  # fmt: skip
@@ -146,7 +153,8 @@ def create(
 
 @contextlib.contextmanager
 def seed_node(data: Path) -> Iterator[str]:
-    """A throw-away node on the engine data in `data`; yields its container's name. It ends in order, so that the data is whole."""
+    """A throw-away node on the engine data in `data`; yields its container's name. It ends in order,
+    so that the data is whole."""
     prepare()
     name = f"seed-{data.name}"
     node = create(name, NodeSpec(), "seed", *claim(name, "seed"), None, docker_data=data)

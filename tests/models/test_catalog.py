@@ -1,4 +1,5 @@
-"""The catalog's dimensions against what is published of the models: parameters, and sizes of files that lie on the hub."""
+"""The catalog's dimensions against what is published of the models: parameters, and sizes of
+files that lie on the hub."""
 
 from __future__ import annotations
 

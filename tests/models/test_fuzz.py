@@ -1,4 +1,5 @@
-"""Headers are written by strangers. Whatever is in them, the parsers answer with a shape or with an error of ours, in bounded memory."""
+"""Headers are written by strangers. Whatever is in them, the parsers answer with a shape or with an error
+of ours, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The pool's arithmetic against what vLLM printed on people's machines: memory available for the cache in, tokens out.
+"""The pool's arithmetic against what vLLM printed on people's machines: memory available for
+the cache in, tokens out.
 
-Qwen3-8B LMCache#3430 · Llama vllm#10517 · 30B-A3B fp8 vllm#25350 · 27B TP2 club-3090#104 · 35B-A3B club-3090#612 ·
-gpt-oss vllm#27508 · Gemma 4 vllm-metal#505 · MiniMax-M2.7 spark-vllm-docker#396."""
+Qwen3-8B LMCache#3430 · Llama vllm#10517 · 30B-A3B fp8 vllm#25350 · 27B TP2 club-3090#104 · 35B-A3B
+club-3090#612 · gpt-oss vllm#27508 · Gemma 4 vllm-metal#505 · MiniMax-M2.7 spark-vllm-docker#396."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def test_bytes_of_one_request_are_those_that_vllm_asked_for(
 
 
 def test_a_hybrid_block_is_the_one_that_vllm_chose() -> None:
-    """`Setting attention block size to 1568 tokens` (club-3090#1047): a state of 3 207 168 bytes at 2 048 bytes a token."""
+    """`Setting attention block size to 1568 tokens` (club-3090#1047): a state of 3 207 168
+    bytes at 2 048 bytes a token."""
     assert pool(safetensors("qwen3.6-27b"), 65536, Paging(element=FP8, alignment=16)).block_tokens == 1568
 
 

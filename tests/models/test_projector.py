@@ -76,7 +76,8 @@ def one(document: Any) -> Projector:
 def test_its_buffer_is_never_larger(
     document: dict[str, Any], tokens: int | None, flash: bool, said_mib: float
 ) -> None:
-    """As `mtmd_get_memory_usage` of llama.cpp b11549 says of projectors with these dimensions, for images of so many tokens."""
+    """As `mtmd_get_memory_usage` of llama.cpp b11549 says of projectors with these dimensions, for
+    images of so many tokens."""
     assert said_mib <= one(document).compute_bytes(tokens, flash=flash) / MIB <= said_mib * 1.5
 
 

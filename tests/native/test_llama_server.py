@@ -1,4 +1,5 @@
-"""templates/native/llama-server with the locked wheel and a real model: what people know of llama-server holds."""
+"""templates/native/llama-server with the locked wheel and a real model: what people
+know of llama-server holds."""
 
 import http.client
 import json
@@ -167,7 +168,8 @@ def test_serves_a_model(python: str, model: str) -> None:
             "smol"
         ]
         assert "llamacpp:prompt_tokens_total" in ask(port, "/metrics", key="sesame")[1]
-        # Its chat answer to the same question is nonsense, by the wheel's own class too: the model is that small.
+        # Its chat answer to the same question is nonsense, by the wheel's own class too:
+        # the model is that small.
         status, text = ask(
             port,
             "/completion",
@@ -194,7 +196,10 @@ def test_listens_where_llama_server_would(python: str, model: str) -> None:
         LLAMA_ARG_CTX_SIZE="256",
     ):
         until(lambda: ask(port, "/health")[0] == 200)
-    code = "import runpy, sys; import xllamacpp; m = runpy.run_path(sys.argv[1]); print(m['Parser'](xllamacpp).parse(['-m', 'x']).port)"
+    code = (
+        "import runpy, sys; import xllamacpp; m = runpy.run_path(sys.argv[1]); "
+        "print(m['Parser'](xllamacpp).parse(['-m', 'x']).port)"
+    )
     done = subprocess.run(
         [python, "-c", code, LAUNCHER], env=clean(), capture_output=True, text=True, timeout=60, check=True
     )
@@ -245,7 +250,8 @@ def test_refuses_a_wheel_that_it_was_not_made_for(
 
 
 def test_a_minimal_machine_is_told_which_package_it_lacks(python: str, tmp_path: Path) -> None:
-    """The loader's words, from a module in the wheel's place: the library itself is needed by other tests that run now."""
+    """The loader's words, from a module in the wheel's place: the library itself is needed by
+    other tests that run now."""
     (tmp_path / "xllamacpp.py").write_text(
         'raise ImportError("libgomp.so.1: cannot open shared object file: No such file or directory")'
     )

@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[2]
 NATIVE = [ROOT / "templates/native/llamacpp.lock", ROOT / "templates/native/litellm.lock"]
 LOCKS = [*NATIVE, ROOT / "requirements/homelab.lock", ROOT / "requirements/dev.lock"]
 LINE = re.compile(
-    r"([a-z0-9][a-z0-9-]*)==(\d[A-Za-z0-9.+!]*)(?: ; ([^;\\]+))? \\(?:\n    --hash=sha256:[0-9a-f]{64}(?: \\)?)+\n"
+    r"([a-z0-9][a-z0-9-]*)==(\d[A-Za-z0-9.+!]*)(?: ; ([^;\\]+))? \\(?:\n    --hash=sha256:[0-9a-f]{64}"
+    r"(?: \\)?)+\n"
 )
 
 

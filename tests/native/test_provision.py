@@ -26,8 +26,10 @@ def make_wheel(folder: Path, tag: str = "py3-none-any") -> str:
     files = {
         "tiny.py": "VALUE = 7\n",
         "tiny_template.py": "this is {{ no }} Python\n",
-        "tiny-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\nRequires-Dist: not-there-at-all\n",
-        "tiny-1.0.dist-info/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
+        "tiny-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n"
+        "Requires-Dist: not-there-at-all\n",
+        "tiny-1.0.dist-info/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\n"
+        f"Tag: {tag}\n",
     }
     record = "tiny-1.0.dist-info/RECORD"
     path = folder / f"tiny-1.0-{tag}.whl"

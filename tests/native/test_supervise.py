@@ -211,7 +211,8 @@ def test_a_long_run_is_forgiven(house: House) -> None:
     house.write("sh", "-c", "sleep 0.2; exit 1")
     house(
         "start",
-        settings="supervise.BACKOFF = (0.01, 60.0); supervise.HEALTHY_AFTER = 0.1; supervise.QUICK_EXIT = 0.1",
+        settings="supervise.BACKOFF = (0.01, 60.0); supervise.HEALTHY_AFTER = 0.1; "
+        "supervise.QUICK_EXIT = 0.1",
     )
     until(lambda: house("status")["restarts"] >= 6)
     assert house("status")["supervised"]

@@ -1,7 +1,8 @@
 """How an engine in a lab image takes memory of the GPUs that its container was granted.
 
-/run/lab-gpu is the node's: `devices`, which describes its GPUs, and `held/`, one file for each process that holds memory. A file counts
-while its writer lives: the writer keeps a POSIX lock on it, across exec too, and the kernel drops it however the writer dies.
+/run/lab-gpu is the node's: `devices`, which describes its GPUs, and `held/`, one file for each process that
+holds memory. A file counts while its writer lives: the writer keeps a POSIX lock on it, across exec too, and
+the kernel drops it however the writer dies.
 """
 
 import contextlib
@@ -63,7 +64,8 @@ def _taken() -> dict[str, int]:
 
 
 def _memory() -> dict[str, tuple[int, int]]:
-    """uuid -> (total, free) in bytes, before what is in held/. A GPU without memory of its own has `room` instead of a total."""
+    """uuid -> (total, free) in bytes, before what is in held/. A GPU without memory of its own has
+    `room` instead of a total."""
     found, position = dict[str, tuple[int, int]](), 0
     with open(f"{SHARED}/devices") as f:
         for line in f:
@@ -85,7 +87,8 @@ def _rooms() -> list[tuple[str, int, int]]:
 
 
 def take(decide: Callable[[list[tuple[int, int]]], list[int]]) -> list[int]:
-    """Atomically: decide([(total, free), ...] of the granted GPUs) gives bytes for each, or raises; they are then held until this process ends."""
+    """Atomically: decide([(total, free), ...] of the granted GPUs) gives bytes for each, or raises; they are
+    then held until this process ends."""
     with _alone():
         rooms = _rooms()
         shares = decide([(total, free) for _, total, free in rooms])
