@@ -1,5 +1,6 @@
-"""All nodes at once -> what each has, or why it could not say. One connection and one round trip
-each when the agent is cached there."""
+"""Many nodes at once -> what each has, or why it could not say.
+
+One connection and one round trip each, where the agent is cached."""
 
 from __future__ import annotations
 
@@ -17,27 +18,34 @@ from homelab.inventory import Inventory, is_ip
 from homelab.nodes import bundle, connect
 from homelab.nodes.session import Session
 
-# Imported while the nodes answer: building these classes takes as long as a login.
+# Imported while the nodes answer.
 if TYPE_CHECKING:
     from homelab.facts import Failure, NodeReport, Survey, Weights
 
 ANSWER_SECONDS = 30.0
+# Each login takes this machine's processor for a while, and all of them wait for each other.
+ASKED_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Discovery:
-    """The survey, and the errors themselves for callers that can do something about one (an
-    unknown host key)."""
+    """The survey, and the errors themselves: a caller can do something about an unknown host key."""
 
     survey: Survey
     errors: Mapping[str, NodeError]
 
 
-async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bool) -> Discovery:
-    """Ask every node at once. A node that does not answer is a report with its error, never an exception.
+async def discover(
+    inventory: Inventory,
+    *,
+    meanwhile: Callable[[], object] = bool,
+    at_once: int = ASKED_AT_ONCE,
+    answer_seconds: float = ANSWER_SECONDS,
+) -> Discovery:
+    """Ask every node, `at_once` of them at the same time; the clock of each starts with its turn.
 
-    `meanwhile` runs in a thread while the nodes answer: what the caller needs afterwards can be
-    imported there."""
+    A node that does not answer is a report with its error, never an exception. `meanwhile` runs in a thread
+    while the nodes answer: what the caller needs afterwards can be imported there."""
     sources = sorted(
         {v.source for m in inventory.models.values() for v in m.variants if v.parsed.where != "controller"}
     )
@@ -46,8 +54,9 @@ async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bo
     request = {"cluster": inventory.cluster, "sources": sources, "programs": programs, "headers": False}
     answers: dict[str, bytes] = {}
     errors: dict[str, NodeError] = {}
-    # Nothing is imported as long as logins go on: they wait for the same processor.
-    logins, no_login_left = set(inventory.nodes), asyncio.Event()
+    turns = asyncio.Semaphore(at_once)
+    # Nothing is imported as long as the first logins go on: they wait for the same processor.
+    logins, no_login_left = set(sorted(inventory.nodes)[:at_once]), asyncio.Event()
 
     def logged_in(name: str) -> None:
         logins.discard(name)
@@ -58,9 +67,10 @@ async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bo
         try:
             written = inventory.nodes[name].address
             names = [written] if written and not is_ip(written) else []
-            answers[name] = await _answer(
-                inventory, name, {**request, "resolve": names}, lambda: logged_in(name)
-            )
+            async with turns:
+                answers[name] = await _answer(
+                    inventory, name, {**request, "resolve": names}, answer_seconds, lambda: logged_in(name)
+                )
         except NodeError as e:
             errors[name] = e
         finally:
@@ -96,23 +106,31 @@ async def discover(inventory: Inventory, *, meanwhile: Callable[[], object] = bo
 
 
 async def _answer(
-    inventory: Inventory, name: str, request: dict[str, object], logged_in: Callable[[], object] = bool
+    inventory: Inventory,
+    name: str,
+    request: dict[str, object],
+    seconds: float = ANSWER_SECONDS,
+    logged_in: Callable[[], object] = bool,
 ) -> bytes:
     """The agent's document from one node, within a time limit."""
     try:
-        async with asyncio.timeout(ANSWER_SECONDS) as limit, connect(name, inventory.nodes[name]) as session:
+        async with asyncio.timeout(seconds) as limit, connect(name, inventory.nodes[name]) as session:
             logged_in()
-            return await ask(session, json.dumps(request), inventory.nodes[name].python, limit)
+            python = inventory.nodes[name].python
+            return await run_agent(session, json.dumps(request), python, limit, seconds)
     except TimeoutError as e:
         raise NodeError(
-            f"Node `{name}` did not answer in {ANSWER_SECONDS:.0f} s",
+            f"Node `{name}` did not answer in {seconds:.0f} s",
             hint="Is it busy, or its disk hanging?",
             kind="timeout",
         ) from e
 
 
-async def ask(session: Session, request: str, python: str | None, limit: asyncio.Timeout) -> bytes:
-    """What the agent on one node says; the bundle is brought there first if it is not cached.
+async def run_agent(
+    session: Session, request: str, python: str | None, limit: asyncio.Timeout, seconds: float
+) -> bytes:
+    """What the agent on one node says; the bundle is brought there first if it is not cached. Then `limit`
+    gives the node its `seconds` anew.
 
     Raises NodeError when the agent cannot run."""
     fingerprint = bundle.fingerprint()
@@ -120,7 +138,7 @@ async def ask(session: Session, request: str, python: str | None, limit: asyncio
     if result.exit_status == bundle.MISSING:
         limit.reschedule(None)  # psutil for a Mac is fetched first: no time of the node's
         packed = await asyncio.to_thread(bundle.pack, bundle.platform_of(result.text))
-        limit.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
+        limit.reschedule(asyncio.get_running_loop().time() + seconds)
         installed = await session.run(bundle.install_command(fingerprint, python=python), input=packed)
         if installed.exit_status != 0:
             raise NodeError(
@@ -158,11 +176,10 @@ async def ask(session: Session, request: str, python: str | None, limit: asyncio
 async def read_models(
     inventory: Inventory, survey: Survey, names: Collection[str], environ: Mapping[str, str], base: Path
 ) -> Survey:
-    """The survey with the headers of the models in `names`: from the nodes that have the files,
-    from the hub, from the controller.
+    """The survey with the headers of the models in `names`, from nodes that have them, hub and controller.
 
-    `./` sources are relative to `base`, the inventory's folder. What cannot be read is an entry with
-    its `error`."""
+    `./` sources are relative to `base`, the inventory's folder. What cannot be read has an `error`."""
+    turns = asyncio.Semaphore(ASKED_AT_ONCE)
     wanted = {v.source: v.parsed for n in sorted(names) for v in inventory.models[n].variants}
 
     def there(name: str, source: str) -> bool:
@@ -173,9 +190,10 @@ async def read_models(
 
     async def on(name: str) -> tuple[str, NodeReport]:
         sources = [s for s in sorted(wanted) if there(name, s)]
-        return name, await _with_headers(
-            inventory, name, survey.nodes[name], sources
-        ) if sources else survey.nodes[name]
+        if not sources:
+            return name, survey.nodes[name]
+        async with turns:
+            return name, await _with_headers(inventory, name, survey.nodes[name], sources)
 
     nodes = dict(await asyncio.gather(*(on(n) for n in survey.nodes)))
     seen = {w.source: w for r in nodes.values() if r.facts for w in r.facts.weights if w.header is not None}
@@ -193,8 +211,7 @@ async def read_models(
 async def _with_headers(
     inventory: Inventory, name: str, report: NodeReport, sources: list[str]
 ) -> NodeReport:
-    """The node's report with the headers of these sources, asked for in a second round: only
-    planning needs them."""
+    """The node's report with the headers of these sources, in a second round: only planning needs them."""
     from homelab.facts import Weights
 
     assert report.facts is not None

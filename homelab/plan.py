@@ -59,13 +59,15 @@ class Left:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Everything that `homelab plan` shows and `homelab deploy` carries out. `gone` are nodes that are not
-    in the inventory any more, with the services of the cluster that they had: nothing here touches them."""
+    in the inventory any more, with the services of the cluster that they had: nothing here touches them.
+    `seen` is what lay on each node that answered, as pairs of service and spec."""
 
     layout: Layout
     services: tuple[Service, ...]
     changes: tuple[Change, ...]
     gone: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     leftovers: tuple[Left, ...] = ()
+    seen: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
 
     @property
     def todo(self) -> tuple[Change, ...]:
@@ -125,7 +127,16 @@ def diff(
             for node, facts in survey.gone.items()
             if node not in inventory.nodes
         },
+        seen=_seen(inventory, survey),
     )
+
+
+def _seen(inventory: Inventory, survey: Survey) -> dict[str, frozenset[tuple[str, str]]]:
+    return {
+        node: frozenset((s.name, s.spec) for s in report.facts.services if s.cluster == inventory.cluster)
+        for node, report in sorted(survey.nodes.items())
+        if report.facts is not None
+    }
 
 
 def _moves(
@@ -381,13 +392,6 @@ def _short(value: Any) -> str:
 
 def outdated(plan: Plan, inventory: Inventory, survey: Survey) -> list[str]:
     """The nodes where something else lies than the plan was made for."""
-    expected: dict[str, set[tuple[str, str]]] = {}
-    for change in plan.changes:
-        expected.setdefault(change.node, set()).update((s.name, s.spec) for s in change.actual)
     return [
-        node
-        for node, report in sorted(survey.nodes.items())
-        if report.facts is not None
-        and {(s.name, s.spec) for s in report.facts.services if s.cluster == inventory.cluster}
-        != expected.get(node, set())
+        node for node, there in _seen(inventory, survey).items() if there != plan.seen.get(node, frozenset())
     ]

@@ -9,7 +9,7 @@ from homelab.deploy.remove import chosen
 from homelab.facts import Facts, Survey
 from homelab.inventory import Inventory, load
 from homelab.placement import place
-from homelab.plan import Change, Plan, diff
+from homelab.plan import Change, Plan, diff, outdated
 from homelab.render import render
 from tests.machines import (
     HUB,
@@ -211,6 +211,22 @@ def test_changes_that_share_a_gpu_are_one_lane_and_others_are_not() -> None:
     _, plan = make(text, fresh())
     on_server: list[Change] = [c for c in plan.changes if c.node == "server"]
     assert sorted(sorted(c.service for c in lane) for lane in lanes(on_server)) == [["a", "b"], ["c", "t"]]
+
+
+def test_a_plan_holds_as_long_as_each_node_has_what_it_was_made_for() -> None:
+    """Of an interrupted replacement, both revisions lie there, and the plan is about the old one only."""
+    inventory, plan = make(TEXT, fresh())
+    found = after(plan)
+    facts, workstation_facts = (found.nodes[n].facts for n in ("server", "workstation"))
+    assert facts is not None and workstation_facts is not None
+    old = facts.services[0].model_copy(update={"spec": "0" * 12, "state": "exited"})
+    both = facts.model_copy(update={"services": (*facts.services, old)})
+    interrupted = survey(HUB, workstation=workstation_facts, server=both)
+    inventory, plan = make(TEXT, interrupted)
+    assert [c.reason for c in plan.todo] == ["an earlier deploy was interrupted"]
+    assert outdated(plan, inventory, interrupted) == []
+    assert outdated(plan, inventory, found) == ["server"]
+    assert outdated(plan, inventory, fresh()) == ["server", "workstation"]
 
 
 def test_roles_are_started_in_their_order_and_what_waits_for_nobody_at_once() -> None:

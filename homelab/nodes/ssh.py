@@ -418,7 +418,7 @@ def _for_any_shell(command: str) -> str:
 
 
 # The redirection opens the file before its mode is set, which may not let its owner write. To `cat` the end
-# of a lost connection is like any other, so the size is looked at. `mv` puts a file into a folder of that name.
+# of a lost connection is like any other, so the size is looked at. `mv` moves a file into a folder.
 WRITE = """\
 mkdir -p -- "$folder" || exit
 if [ -d "$path" ]; then echo "$path: Is a directory" >&2; exit 1; fi

@@ -18,8 +18,8 @@ import psutil
 SSHD = "/usr/sbin/sshd"
 # https://man.openbsd.org/sshd_config: without StrictModes keys may lie below a world-writable /tmp.
 CONFIG = """\
-HostKey {folder}/host_key
-AuthorizedKeysFile {folder}/identity.pub
+HostKey {host_key}
+AuthorizedKeysFile {identity}.pub
 PidFile none
 UsePAM no
 StrictModes no
@@ -62,34 +62,42 @@ class Sshd:
 
 
 @contextlib.contextmanager
-def started(folder: Path, *, addresses: Sequence[str] = ("127.0.0.1",), more: str = "") -> Iterator[Sshd]:
+def started(
+    folder: Path,
+    *,
+    addresses: Sequence[str] = ("127.0.0.1",),
+    identity: Path | None = None,
+    more: str = "",
+) -> Iterator[Sshd]:
     """An sshd at one port of these addresses (16 at most: OpenSSH's MAX_LISTEN_SOCKS), until the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("host_key", "identity"):
-        if not (folder / name).exists():
-            subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / name], check=True
-            )
+    folder.mkdir()
+    host_key = new_key(folder / "host_key")
+    identity = identity or new_key(folder / "identity")
     if os.geteuid() == 0:  # else only the packaged service makes it
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     with socket.socket() as probe:
         probe.bind((addresses[0], 0))
         port = probe.getsockname()[1]
     listen = "".join(f"ListenAddress {a}:{port}\n" for a in addresses)
-    (folder / "sshd_config").write_text(CONFIG.format(folder=folder) + listen + more)
+    config = CONFIG.format(host_key=host_key, identity=identity) + listen + more
+    (folder / "sshd_config").write_text(config)
     process = psutil.Popen(
         [SSHD, "-D", "-e", "-f", folder / "sshd_config"], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     try:
         _wait(process, addresses[-1], port)
-        host_key = " ".join((folder / "host_key.pub").read_text().split()[:2])
-        yield Sshd(process, port, folder / "identity", host_key)
+        yield Sshd(process, port, identity, host_key.with_suffix(".pub").read_text().strip())
     finally:
         for child in process.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
         process.kill()
         process.communicate()
+
+
+def new_key(path: Path) -> Path:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", path], check=True)
+    return path
 
 
 def as_account(home: Path, shell: str) -> str:

@@ -393,12 +393,11 @@ def test_fetching_psutil_does_not_use_up_the_nodes_time(
         return fetch(*arguments, **keywords)
 
     monkeypatch.setattr(subprocess, "run", slowly)
-    monkeypatch.setattr(discover, "ANSWER_SECONDS", 3.0)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
     monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent")
     text = "cluster: home\ngateway: {node: mac, port: 4000}\nnodes:\n  mac: {host: localhost}\nmodels: {}\n"
-    seen = asyncio.run(discover.discover(inventory.load(text, "inventory.yml")))
+    seen = asyncio.run(discover.discover(inventory.load(text, "inventory.yml"), answer_seconds=3.0))
     assert seen.errors == {}
     assert seen.survey.nodes["mac"].reachable
     assert len(pip) == 1
