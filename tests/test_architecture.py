@@ -201,8 +201,8 @@ def test_help_is_light() -> None:
         "jinja2",
         "httpx",
         "huggingface_hub",
-        "asyncio",
-    } - {"asyncio"}
+        "ortools",
+    }
 
 
 def test_planning_from_saved_facts_loads_no_ssh_no_docker_and_no_http_client(tmp_path: Path) -> None:
@@ -213,6 +213,17 @@ def test_planning_from_saved_facts_loads_no_ssh_no_docker_and_no_http_client(tmp
         seen = loaded(*verb, "-i", "inventory.example.yml", "--facts", str(tmp_path / "facts.json"))
         assert "jinja2" in seen
         assert not seen & {"asyncssh", "docker", "httpx", "huggingface_hub"}
+
+
+def test_planning_a_house_where_all_is_as_it_was_loads_no_solver(tmp_path: Path) -> None:
+    from tests.test_plan import TEXT, after, fresh, make
+
+    _, plan = make(TEXT, fresh())
+    (tmp_path / "inventory.yml").write_text(TEXT)
+    for found, loads in ((fresh(), True), (after(plan), False)):
+        (tmp_path / "facts.json").write_text(found.model_dump_json())
+        arguments = ("plan", "-i", str(tmp_path / "inventory.yml"), "--facts", str(tmp_path / "facts.json"))
+        assert ("ortools" in loaded(*arguments)) == loads
 
 
 def test_discover_loads_no_docker(tmp_path: Path) -> None:
