@@ -45,7 +45,8 @@ def find_program(name: str) -> str | None:
 
 
 def socket_path() -> str:
-    """The engine that the docker command of this user talks to: DOCKER_HOST, its context, else the usual places."""
+    """The engine that the docker command of this user talks to: DOCKER_HOST, its context, else the usual
+    places."""
     named = os.environ.get("DOCKER_HOST", "") or context_host()
     if named.startswith("unix://"):
         return named[len("unix://") :]

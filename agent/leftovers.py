@@ -27,8 +27,8 @@ def collect(cluster: str) -> list[dict[str, Any]]:
 
 
 def native() -> list[dict[str, Any]]:
-    """Environments, launchers and supervisors in the cache. An environment goes by the link that services know, with
-    the folder that it leads to."""
+    """Environments, launchers and supervisors in the cache. An environment goes by the link that services
+    know, with the folder that it leads to."""
     folder = os.path.expanduser(NATIVE)
     names = [n for n in host.names_in(folder) if not n.endswith(".lock") and not n.startswith(".")]
     links = {

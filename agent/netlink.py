@@ -48,7 +48,8 @@ def interfaces() -> dict[str, list[tuple[str, str]]]:
 
 
 def listeners() -> Iterator[tuple[int, str, int, int]]:
-    """Port, address, inode and user of each TCP socket that listens. OSError where the kernel was built without inet_diag."""
+    """Port, address, inode and user of each TCP socket that listens. OSError where the kernel was built
+    without inet_diag."""
     for family, length in ((_socket.AF_INET, 4), (_socket.AF_INET6, 16)):
         request = struct.pack(DIAG_REQUEST, family, TCP, 0, 1 << TCP_LISTEN)
         for body in dump(NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY, SOCK_DIAG_BY_FAMILY, request):

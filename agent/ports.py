@@ -42,7 +42,8 @@ def by_kernel() -> list[dict[str, Any]]:
 
 
 def listeners() -> Iterator[tuple[int, str, int, int]]:
-    """As netlink.listeners, from /proc/net/tcp and tcp6, which every kernel has; there it walks through all its connections for us.
+    """As netlink.listeners, from /proc/net/tcp and tcp6, which every kernel has; there it walks through all
+    its connections for us.
 
     Addresses are hexadecimal words in the machine's byte order."""
     import _socket

@@ -94,8 +94,8 @@ def memory_of_container(pid: int, container: str) -> int | None:
 
 
 def cgroup_folder(controller: str, path: str) -> str | None:
-    """Where a cgroup is mounted: `controller` is v1's, or empty for v2. In a container the mount may begin below
-    the top of the hierarchy."""
+    """Where a cgroup is mounted: `controller` is v1's, or empty for v2. In a container the mount may begin
+    below the top of the hierarchy."""
     for line in (read_or_none("/proc/self/mountinfo") or "").splitlines():
         mounted = line.split()
         kind, _, options = line.rpartition(" - ")[2].split(" ", 2)

@@ -122,8 +122,8 @@ def condition(supervised: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def check(service: dict[str, Any]) -> None:
-    """A cheap GET, and another one. An engine that loads its model answers 503, or does not listen yet; one that
-    is busy answers late, and is not dead for that."""
+    """A cheap GET, and another one. An engine that loads its model answers 503, or does not listen yet; one
+    that is busy answers late, and is not dead for that."""
     labels = service["labels"]
     address = labels.get("homelab.address") or "127.0.0.1"
     for timeout_s in HEALTH_TIMEOUTS_S:
@@ -155,9 +155,9 @@ def socket_timeout() -> Any:
 
 
 def mark_listening(services: list[dict[str, Any]], ports: list[dict[str, Any]]) -> None:
-    """Says of each running service whether it is the one that listens on its port: somebody else there would be
-    given its key. The container that published it, a process of its own, or, where we may not look, one of its
-    own user."""
+    """Says of each running service whether it is the one that listens on its port: somebody else there
+    would be given its key. The container that published it, a process of its own, or, where we may not
+    look, one of its own user."""
     for service in services:
         port, pid = service["labels"].get("homelab.port"), service.get("pid")
         rows = [p for p in ports if str(p["port"]) == port]

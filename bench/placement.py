@@ -1,7 +1,8 @@
 """How long placement takes, and against an exact solver: python bench/placement.py [HOUSEHOLDS]
 
-Random households as plain numbers (`tests/oracle.py`): homelab's search beside OR-tools' CP-SAT, one after the other in one process, CP-SAT with
-one worker. Then one that is too large for an exact answer, with how far from the bound it may be."""
+Random households as plain numbers (`tests/oracle.py`): homelab's search beside OR-tools' CP-SAT, one after
+the other in one process, CP-SAT with one worker. Then one that is too large for an exact answer, with how
+far from the bound it may be."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How long homelab takes, as ratios against the least that the same work could cost: make bench
 
-Whole processes, one after the other in pairs (A B A B …), the median of the ratios. Parts that need what is not
-here are left out, and the output says so."""
+Whole processes, one after the other in pairs (A B A B …), the median of the ratios. Parts that need what is
+not here are left out, and the output says so."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ Origin = Literal["placed", "adopted", "cloud"]
 class Endpoint:
     """`name` is what clients call it, `upstream` what its server does. `url` is without `/v1`; `inside` is
     how a container of ours on the same node reaches it. `key` is a reference that `Secrets.resolve` knows,
-    `context` the tokens of one request that it serves. `engine` is empty for what homelab did not start. `listens`: its
-    node has seen that it is what listens there, so that its key may be sent."""
+    `context` the tokens of one request that it serves. `engine` is empty for what homelab did not start.
+    `listens`: its node has seen that it is what listens there, so that its key may be sent."""
 
     name: str
     kind: Kind

@@ -88,8 +88,8 @@ def _how_to_list(name: str, spec: Node, facts: Facts) -> str:
 
 
 def listed(household: Household, discovery: Discovery) -> Discovery:
-    """The discovery for whoever changes something: a node that cannot list its services counts as one that does
-    not answer, for what it does not show may run."""
+    """The discovery for whoever changes something: a node that cannot list its services counts as one that
+    does not answer, for what it does not show may run."""
     from homelab.facts import Failure, NodeReport
 
     nodes, errors = dict(discovery.survey.nodes), dict(discovery.errors)

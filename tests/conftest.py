@@ -1,4 +1,5 @@
-"""What all tests share: the lab's machines as fixtures, no colours or home of the user's, and turns for slow tests."""
+"""What all tests share: the lab's machines as fixtures, no colours or home of the user's, and turns for
+slow tests."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ def best_levels(problem: Problem) -> tuple[int, ...]:
 
 
 def allowed(problem: Problem, model: int, chosen: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Every allowed choice that has this for the models before: what takes too much takes no less with more in it."""
+    """Every allowed choice that has this for the models before: what takes too much takes no less with more
+    in it."""
     if model == len(problem.wants):
         yield chosen
         return
@@ -46,7 +47,8 @@ def small(seed: int, nodes: int, gpus: int, models: int, most: int = 3000) -> Pr
 
 
 def in_bytes(problem: Problem) -> Problem:
-    """The same with sizes as real ones are: tenths of a GB in bytes, each model's a little off, tokens in thousands."""
+    """The same with sizes as real ones are: tenths of a GB in bytes, each model's a little off, tokens in
+    thousands."""
 
     def size(tenths: int, *whose: int) -> int:
         return tenths * 107_374_182 - (random.Random(repr(whose)).randrange(1_000_000) if tenths else 0)

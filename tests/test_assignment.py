@@ -81,7 +81,8 @@ def option(
 
 
 def decides(problem: Problem, level: int, better: tuple[int, ...], worse: tuple[int, ...]) -> None:
-    """At this level, and at none before it, the one choice is better than the other; it is the best of all."""
+    """At this level, and at none before it, the one choice is better than the other; it is the best of
+    all."""
     assert violations(problem, better) == violations(problem, worse) == []
     ours, theirs = levels(problem, better), levels(problem, worse)
     assert ours[:level] == theirs[:level]
@@ -304,7 +305,8 @@ def test_the_order_of_options_makes_no_better_choice() -> None:
 
 
 def random_house(seed: int) -> tuple[Inventory, dict[str, Facts], dict[str, object]]:
-    """An inventory and machines, with engines' own arithmetic: models of a few sizes on cards of a few sizes."""
+    """An inventory and machines, with engines' own arithmetic: models of a few sizes on cards of a few
+    sizes."""
     rng = random.Random(seed)
     cards = [
         ("NVIDIA GeForce RTX 3070", 7970),
@@ -427,7 +429,8 @@ def test_more_memory_never_places_less() -> None:
 
 
 def test_nothing_is_left_out_for_want_of_room_elsewhere() -> None:
-    """The first choice for each by itself would leave one without a place: 14 + 10 on one card, 12 + 12 on the other."""
+    """The first choice for each by itself would leave one without a place: 14 + 10 on one card, 12 + 12 on
+    the other."""
 
     def option(model: int, device: int, load: int) -> Option:
         return Option(model=model, node=device, loads=((device, load),), gpus=1, free=24)

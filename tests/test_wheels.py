@@ -1,4 +1,5 @@
-"""The lab's files from the package index, when several processes want the same one at once and nobody has it yet."""
+"""The lab's files from the package index, when several processes want the same one at once and nobody has
+it yet."""
 
 from __future__ import annotations
 

@@ -20,14 +20,16 @@ HOSTING = {
     "reservation": {"driver": "nvidia", "capabilities": ["gpu"]},
     "visible": "CUDA_VISIBLE_DEVICES",
 }
-# Docker offers GPUs through a listed runtime, or (`--gpus`, Compose reservations) through this hook, listed or not.
+# Docker offers GPUs through a listed runtime, or (`--gpus`, Compose reservations) through this hook, listed
+# or not.
 PROGRAMS = (
     "nvidia-container-runtime-hook",
     "nvidia-container-toolkit",
     "nvidia-ctk",
     "nvidia-container-runtime",
 )
-# Chips without memory of their own: NVML has no figure for them (DGX Spark: NOT_SUPPORTED) or a wrong one (N1X: 8128 MiB).
+# Chips without memory of their own: NVML has no figure for them (DGX Spark: NOT_SUPPORTED) or a wrong one
+# (N1X: 8128 MiB).
 UNIFIED = ("GB10", "N1", "N1X", "RTX SPARK", "THOR", "ORIN", "XAVIER", "TEGRA")
 ATS_WITHOUT_OWN_MEMORY = (
     16 * 1024**3

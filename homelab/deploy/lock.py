@@ -1,7 +1,8 @@
 """One deploy or remove at a time for a cluster, whichever controller it comes from.
 
-On each node that is changed a small program of ours holds a lock for as long as the connection lasts: it ends with the
-controller, and what a dead connection leaves behind says who it was and since when, for `homelab unlock`."""
+On each node that is changed a small program of ours holds a lock for as long as the connection lasts: it
+ends with the controller, and what a dead connection leaves behind says who it was and since when, for
+`homelab unlock`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# What is compared after the models and replicas that have a place, in this order. More is better: a cost is negative.
+# What is compared after the models and replicas that have a place, in this order. More is better: a cost is
+# negative.
 LEVELS = (
     "placements kept",
     "needless splits",  # over several GPUs, where one of them would hold it were it empty
@@ -48,8 +49,8 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One way to run a model: on `node`, taking `loads` (device, bytes). `fetch` names weights that must be there
-    and are not; several placements share them. A running service may be kept `once`."""
+    """One way to run a model: on `node`, taking `loads` (device, bytes). `fetch` names weights that must be
+    there and are not; several placements share them. A running service may be kept `once`."""
 
     model: int
     node: int
@@ -161,8 +162,9 @@ def violations(problem: Problem, chosen: Sequence[int]) -> list[str]:
 def all_kept(problem: Problem) -> Answer | None:
     """What runs already, where that is all that is asked for; None where there is something to choose.
 
-    No choice is better: each model has as many places as it can have, all of them kept ones, and nothing else has
-    as many of those. `placements kept` is compared before all that tells one place from another."""
+    No choice is better: each model has as many places as it can have, all of them kept ones, and nothing
+    else has as many of those. `placements kept` is compared before all that tells one place from
+    another."""
     chosen = tuple(i for i, o in enumerate(problem.options) if o.kept)
     ways, kept = Counter(o.model for o in problem.options), Counter(problem.options[i].model for i in chosen)
     if any(kept[m] != min(ways[m], want.replicas) for m, want in enumerate(problem.wants)):

@@ -1,8 +1,8 @@
 """The best choice of options of a problem, by OR-tools' CP-SAT.
 
-The levels are settled in groups, each as one objective in which a level outweighs all that come after it. What a
-group came to is the least that the next ones must come to, and its choice is where they begin. A group that runs
-into its limit leaves the best choice that it had, and a bound that no choice exceeds.
+The levels are settled in groups, each as one objective in which a level outweighs all that come after it.
+What a group came to is the least that the next ones must come to, and its choice is where they begin. A
+group that runs into its limit leaves the best choice that it had, and a bound that no choice exceeds.
 
 Pure: one worker, a fixed seed, and limits in CP-SAT's deterministic time, which counts its steps."""
 
@@ -16,10 +16,12 @@ from ortools.sat.python import cp_model
 
 from homelab.placement.assignment import BESIDE, LEVELS, SPREAD, Answer, Option, Problem, levels
 
-# Deterministic time of one answer. A group may use this part of what is left: a hard one leaves some to the next.
-EFFORT, SHARE = 12.0, 0.6
-# Where groups begin among `LEVELS`; the counts are one of their own. Each costs time to begin. But the bound of a sum
-# comes down slowly for the small parts of it: tokens were proven by themselves, and not beside all that is above them.
+# Deterministic time of one answer. A group may use this part of what is left: a hard one leaves some to the
+# next.
+EFFORT, SHARE = 6.0, 0.6
+# Where groups begin among `LEVELS`; the counts are one of their own. Each costs time to begin. But the
+# bound of a sum comes down slowly for the small parts of it: tokens were proven by themselves, and not
+# beside all that is above them.
 GROUPS = (0, LEVELS.index("tokens of context"), SPREAD)
 # What a group may come to (CP-SAT gives its bound as a double), and all its terms (its integers end at 2^63).
 MOST_TOGETHER, MOST_IN_TERMS = 1 << 50, 1 << 61
@@ -86,7 +88,8 @@ def _total(terms: Sequence[Term]) -> cp_model.LinearExprT:
 
 
 class _House:
-    """A problem as a CP-SAT model: how often each option is taken, what limits that, the sum of each level."""
+    """A problem as a CP-SAT model: how often each option is taken, what limits that, the sum of each
+    level."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.model = problem, cp_model.CpModel()

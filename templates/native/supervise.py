@@ -301,8 +301,8 @@ class Supervisor:
             pass
 
     def before_exec(self) -> None:
-        """In the new process: it dies with the supervisor, so that nothing is left holding the port, and gets no
-        more memory than its service may have (macOS takes such a limit and does not enforce it)."""
+        """In the new process: it dies with the supervisor, so that nothing is left holding the port, and
+        gets no more memory than its service may have (macOS takes such a limit and does not enforce it)."""
         if self.service.memory_limit_bytes is not None:
             _, highest = resource.getrlimit(resource.RLIMIT_DATA)
             limit = self.service.memory_limit_bytes

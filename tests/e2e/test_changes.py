@@ -1,4 +1,5 @@
-"""A household that changes, fails and is interrupted. The tests run in their order, on one household, each from a deployed state."""
+"""A household that changes, fails and is interrupted. The tests run in their order, on one household, each
+from a deployed state."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.lab
 
 @pytest.fixture(scope="module")
 def home(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """The first two models share the workstation's GPU; the third is alone on the laptop, with the gateway."""
+    """The first two models share the workstation's GPU; the third is alone on the laptop, with the
+    gateway."""
     household = start({"workstation": "rtx4090", "laptop": "laptop3070"}, tmp_path_factory.mktemp("home"))
     house = House(household, tmp_path_factory.mktemp("work"))
     house.write(

@@ -1,4 +1,5 @@
-"""Three machines, from nothing to answers and back to nothing. The tests run in their order, on one household."""
+"""Three machines, from nothing to answers and back to nothing. The tests run in their order, on one
+household."""
 
 from __future__ import annotations
 
@@ -134,7 +135,8 @@ def test_deploy_brings_all_of_it_up(home: House, hub: Hub) -> None:
 
 
 def test_engines_on_one_gpu_start_one_after_the_other(home: House) -> None:
-    """Docker's own times: the later one is started only once the health check of the earlier one was passed."""
+    """Docker's own times: the later one is started only once the health check of the earlier one was
+    passed."""
     shared: dict[str, list[dict]] = {}
     for node, c in home.containers():
         for gpu in filter(None, c["Config"]["Labels"]["homelab.gpus"].split(",")):

@@ -1,4 +1,5 @@
-"""A controller that is killed at any moment of a deploy: the next one goes on from there, and nothing is lost."""
+"""A controller that is killed at any moment of a deploy: the next one goes on from there, and nothing is
+lost."""
 
 from __future__ import annotations
 

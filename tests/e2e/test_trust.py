@@ -1,5 +1,5 @@
-"""What bites a household: strangers on ports, nodes that cannot tell what they run, moves that fail, two controllers.
-The tests run in their order, on one household, each from a deployed state."""
+"""What bites a household: strangers on ports, nodes that cannot tell what they run, moves that fail, two
+controllers. The tests run in their order, on one household, each from a deployed state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A machine that cannot be asked: the others are served, and what is said names the machine, why, and what to type."""
+"""A machine that cannot be asked: the others are served, and what is said names the machine, why, and what
+to type."""
 
 from __future__ import annotations
 

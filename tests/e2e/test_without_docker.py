@@ -1,4 +1,5 @@
-"""A machine without Docker beside one with it: its engine comes from the package index, which may be out of reach."""
+"""A machine without Docker beside one with it: its engine comes from the package index, which may be out of
+reach."""
 
 from __future__ import annotations
 
