@@ -20,9 +20,7 @@ from tests.oracle import best_levels, household  # noqa: E402
 
 COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 10
 
-print(
-    "| nodes × GPUs × models | households | homelab, median (longest) | CP-SAT, median (longest) | equal | proven |\n|---|---|---|---|---|---|"
-)
+print("| nodes × GPUs × models | households | median (longest) | proven |\n|---|---|---|---|")
 for nodes, gpus, models in ((3, 4, 5), (8, 12, 12)):
     ours, theirs, equal, proven = [], [], 0, 0
     for seed in range(COUNT):

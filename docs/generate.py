@@ -52,10 +52,13 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "machine, without SSH.",
         "user": "Who logs in there. Default: what SSH would take.",
         "port": "The port of its sshd. Default: what SSH would take.",
-        "identity": "The private key for it. Default: what SSH would take: `~/.ssh/config`, your ssh-agent, the usual files.",
-        "address": "Where other machines reach its services: one of its own addresses, or a name that means one there. "
+        "identity": "The private key for it. Default: what SSH would take: `~/.ssh/config`, your ssh-agent, "
+        "the usual files.",
+        "address": "Where other machines reach its services: one of its own addresses, or a name that means "
+        "one there. "
         "Default: see [below](#addresses).",
-        "reserve": "Memory left alone on each GPU, for the desktop to grow by. Default: 0.5 GiB on a GPU with a display, 1 GiB where GPU and "
+        "reserve": "Memory left alone on each GPU, for the desktop to grow by. Default: 0.5 GiB on a GPU "
+        "with a display, 1 GiB where GPU and "
         "system share memory, else 0. On a node without a GPU: of its RAM, default 1 GiB.",
         "runtime": "How services run. `auto`: Docker where it is, else plain processes.",
         "images": "As `images` above, for this node only.",
@@ -137,7 +140,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "services": "What carries homelab's labels, running or not.",
         "unlisted": "By runtime, why services may be missing from the list.",
         "ports": "TCP ports that somebody listens on.",
-        "weights": "The models of the inventory as far as this node knows them. Without their headers here: `--save` has those.",
+        "weights": "The models of the inventory as far as this node knows them. Without their headers here: "
+        "`--save` has those.",
         "secrets_id": "Tells the keys of the cluster that lie there from others, without revealing them; "
         "null where there are none.",
         "leftovers": "What earlier deploys left and no service names.",
@@ -198,7 +202,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "api_version": "Of its API.",
         "compose_version": "Of the Compose plugin.",
         "reachable": "Whether this user may talk to it.",
-        "socket": "The socket of its engine: DOCKER_HOST, the context of the docker command, or the usual place.",
+        "socket": "The socket of its engine: DOCKER_HOST, the context of the docker command, or the usual "
+        "place.",
         "runtimes": "The runtimes that it lists.",
         "data_root": "Where its images lie.",
         "error": "Why it cannot be used, in Docker's words.",
@@ -253,7 +258,8 @@ INVENTORY = (
     inventory.Hub,
 )  # fmt: skip
 FACTS = (
-    facts.NodeReport, facts.Failure, facts.Facts, facts.CPU, facts.Interface, facts.Disk, facts.GPU, facts.MigDevice, facts.Process,
+    facts.NodeReport, facts.Failure, facts.Facts, facts.CPU, facts.Interface, facts.Disk,
+    facts.GPU, facts.MigDevice, facts.Process,
     facts.Docker, facts.DeployedService, facts.ListeningPort, facts.Weights, facts.Leftover, facts.Problem,
 )  # fmt: skip
 # Not part of the document that is described.

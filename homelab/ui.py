@@ -268,9 +268,8 @@ def planned(plan: Plan) -> None:
         write(plan.layout.proof)
     for left in plan.leftovers:
         size = f", {gib(left.what.bytes)} GiB" if left.what.bytes else ""
-        write(
-            f"left over on {left.node}: {left.what.kind}{size}  {left.what.paths[0]}  (homelab deploy takes it away)"
-        )
+        what = f"{left.what.kind}{size}  {left.what.paths[0]}"
+        write(f"left over on {left.node}: {what}  (homelab deploy takes it away)")
     for node, services in plan.gone.items():
         write(left_behind(node, services))
 

@@ -49,7 +49,12 @@ models:
       - {engine: llamacpp, source: "Qwen/Qwen3-30B-A3B-GGUF:Q4_K_M"}
   split: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 32k, args: {-tp: 2}}
   pair:
-    {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, replicas: 2, priority: 5, args: {enforce-eager: true}}
+    engine: vllm
+    source: Qwen/Qwen3-4B-AWQ
+    context: 4096
+    replicas: 2
+    priority: 5
+    args: {enforce-eager: true}
   embed: {kind: embedding, engine: llamacpp, source: /models/tiny.gguf, context: 512, node: server, gpu: 1}
   own:
     {engine: llamacpp, source: /models/tiny.gguf, context: 2048, node: laptop, port: 9000, args: {ctk: q8_0}}

@@ -290,7 +290,8 @@ def test_ctrl_c_still_ends_the_program_once_something_was_placed() -> None:
     code = (
         "import os, signal\nfrom tests.oracle import household\nfrom homelab.placement.solver import solve\n"
         "solve(household(0, 3, 4, 5))\n"
-        "try: os.kill(os.getpid(), signal.SIGINT); signal.pause()\nexcept KeyboardInterrupt: print('said goodbye')"
+        "try: os.kill(os.getpid(), signal.SIGINT); signal.pause()\n"
+        "except KeyboardInterrupt: print('said goodbye')"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert ended.stdout == "said goodbye\n", ended.stderr
@@ -342,7 +343,8 @@ def random_house(seed: int) -> tuple[Inventory, dict[str, Facts], dict[str, obje
         second = ", {engine: llamacpp, source: /models/tiny.gguf}" if rng.random() < 0.3 else ""
         context = rng.choice(["4096", "{min: 2048, max: 32768}", "{min: 4096, max: 16384}"])
         models.append(
-            f"m{m}: {{context: {context}, replicas: {rng.choice([1, 1, 2])}, priority: {rng.choice([0, 0, 5])}, "
+            f"m{m}: {{context: {context}, "
+            f"replicas: {rng.choice([1, 1, 2])}, priority: {rng.choice([0, 0, 5])}, "
             f"variants: [{{engine: vllm, source: {source}}}{second}]}}"
         )
     hosts = "\n  ".join(f"{n}: {{host: {f.server_address}}}" for n, f in nodes.items())

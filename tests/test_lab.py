@@ -135,11 +135,13 @@ for i in range(n.nvmlDeviceGetCount()):
     if get(n.nvmlDeviceGetMigMode, h) == [1, 1]:
         for j in range(n.nvmlDeviceGetMaxMigDeviceCount(h)):
             d = get(n.nvmlDeviceGetMigDeviceHandleByIndex, h, j)
-            if not isinstance(d, int): migs.append([n.nvmlDeviceGetUUID(d), n.nvmlDeviceGetMemoryInfo(d).total >> 20])
+            if isinstance(d, int): continue
+            migs.append([n.nvmlDeviceGetUUID(d), n.nvmlDeviceGetMemoryInfo(d).total >> 20])
     out["gpus"].append({"name": n.nvmlDeviceGetName(h), "uuid": n.nvmlDeviceGetUUID(h), "migs": migs,
         "v1": m if isinstance(m, int) else [m.total >> 20, m.used >> 20, m.free >> 20],
         "v2": v if isinstance(v, int) else [v.total >> 20, v.reserved >> 20, v.used >> 20, v.free >> 20],
-        "limit": get(n.nvmlDeviceGetEnforcedPowerLimit, h), "cc": get(n.nvmlDeviceGetCudaComputeCapability, h),
+        "limit": get(n.nvmlDeviceGetEnforcedPowerLimit, h),
+        "cc": get(n.nvmlDeviceGetCudaComputeCapability, h),
         "procs": [[p.pid, p.usedGpuMemory >> 20] for p in n.nvmlDeviceGetComputeRunningProcesses(h)]})
 print(json.dumps(out))
 """
@@ -252,8 +254,8 @@ def test_llama_cpp_downloads_from_the_hub(lab: Lab, home: Household, tmp_path: P
     with lab.hub(
         {"Org/Smol-GGUF": repo, "Org/Gated-GGUF": Repo(repo, gated="manual", allowed=frozenset({"hf_lab"}))}
     ) as hub:
-        run = f"docker run -d --name hf -p 8084:8080 -e HF_ENDPOINT={hub.url} -v /srv/hf:/root/.cache/huggingface {CPU} -c 256 -hf Org/Smol-GGUF:Q8_0"
-        node.run(run)
+        where = f"-p 8084:8080 -e HF_ENDPOINT={hub.url} -v /srv/hf:/root/.cache/huggingface"
+        node.run(f"docker run -d --name hf {where} {CPU} -c 256 -hf Org/Smol-GGUF:Q8_0")
         wait_for(f"http://{node.address}:8084/health")
         assert hub.paths("/Org/Smol-GGUF/resolve/*/Smol-Q8_0.gguf") and not hub.paths("*Q4_K_M*")
         assert (

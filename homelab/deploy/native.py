@@ -65,8 +65,8 @@ async def wait_healthy(session: Session, service: Service, tell: Tell, *, restar
     health = health_line(service.unit, service.unit.address)
     log = f"{shlex.quote(service.directory)}/log"
     probe = (
-        f"{supervise('status', service.directory, service.unit.python)}; ({health}) >/dev/null 2>&1; echo $?; tail "
-        f"-n 1 {log} 2>/dev/null"
+        f"{supervise('status', service.directory, service.unit.python)}; ({health}) >/dev/null 2>&1; "
+        f"echo $?; tail -n 1 {log} 2>/dev/null"
     )
     while True:
         status_text, _, rest = (await session.run(probe)).text.partition("\n")

@@ -424,7 +424,8 @@ def report(directory: str) -> Document:
             status = "backing-off" if supervised else "stopped"
     return {
         "listens": listens(directory) if running else False,
-        "status": status, "pid": pid if running else None, "restarts": state.get("restarts", 0), "exit_code": state.get("exit_code"),
+        "status": status, "pid": pid if running else None,
+        "restarts": state.get("restarts", 0), "exit_code": state.get("exit_code"),
         "supervised": supervised, "started_at": state.get("started_at") if running else None,
     }  # fmt: skip
 

@@ -61,7 +61,8 @@ def test_only_what_lies_where_homelab_puts_such_things_is_ever_removed() -> None
     for path in (f"{base}/weights/1a-2b", f"{base}/secrets.json", "/home/me/.cache/homelab/native/tools-1"):
         assert is_ours("home", path)
     for path in (
-        f"{base}/weights", f"{base}/weights/../..", base, f"{base}/q/secrets.json", f"{base}/q", "/", "/home/me",
+        f"{base}/weights", f"{base}/weights/../..", base,
+        f"{base}/q/secrets.json", f"{base}/q", "/", "/home/me",
         "/home/me/.cache/homelab/native", "/home/me/.cache/homelab/native/../..", "home/weights/x",
         "/home/me/.local/share/homelab/other/weights/x", "/home/me/.cache/homelab/native/a/b",
     ):  # fmt: skip

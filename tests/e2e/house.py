@@ -58,7 +58,8 @@ class House:
         return self.household.nodes
 
     def write(self, *, gateway: str, models: Mapping[str, Mapping[str, Any]], **more: Any) -> None:
-        """The inventory: all machines of the household, these models; `nodes` in `more` is merged into each node's own entry."""
+        """The inventory: all machines of the household, these models; `nodes` in `more` is merged into each
+        node's own entry."""
         nodes = self.household.inventory_nodes()
         for name, own in more.pop("nodes", {}).items():
             nodes.setdefault(name, {}).update(own)
@@ -148,7 +149,8 @@ class House:
 
     @property
     def url(self) -> str:
-        return f"http://{self[self.document['gateway']['node']].address}:{self.document['gateway'].get('port', 4000)}"
+        gateway = self.document["gateway"]
+        return f"http://{self[gateway['node']].address}:{gateway.get('port', 4000)}"
 
     def post(self, path: str, body: Mapping[str, Any], *, key: str | None = None) -> httpx.Response:
         return httpx.post(

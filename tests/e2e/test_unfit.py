@@ -130,9 +130,8 @@ def test_following_the_suggestion_makes_it_deploy(home: House, lab: Lab) -> None
 
 def test_a_port_that_a_stranger_listens_on_is_named_with_its_owner(home: House, lab: Lab) -> None:
     node = home["front"]
-    node.run(
-        "setsid python3 -m http.server 9000 --bind 0.0.0.0 >/dev/null 2>&1 & setsid python3 -m http.server 4000 --bind 0.0.0.0 >/dev/null 2>&1 & sleep 0.5"
-    )
+    serve = "setsid python3 -m http.server {} --bind 0.0.0.0 >/dev/null 2>&1 &"
+    node.run(f"{serve.format(9000)} {serve.format(4000)} sleep 0.5")
     home.write(gateway="front", models={"busy": llama(lab.model, node="front", port=9000)}, nodes=AWAY)
     said = home.homelab("plan", code=3)
     assert "port 9000 is in use by" in said.err

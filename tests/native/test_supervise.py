@@ -360,7 +360,8 @@ def test_the_real_pace(house: House) -> None:
 
 @pytest.mark.skipif(not LINUX, reason="macOS takes such a limit and does not enforce it")
 def test_a_service_gets_no_more_memory_than_it_may_have(house: House) -> None:
-    take = "import sys\ntry: bytearray(200 << 20); print('more')\nexcept MemoryError: print('no more', flush=True)"
+    take = "import sys\ntry: bytearray(200 << 20); print('more')\n"
+    take += "except MemoryError: print('no more', flush=True)"
     house.write(sys.executable, "-c", f"{take}\nimport time; time.sleep(60)", memory_limit_bytes=128 << 20)
     house("start")
     until(lambda: "more" in house.log())
