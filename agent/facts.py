@@ -27,10 +27,10 @@ class Question:
     by side."""
 
     def __init__(
-        self, source: str, ask: Callable[[Problems], Any], empty: Any, deadline_s: float = DEADLINE_S
+        self, source: str, call: Callable[[Problems], Any], empty: Any, deadline_s: float = DEADLINE_S
     ) -> None:
         self.source = source
-        self.ask = ask
+        self.call = call
         self.value = empty
         self.deadline_s = deadline_s
         self.started = time.monotonic()
@@ -40,7 +40,7 @@ class Question:
 
     def run(self) -> None:
         try:
-            self.value = self.ask(self.problems)
+            self.value = self.call(self.problems)
         except Exception as e:  # whatever it is, it is a fact about the node
             self.problems.append({"source": self.source, "message": f"{type(e).__name__}: {e}"})
 
@@ -84,9 +84,9 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
 
     document: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     document.update(host.identity())
-    for key, ask in (("cpu", host.cpu), ("os", host.operating_system), ("machine_id", host.machine_id)):
+    for key, part in (("cpu", host.cpu), ("os", host.operating_system), ("machine_id", host.machine_id)):
         try:
-            document[key] = ask()
+            document[key] = part()
         except Exception as e:
             problems.append({"source": "host", "message": f"{key}: {type(e).__name__}: {e}"})
     try:

@@ -73,8 +73,8 @@ def collect(problems: Problems) -> list[dict[str, Any]]:
         elif e.value != pynvml.NVML_ERROR_DRIVER_NOT_LOADED or has_card():
             problem(problems, f"{e}")
         return []
-    driver = ask(pynvml, pynvml.nvmlSystemGetDriverVersion)
-    cuda = ask(pynvml, pynvml.nvmlSystemGetCudaDriverVersion_v2)
+    driver = query(pynvml, pynvml.nvmlSystemGetDriverVersion)
+    cuda = query(pynvml, pynvml.nvmlSystemGetCudaDriverVersion_v2)
     found = []
     for index in range(pynvml.nvmlDeviceGetCount()):
         try:
@@ -115,7 +115,7 @@ def has_card() -> bool:
     )
 
 
-def ask(pynvml: Any, call: Callable[..., Any], *arguments: Any) -> Any:
+def query(pynvml: Any, call: Callable[..., Any], *arguments: Any) -> Any:
     """None when this GPU or this driver does not know; a GPU that has failed is an error."""
     fatal = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED, pynvml.NVML_ERROR_UNINITIALIZED)
     try:
@@ -128,12 +128,12 @@ def ask(pynvml: Any, call: Callable[..., Any], *arguments: Any) -> Any:
 
 def describe(pynvml: Any, handle: Any) -> dict[str, Any]:
     name = pynvml.nvmlDeviceGetName(handle)
-    pci = ask(pynvml, pynvml.nvmlDeviceGetPciInfo, handle)
-    capability = ask(pynvml, pynvml.nvmlDeviceGetCudaComputeCapability, handle)
-    power = ask(pynvml, pynvml.nvmlDeviceGetPowerUsage, handle)
-    limit = ask(pynvml, pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
-    load = ask(pynvml, pynvml.nvmlDeviceGetUtilizationRates, handle)
-    mig = (ask(pynvml, pynvml.nvmlDeviceGetMigMode, handle) or [0])[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+    pci = query(pynvml, pynvml.nvmlDeviceGetPciInfo, handle)
+    capability = query(pynvml, pynvml.nvmlDeviceGetCudaComputeCapability, handle)
+    power = query(pynvml, pynvml.nvmlDeviceGetPowerUsage, handle)
+    limit = query(pynvml, pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    load = query(pynvml, pynvml.nvmlDeviceGetUtilizationRates, handle)
+    mig = (query(pynvml, pynvml.nvmlDeviceGetMigMode, handle) or [0])[0] == pynvml.NVML_DEVICE_MIG_ENABLE
     gpu = {
         "uuid": pynvml.nvmlDeviceGetUUID(handle),
         "name": name,
@@ -141,11 +141,11 @@ def describe(pynvml: Any, handle: Any) -> dict[str, Any]:
         "compute_capability": f"{capability[0]}.{capability[1]}" if capability else None,
         "power_watts": power / 1000 if power is not None else None,
         "power_limit_watts": limit / 1000 if limit is not None else None,
-        "temperature_celsius": ask(
+        "temperature_celsius": query(
             pynvml, pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU
         ),
         "utilization_percent": load.gpu if load else None,
-        "display": ask(pynvml, pynvml.nvmlDeviceGetDisplayActive, handle) == 1,
+        "display": query(pynvml, pynvml.nvmlDeviceGetDisplayActive, handle) == 1,
         "mig": mig,
         "mig_devices": mig_devices(pynvml, handle) if mig else [],
         "processes": running(pynvml, handle),
@@ -165,7 +165,7 @@ def memory(pynvml: Any, handle: Any, name: str) -> dict[str, Any]:
     if (
         is_unified(name)
         or figures is None
-        or (small and ask(pynvml, pynvml.nvmlDeviceGetAddressingMode, handle) == ADDRESSING_ATS)
+        or (small and query(pynvml, pynvml.nvmlDeviceGetAddressingMode, handle) == ADDRESSING_ATS)
     ):
         ram = host.memory()
         return {
@@ -190,7 +190,7 @@ def readings(pynvml: Any, handle: Any) -> tuple[Any, int | None]:
 
     Version 2 parts off what the driver keeps (CUDA does not see that); version 1 counts it as used.
     Drivers before 510 have only 1."""
-    figures = ask(pynvml, pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
+    figures = query(pynvml, pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
     if figures is not None:
         return figures, figures.reserved
     try:
@@ -203,8 +203,8 @@ def readings(pynvml: Any, handle: Any) -> tuple[Any, int | None]:
 
 def mig_devices(pynvml: Any, handle: Any) -> list[dict[str, Any]]:
     found = []
-    for index in range(ask(pynvml, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
-        slice_ = ask(pynvml, pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
+    for index in range(query(pynvml, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+        slice_ = query(pynvml, pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, index)
         if slice_ is None:
             continue
         figures, reserved = readings(pynvml, slice_)
@@ -224,7 +224,7 @@ def running(pynvml: Any, handle: Any) -> list[dict[str, Any]]:
     """Compute and graphics lists name a process that does both twice, with the same bytes."""
     found: dict[int, int | None] = {}
     for call in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
-        for process in ask(pynvml, call, handle) or ():
+        for process in query(pynvml, call, handle) or ():
             before, held = found.get(process.pid), process.usedGpuMemory
             found[process.pid] = held if before is None else before if held is None else max(before, held)
     return [

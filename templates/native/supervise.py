@@ -195,7 +195,7 @@ def read_environment(path: str) -> Dict[str, str]:
     return values
 
 
-class Service:
+class Revision:
     """service.json, checked, as what will be executed."""
 
     def __init__(self, directory: str) -> None:
@@ -236,7 +236,7 @@ class Service:
 
 
 class Supervisor:
-    def __init__(self, directory: str, service: Service) -> None:
+    def __init__(self, directory: str, service: Revision) -> None:
         self.directory, self.service = directory, service
         self.child: Optional["subprocess.Popen[bytes]"] = None
         self.stopping: Optional[float] = None
@@ -430,7 +430,7 @@ def report(directory: str) -> Document:
     }  # fmt: skip
 
 
-def daemon(directory: str, service: Service, lock: int, ready: int) -> NoReturn:
+def daemon(directory: str, service: Revision, lock: int, ready: int) -> NoReturn:
     """The grandchild: never returns into the caller's code."""
     try:
         os.chdir("/")
@@ -459,7 +459,7 @@ def daemon(directory: str, service: Service, lock: int, ready: int) -> NoReturn:
 
 
 def start(directory: str) -> Document:
-    service = Service(directory)
+    service = Revision(directory)
     until = time.monotonic() + 10
     while True:
         lock = take_lock(directory)
