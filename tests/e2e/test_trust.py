@@ -89,15 +89,15 @@ def test_a_stranger_on_the_gateways_port_gets_no_key_and_no_prompt(home: House) 
     node.run("rm -f /tmp/stranger.log")
     try:
         said = home.homelab("ask", "one", "a secret question", code=1)
-        assert "does not listen on its port 4000" in said.err and "python3" in said.err
+        assert "does not listen on its port 4000" in said.err
         assert "no key was sent" in said.err
         assert "4000" in home.homelab("status", code=1).all
         said = home.homelab("deploy", "--yes", code=1)
-        assert "port 4000 on laptop is in use by python3" in said.err
+        assert "port 4000 on laptop is in use" in said.err
         heard = node.run("cat /tmp/stranger.log", check=False).stdout
         assert home.key not in heard and "a secret question" not in heard and "sk-" not in heard
     finally:
-        node.run("pkill -f stranger.py")
+        node.run("pkill -f '[s]tranger.py'")
     home.homelab("deploy", "--yes")
     assert home.chat("one").status_code == 200
 
