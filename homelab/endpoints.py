@@ -144,7 +144,8 @@ def proven_gateway(inventory: Inventory, survey: Survey) -> str:
                 return url
             port = service.labels.get("homelab.port")
             owners = [p.process for p in report.facts.ports if str(p.port) == port]
-            who = f"`{owners[0] or 'another process'}` listens there" if owners else "nothing listens there"
+            owner = f"`{owners[0]}`" if any(owners[:1]) else "another process"
+            who = f"{owner} listens there" if owners else "nothing listens there"
             raise DeployError(
                 f"The gateway on node `{node}` does not listen on its port {port}",
                 cause=f"{who}; no key was sent to it",

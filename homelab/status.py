@@ -147,6 +147,7 @@ async def _gateway(
         return GatewayStatus(node=inventory.gateway.node, url=None, state="missing", healthy=False)
     node, service = front
     url = url_of(service)
-    code = (await get(url + gateway.HEALTH))[0] if url and node not in away else 0
+    # A stranger on its port may answer, too.
+    code = (await get(url + gateway.HEALTH))[0] if url and service.listens and node not in away else 0
     state = "away" if node in away else service.state
     return GatewayStatus(node=node, url=url, state=state, healthy=code == 200)

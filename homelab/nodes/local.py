@@ -80,7 +80,7 @@ class LocalSession:
         process = await self._start(command, stdin=DEVNULL, stderr=STDOUT)
         ended = False
         try:
-            async with aclosing(lines_of(_chunks(process))) as lines:
+            async with aclosing(_chunks(process)) as chunks, aclosing(lines_of(chunks)) as lines:
                 async for line in lines:
                     yield line
             await process.wait()
@@ -117,7 +117,8 @@ async def _end(process: Process) -> None:
     _signal(process, signal.SIGTERM)
     try:
         async with asyncio.timeout(GRACE_SECONDS):
-            async for _ in _chunks(process):
+            assert process.stdout is not None
+            while await process.stdout.read(READ_BYTES):
                 pass  # its output ends when all that it started has ended
             await process.wait()
     except TimeoutError:

@@ -3,7 +3,6 @@ controllers. The tests run in their order, on one household, each from a deploye
 
 from __future__ import annotations
 
-import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -102,24 +101,6 @@ def test_a_stranger_on_the_gateways_port_gets_no_key_and_no_prompt(home: House) 
     assert home.chat("one").status_code == 200
 
 
-def test_a_move_that_fails_leaves_the_model_where_it_was(home: House) -> None:
-    node, before = home["laptop"], home.running()
-    text = node.gpus_text
-    home.document["models"]["one"]["node"] = "laptop"
-    home.save()
-    process = home.start("deploy", "--yes")
-    # Somebody starts a game on the laptop before the engine comes.
-    node.gpus_text = re.sub(r"used=\d+", "used=7900", text, count=1)
-    out, err = process.communicate(timeout=300)
-    node.gpus_text = text
-    said = home.judged(Said(process.returncode, out, err), ("deploy", "--yes"), 1)
-    assert "`one` could not move" in said.err
-    after = home.running()
-    assert after["workstation/one"] == before["workstation/one"]
-    assert after["laptop/gateway"] == before["laptop/gateway"]
-    assert home.chat("one").status_code == 200
-
-
 def test_a_move_is_there_and_known_before_the_old_one_goes(home: House) -> None:
     answers: list[int] = []
     ended = threading.Event()
@@ -134,7 +115,8 @@ def test_a_move_is_there_and_known_before_the_old_one_goes(home: House) -> None:
                 assert "onnect" in str(e) or "disconnected" in str(e) or "reset" in str(e).lower(), e
                 answers.append(0)
 
-    home["laptop"].run("docker ps -aq --filter label=homelab.service=one | xargs -r docker rm -f")
+    home.document["models"]["one"]["node"] = "laptop"
+    home.save()
     watcher = threading.Thread(target=ask)
     watcher.start()
     home.homelab("deploy", "--yes")
