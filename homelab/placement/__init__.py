@@ -295,8 +295,9 @@ class _Finisher:
 
     def _grow_all(self) -> set[int]:
         """Contexts as large as fits, from what was chosen or from the least that was asked for, whichever
-        ends with more tokens in all. Those whose tokens take the fewest bytes come first. Gives back which
-        are less than was asked for."""
+        ends with more tokens in all, else the latter: which of equals the solver gave more is no order. Those
+        whose tokens take the fewest bytes come first, then by name. Gives back which are less than was asked
+        for."""
         asked = {
             i: c
             for i, p in enumerate(self.placements)
@@ -305,7 +306,7 @@ class _Finisher:
         order = sorted(asked, key=lambda i: (self._token_bytes(i, asked[i]), i))
         chosen, free, ram = self.placements, self.free, self.ram
         tried = []
-        for from_least in (False, True):
+        for from_least in (True, False):
             self.placements, self.free, self.ram = list(chosen), dict(free), dict(ram)
             for i in order if from_least else ():
                 least = self.known.sized(self.placements[i], asked[i].min)
