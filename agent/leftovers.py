@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 
@@ -37,7 +38,7 @@ def native() -> list[dict[str, Any]]:
     used = named()
     found = []
     for name in names:
-        if name in used or name in links.values():
+        if name in used or name in links.values() or is_being_made(folder, links.get(name, name)):
             continue
         paths = [name, links[name]] if name in links else [name]
         if name in links and any(links[other] == links[name] for other in links if other != name):
@@ -48,6 +49,18 @@ def native() -> list[dict[str, Any]]:
 
 def is_link(folder: str, name: str) -> bool:
     return os.path.islink(os.path.join(folder, name))
+
+
+def is_being_made(folder: str, name: str) -> bool:
+    """Whether somebody makes this environment now: no link leads to it yet. See provision.py."""
+    try:
+        with open(os.path.join(folder, name + ".lock"), encoding="ascii") as guard:
+            fcntl.flock(guard, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # held, or not known
+    return False
 
 
 def named() -> set[str]:

@@ -231,9 +231,11 @@ async def clear(household: Household, plan: Plan, tell: Tell) -> list[HomelabErr
     """Take away what earlier deploys left; what could not be."""
     from homelab.deploy.lock import locked
     from homelab.deploy.prune import prune
+    from homelab.plan import still_left
 
     async with locked(household.inventory, sorted({left.node for left in plan.leftovers})):
-        return await prune(household.inventory, plan.leftovers, tell)
+        now = (await survey_nodes(household)).survey
+        return await prune(household.inventory, still_left(plan.leftovers, now), tell)
 
 
 async def proven_gateway(household: Household) -> str:
@@ -267,7 +269,7 @@ async def roll_out(
     from homelab.deploy.lock import locked
     from homelab.deploy.prune import prune
     from homelab.measure import measure
-    from homelab.plan import outdated
+    from homelab.plan import outdated, still_left
 
     inventory = household.inventory
     async with locked(
@@ -281,10 +283,10 @@ async def roll_out(
                 hint="homelab deploy",
             )
         outcome = await deploy(inventory, plan, secrets, tell)
-        pruned = [] if outcome.failed else await prune(inventory, plan.leftovers, tell)
+        after = (await survey_nodes(household)).survey
+        pruned = [] if outcome.failed else await prune(inventory, still_left(plan.leftovers, after), tell)
     failures = [*outcome.failed, *pruned]
     left = {(c.node, c.service) for c in plan.todo} - set(outcome.done)
-    after = (await survey_nodes(household)).survey
     if any(s.role == "gateway" for s in plan.services) and not any(
         isinstance(e, NodeError) for e in failures
     ):

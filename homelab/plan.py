@@ -217,6 +217,16 @@ def _leftovers(inventory: Inventory, services: Sequence[Service], survey: Survey
                 yield Left(node=node, what=what)
 
 
+def still_left(leftovers: Sequence[Left], survey: Survey) -> tuple[Left, ...]:
+    """Those that a later look names as well: what somebody began to use since the plan was made stays."""
+    return tuple(
+        left
+        for left in leftovers
+        if (facts := survey.nodes[left.node].facts) is not None
+        and any((w.kind, w.paths) == (left.what.kind, left.what.paths) for w in facts.leftovers)
+    )
+
+
 def _identity(service: Service | DeployedService) -> tuple[str, ...]:
     """What a service is the same as on another node: an engine by its models, others by their role."""
     if service.role != "engine":

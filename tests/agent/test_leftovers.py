@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from homelab.deploy.prune import is_ours, prune
 from homelab.facts import Facts, Leftover, parse_facts
 from homelab.inventory import load
 from homelab.placement import place
-from homelab.plan import Left, Plan, diff
+from homelab.plan import Left, Plan, diff, still_left
 from homelab.render import render
 from homelab.runtimes.native import directories_of, tools_directory
 from tests.machines import KEYS, machine, pi, survey, tiny_gguf
@@ -48,6 +49,29 @@ def test_environments_that_nothing_needs_are_named_and_those_of_this_plan_are_no
     needed = [native(Path(d).name) for d in directories_of(engine.unit.program)]
     assert native(Path(tools_directory()).name) in needed
     assert [left.what for left in planned(old, other, *needed).leftovers] == [old, other]
+
+
+def test_what_somebody_began_to_use_since_the_plan_is_not_taken_away() -> None:
+    old, other = native("litellm-aaaaaaaaaaaa"), native("tools-0123456789ab")
+    left = planned(old, other).leftovers
+    assert [x.what for x in left] == [old, other]
+    seen = pi(docker=None).model_copy(update={"leftovers": (other,)})
+    assert [x.what for x in still_left(left, survey(pi=seen, laptop=machine("laptop")))] == [other]
+    assert still_left(left, survey(pi="it does not answer", laptop=machine("laptop"))) == ()
+
+
+def test_an_environment_that_is_being_made_is_not_left_over(
+    run_agent: Callable[..., dict[str, Any]], home: Path
+) -> None:
+    """Its link, by which services know it, is made last."""
+    cache = home / ".cache/homelab/native"
+    for name in ("litellm-111111111111", "llamacpp-222222222222"):
+        (cache / name).mkdir(parents=True)
+        (cache / f"{name}.lock").touch()
+    with (cache / "litellm-111111111111.lock").open("a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        found = parse_facts(json.dumps(run_agent(request={"cluster": "home"}))).leftovers
+        assert [Path(x.paths[0]).name for x in found] == ["llamacpp-222222222222"]
 
 
 def test_the_keys_of_a_gateway_are_left_over_where_there_is_none_any_more() -> None:
