@@ -546,7 +546,7 @@ def remove(
 
 @app.command()
 def unlock(ctx: typer.Context, inventory: InventoryOption = None) -> None:
-    """Take the lock of a deploy that is gone off the nodes. It stops nothing that still runs."""
+    """Take the lock of a deploy that is gone off the nodes. One that is still at work stops where it is."""
     from homelab import ui
     from homelab.deploy.lock import unlock as release
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,23 +42,52 @@ def test_a_second_controller_is_told_who_is_at_work_and_since_when(home: Path) -
     asyncio.run(both())
 
 
-def test_what_a_dead_controller_left_is_taken_away_by_unlock(home: Path) -> None:
+def test_who_loses_the_lock_to_unlock_stops(home: Path) -> None:
+    path = Path(lock_file("locks").replace("~", str(home)))
+
     async def dies() -> None:
         async with locked(INVENTORY, ["this"]):
-            path = Path(lock_file("locks").replace("~", str(home)))
             held = json.loads(path.read_text())
             assert await unlock(INVENTORY, ["this"]) == {"this": f"{held['owner']}, since {held['since']}"}
             assert not path.exists()
-            for _ in range(100):  # its holder ends with it
-                if not Path(f"/proc/{held['pid']}").exists():
-                    break
-                await asyncio.sleep(0.05)
-            else:
-                os.kill(held["pid"], 0)
-            await taken()
-        assert await unlock(INVENTORY, ["this"]) == {}
+            await asyncio.sleep(60)
 
-    asyncio.run(dies())
+    with pytest.raises(DeployError, match="on node `this` is lost: all work has stopped where it was") as e:
+        asyncio.run(dies())
+    assert "taken away" in e.value.cause
+    asyncio.run(taken())
+    assert asyncio.run(unlock(INVENTORY, ["this"])) == {}
+
+
+def test_a_lock_that_was_taken_over_is_not_given_back_by_who_had_it(home: Path) -> None:
+    path = Path(lock_file("locks").replace("~", str(home)))
+
+    async def taken_over() -> None:
+        async with locked(INVENTORY, ["this"]):
+            path.unlink()
+            path.write_text("another one's")
+            await asyncio.sleep(60)
+
+    with pytest.raises(DeployError, match="is lost"):
+        asyncio.run(taken_over())
+    assert path.read_text() == "another one's"
+
+
+def test_the_lock_of_a_controller_that_was_killed_is_free_for_the_next_one(home: Path) -> None:
+    program = (
+        "import asyncio\n"
+        "from tests.test_deploy_lock import INVENTORY, locked\n"
+        "async def hold():\n"
+        "    async with locked(INVENTORY, ['this']):\n"
+        "        print('held', flush=True)\n"
+        "        await asyncio.sleep(60)\n"
+        "asyncio.run(hold())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"held\n"
+        process.kill()
+        process.wait()
+        asyncio.run(taken())
 
 
 def test_a_home_that_cannot_be_written_is_said(home: Path) -> None:

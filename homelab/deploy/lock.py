@@ -2,7 +2,7 @@
 
 On each node that is changed a small program of ours holds a lock for as long as the connection lasts: it
 ends with the controller, and what a dead connection leaves behind says who it was and since when, for
-`homelab unlock`."""
+`homelab unlock`. A controller that has lost a lock stops: another one may be at work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import getpass
 import json
 import shlex
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 
 from homelab.errors import DeployError, NodeError
@@ -20,37 +20,48 @@ from homelab.nodes import connect
 from homelab.nodes.session import Session
 
 HOLD = """\
-import fcntl, json, os, signal, sys, time
-path, owner = os.path.expanduser(sys.argv[1]), sys.argv[2]
-try:
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    file = open(path, "a+")
-except OSError as e:
-    sys.exit(str(e))
-try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except OSError:
-    file.seek(0)
-    print("held " + (file.read().strip() or "{}"), flush=True)
-    sys.exit(75)
+import fcntl, json, os, select, signal, sys, time
+path, owner, patience = os.path.expanduser(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+def ours():
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+    except OSError:
+        return False
+until = time.monotonic() + patience
+while True:
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        file = open(path, "a+")
+    except OSError as e:
+        sys.exit(str(e))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if ours():
+            break
+    except OSError:
+        if time.monotonic() > until:
+            file.seek(0)
+            print("held " + (file.read().strip() or "{}"), flush=True)
+            sys.exit(75)
+        time.sleep(0.1)
+    file.close()
 file.truncate(0)
 since = time.strftime("%Y-%m-%d %H:%M:%S")
 file.write(json.dumps({"owner": owner, "since": since, "pid": os.getpid()}))
 file.flush()
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda *_: sys.exit())
+gone = select.poll()
+gone.register(1, 0)  # nothing is asked for: only that nobody reads any more
 try:
     print("locked", flush=True)
-    while os.path.exists(path):
-        time.sleep(1)
+    while ours() and not gone.poll(1000):
         print(".", flush=True)
 except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 finally:
-    try:
+    if ours():
         os.unlink(path)
-    except OSError:
-        pass
 """
 RELEASE = """\
 import fcntl, json, os, signal, sys
@@ -72,6 +83,10 @@ except OSError:
 """
 
 
+# A controller that was killed a moment ago is not at work: its connection is about to close.
+PATIENCE_SECONDS = 2.0
+
+
 def lock_file(cluster: str) -> str:
     """Beside the cluster's folder, which `remove` takes away."""
     return f"~/.local/share/homelab/{cluster}.lock"
@@ -83,36 +98,68 @@ def owner() -> str:
 
 @asynccontextmanager
 async def locked(inventory: Inventory, nodes: Sequence[str]) -> AsyncIterator[None]:
-    """Hold the cluster's lock on these nodes.
+    """Hold the cluster's lock on these nodes. Where one is lost, what is done under them is cancelled.
 
-    Raises DeployError with who holds it and since when, NodeError where a node cannot be asked."""
-    async with AsyncExitStack() as stack:
-        for name in sorted(nodes):  # in one order, so that two do not wait for each other
-            session = await stack.enter_async_context(connect(name, inventory.nodes[name]))
-            await _hold(stack, session, inventory)
-        yield
+    Raises DeployError with who holds it and since when, or where it was lost; NodeError where a node cannot
+    be asked."""
+    working = asyncio.current_task()
+    assert working is not None
+    lost: list[DeployError] = []
+
+    def lose(error: DeployError) -> None:
+        lost.append(error)
+        working.cancel()
+
+    try:
+        async with AsyncExitStack() as stack:
+            for name in sorted(nodes):  # in one order, so that two do not wait for each other
+                session = await stack.enter_async_context(connect(name, inventory.nodes[name]))
+                await _hold(stack, session, inventory, lose)
+            yield
+    except asyncio.CancelledError:
+        if not lost:
+            raise
+        for _ in lost:
+            working.uncancel()
+        raise lost[0] from None
 
 
-async def _hold(stack: AsyncExitStack, session: Session, inventory: Inventory) -> None:
+async def _hold(
+    stack: AsyncExitStack, session: Session, inventory: Inventory, lose: Callable[[DeployError], None]
+) -> None:
     python = inventory.nodes[session.node].python or "python3"
-    words = [python, "-c", HOLD, lock_file(inventory.cluster), owner()]
+    words = [python, "-c", HOLD, lock_file(inventory.cluster), owner(), str(PATIENCE_SECONDS)]
     beats = await stack.enter_async_context(aclosing(session.lines(shlex.join(words))))  # type: ignore[type-var]
     first = await anext(beats, "")
     if first != "locked":
         raise _refusal(session.node, inventory.cluster, first)
-    listening = asyncio.create_task(_listen(beats))
+    listening = asyncio.create_task(_listen(beats, session.node, inventory.cluster, lose))
 
     async def stop() -> None:
         listening.cancel()
-        with suppress(asyncio.CancelledError, NodeError):
+        with suppress(asyncio.CancelledError):
             await listening
 
     stack.push_async_callback(stop)
 
 
-async def _listen(beats: AsyncIterator[str]) -> None:
-    async for _ in beats:
-        pass
+async def _listen(
+    beats: AsyncIterator[str], node: str, cluster: str, lose: Callable[[DeployError], None]
+) -> None:
+    """Until the lock is lost: somebody took it away, or the connection is gone."""
+    cause = "it was taken away on that node (homelab unlock)"
+    try:
+        async for _ in beats:
+            pass
+    except NodeError as e:
+        cause = f"{e.message}: {e.cause}" if e.cause else e.message
+    lose(
+        DeployError(
+            f"The lock of cluster `{cluster}` on node `{node}` is lost: all work has stopped where it was",
+            cause=cause,
+            hint="Once nobody else is at work: homelab plan",
+        )
+    )
 
 
 def _refusal(node: str, cluster: str, said: str) -> DeployError:
