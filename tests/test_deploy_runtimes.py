@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from homelab.deploy import compose
+from homelab.deploy.events import last_words
 from homelab.errors import DeployError
 from homelab.facts import DeployedService
 from homelab.inventory import load
@@ -97,3 +98,11 @@ def test_weights_are_mounted_from_where_the_agent_looked_for_them() -> None:
     assert [(m.source, m.target) for m in bare.unit.mounts] == [
         ("/data/models", "/root/.cache/huggingface/hub")
     ]
+
+
+def test_the_end_of_a_log_comes_with_what_was_wrong_before_it() -> None:
+    usage = [f"  --option-{n}  what it does" for n in range(30)]
+    assert last_words("\n".join(usage)) == "\n".join(usage[-20:])
+    said = ["starting", "error: an earlier one", "error while handling argument: no such file", *usage]
+    assert last_words("\n".join(said)).splitlines() == [said[2], *usage[-20:]]
+    assert last_words("\n".join([*said, "error: at the end"])).splitlines()[0] == usage[-19]

@@ -14,7 +14,7 @@ import docker
 import docker.errors
 import requests
 
-from homelab.deploy.events import Event, Tell
+from homelab.deploy.events import LOG_LINES, Event, Tell, last_words
 from homelab.errors import DeployError
 from homelab.facts import DeployedService
 from homelab.nodes.session import Session
@@ -32,7 +32,6 @@ from homelab.service import Service
 POLL_SECONDS = 0.5
 # For what Compose does with images that are there: it waits for an engine that hangs for ever.
 COMPOSE_SECONDS = 300.0
-LAST_LINES = 20
 
 
 @asynccontextmanager
@@ -195,7 +194,7 @@ def _last_lines(container: Any) -> str:
     if container is None:
         return "its container is gone"
     with _engine_errors("The container's log cannot be read", ""):
-        text = container.logs(tail=LAST_LINES).decode(errors="replace").strip()
+        text = last_words(container.logs(tail=LOG_LINES).decode(errors="replace"))
     return text or (container.attrs.get("State", {}).get("Error") or "it said nothing")
 
 

@@ -22,6 +22,20 @@ class Event:
     error: HomelabError | None = None
 
 
+LOG_LINES = 200
+LAST_LINES = 20
+
+
+def last_words(log: str) -> str:
+    """The end of a log of `LOG_LINES`, for an error. Where it does not say `error`, the last line before it
+    that does comes first: llama-server prints a page of usage after what is wrong."""
+    lines = log.strip().splitlines()
+    before, last = lines[:-LAST_LINES], lines[-LAST_LINES:]
+    if not any("error" in line.lower() for line in last):
+        last = [line for line in before if "error" in line.lower()][-1:] + last
+    return "\n".join(last)
+
+
 Tell = Callable[[Event], None]
 
 

@@ -8,7 +8,7 @@ import json
 import shlex
 import time
 
-from homelab.deploy.events import Event, Tell
+from homelab.deploy.events import LOG_LINES, Event, Tell, last_words
 from homelab.errors import DeployError
 from homelab.facts import DeployedService
 from homelab.nodes.session import Session
@@ -18,7 +18,6 @@ from homelab.runtimes.native import link_command, provision_command, supervise
 from homelab.service import Service, health_line
 
 POLL_SECONDS = 0.3
-LAST_LINES = 20
 
 
 async def fetch(session: Session, service: Service, tell: Tell) -> None:
@@ -82,7 +81,7 @@ async def wait_healthy(session: Session, service: Service, tell: Tell, *, restar
                 if dead
                 else f"is not healthy after {limit:.0f} s"
             )
-            lines = (await session.run(f"tail -n {LAST_LINES} {log}")).text.strip()
+            lines = last_words((await session.run(f"tail -n {LOG_LINES} {log}")).text)
             raise DeployError(
                 f"`{service.name}` on node `{service.node}` {what}",
                 cause=lines or "it said nothing",

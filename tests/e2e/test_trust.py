@@ -127,6 +127,48 @@ def test_a_move_is_there_and_known_before_the_old_one_goes(home: House) -> None:
     assert home.chat("one").status_code == 200
 
 
+def test_a_move_that_fails_leaves_the_model_where_it_was(home: House) -> None:
+    before = home.running()
+    one = home.document["models"]["one"]
+    one.update(node="workstation", args={"chat-template-file": "/there/is/none"})
+    home.save()
+    said = home.homelab("deploy", "--yes", code=1)
+    assert "workstation/one" not in home.running() and home.running() == before
+    assert "`one` could not move" in said.err and "/there/is/none" in said.err
+    assert home.chat("one").status_code == 200
+    one.update(node="laptop")
+    del one["args"]
+    home.save()
+    home.homelab("deploy", "--yes")
+    assert home.running() == before
+
+
+def test_what_made_room_for_a_move_that_fails_runs_again(home: House) -> None:
+    """Each card has memory for one of the two, so both are stopped before either can start."""
+    models, nodes = home.document["models"], home.document["nodes"]
+    models["one"].update(node="workstation")
+    home.save()
+    home.homelab("deploy", "--yes")
+    before = home.running()
+    assert set(before) == {"workstation/one", "laptop/two", "laptop/gateway"}
+    nodes["workstation"]["reserve"], nodes["laptop"]["reserve"] = "22 GiB", "6.5 GiB"
+    models["one"].update(node="laptop")
+    models["two"].update(node="workstation", args={"chat-template-file": "/there/is/none"})
+    home.save()
+    print(home.homelab("plan").out, before)
+    said = home.homelab("deploy", "--yes", code=1)
+    assert "there is no memory for both" in said.err
+    assert "`one` runs again where it was" in said.err and "`two` runs again where it was" in said.err
+    assert home.running() == before
+    assert home.chat("one").status_code == home.chat("two").status_code == 200
+    for name, node in (("one", "laptop"), ("two", "workstation")):
+        del nodes[node]["reserve"]
+        models[name].update(node="laptop")
+    del models["two"]["args"]
+    home.save()
+    home.homelab("deploy", "--yes")
+
+
 def test_two_controllers_at_once_change_the_house_one_after_the_other(home: House, tmp_path: Path) -> None:
     shutil.copytree(home.household.home / ".ssh", tmp_path / ".ssh")
     home.homelab("plan", env={"HOME": str(tmp_path)})
