@@ -4,6 +4,7 @@ slow tests."""
 from __future__ import annotations
 
 import ctypes
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +14,8 @@ import pytest
 pytest_plugins = ["tests.lab.fixtures"]
 hypothesis.settings.register_profile("homelab", deadline=None)  # a busy machine is no mistake of ours
 hypothesis.settings.load_profile("homelab")
+# A shell that starts us in the background has us ignore ^C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARES = 2  # so many turns after each other run every slow test
 CHOSEN = pytest.StashKey[list[str]]()
 

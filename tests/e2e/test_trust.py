@@ -151,20 +151,22 @@ def test_what_made_room_for_a_move_that_fails_runs_again(home: House) -> None:
     home.homelab("deploy", "--yes")
     before = home.running()
     assert set(before) == {"workstation/one", "laptop/two", "laptop/gateway"}
-    nodes["workstation"]["reserve"], nodes["laptop"]["reserve"] = "22 GiB", "6.5 GiB"
+    cards = {name: home[name].gpus_text for name in ("workstation", "laptop")}
+    home["workstation"].gpus_text = cards["workstation"].replace("used=812", "used=23256")
+    home["laptop"].gpus_text = cards["laptop"].replace("used=10", "used=7120")
+    nodes["workstation"]["reserve"] = 0
     models["one"].update(node="laptop")
     models["two"].update(node="workstation", args={"chat-template-file": "/there/is/none"})
     home.save()
-    print(home.homelab("plan").out, before)
     said = home.homelab("deploy", "--yes", code=1)
     assert "there is no memory for both" in said.err
     assert "`one` runs again where it was" in said.err and "`two` runs again where it was" in said.err
     assert home.running() == before
     assert home.chat("one").status_code == home.chat("two").status_code == 200
-    for name, node in (("one", "laptop"), ("two", "workstation")):
-        del nodes[node]["reserve"]
+    for name, node in (("one", "workstation"), ("two", "laptop")):
+        home[node].gpus_text = cards[node]
         models[name].update(node="laptop")
-    del models["two"]["args"]
+    del models["two"]["args"], nodes["workstation"]["reserve"]
     home.save()
     home.homelab("deploy", "--yes")
 
