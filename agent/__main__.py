@@ -1,7 +1,5 @@
 """Runs from a folder of any name, with no package installed: `python3 -I FOLDER [REQUEST]`, or
-`python3 -I FOLDER gguf FILE`.
-
-Given FOLDER/__main__.py instead, Python starts some milliseconds faster."""
+`python3 -I FOLDER gguf FILE`."""
 
 # Any Python must be able to parse this file, 2.7 too: an old one shall say the sentence below and not a
 # SyntaxError.
@@ -11,11 +9,8 @@ if sys.version_info < (3, 8):
     sys.stderr.write("homelab agent needs Python 3.8 or newer, this node has %d.%d\n" % sys.version_info[:2])
     sys.exit(98)
 
-import gc
 import os
 import types
-
-gc.disable()  # it ends before there is anything to collect
 
 
 def whole(folder):

@@ -6,12 +6,9 @@ from __future__ import annotations
 import json
 import os
 import threading
+from typing import Any
 
 from . import httpget, processes, services
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Any
 
 TIMEOUT_S = 5.0
 PROGRAM_PATH = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/snap/bin")

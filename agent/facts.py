@@ -8,14 +8,11 @@ import os
 import sys
 import threading
 import time
+from typing import Any, Callable, Dict, List
 
 from . import accelerators, docker, host, ports, services
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Any, Callable, Dict, List
-
-    Problems = List[Dict[str, str]]
+Problems = List[Dict[str, str]]
 
 SCHEMA_VERSION = 1
 DEADLINE_S = 10.0

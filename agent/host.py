@@ -8,10 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Any
+from typing import Any
 
 LINUX = sys.platform.startswith("linux")
 VIRTUAL = ("docker_gwbridge", "veth", "virbr", "cni", "flannel")

@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import json
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Any
+from typing import Any
 
 MAX_BYTES = 16 * 1024 * 1024
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+from typing import Any
 
 from . import host, services
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Any
 
 NATIVE = "~/.cache/homelab/native"
 

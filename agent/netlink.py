@@ -6,10 +6,7 @@ from __future__ import annotations
 import _socket  # what socket is made of, without its 3 ms of import
 import os
 import struct
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Iterator
+from typing import Iterator
 
 # linux/netlink.h, linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/sock_diag.h, linux/inet_diag.h
 NETLINK_ROUTE, NETLINK_SOCK_DIAG = 0, 4

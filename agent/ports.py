@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import Any, Iterator
 
 from . import processes
 from .host import LINUX, PSUTIL_MISSING
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Any, Iterator
 
 LISTEN = "0A"  # TCP_LISTEN, net/tcp_states.h
 

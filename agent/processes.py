@@ -4,12 +4,9 @@ answers."""
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from .host import LINUX, read, read_or_none, user_name
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Any
 
 
 def stat_fields(pid: int) -> list[str]:

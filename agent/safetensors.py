@@ -7,12 +7,9 @@ import json
 import os
 import re
 import struct
+from typing import Any
 
 from .gguf import HeaderError
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Any
 
 MAX_HEADER = 100_000_000  # the format's own limit (safetensors 0.5, MAX_HEADER_SIZE)
 MAX_JSON = 1 << 26

@@ -8,12 +8,9 @@ import os
 import re
 import sys
 import threading
+from typing import Any
 
 from . import host, httpget, processes
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Any
 
 # The second try waits longer: a busy engine on a small machine takes seconds to answer.
 HEALTH_TIMEOUTS_S = (1.0, 3.0)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 from . import gguf, host, safetensors
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Any
 
 REPOSITORY = re.compile(r"([\w.-]+)/([\w.-]+?)(?::([\w.-]+))?$")
 # What llama.cpp takes when no quantisation is named, and the files beside a model that it never takes for one

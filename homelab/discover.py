@@ -5,6 +5,7 @@ One connection and one round trip each, where the agent is cached."""
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -77,9 +78,7 @@ async def discover(
             logged_in(name)
 
     def prepare() -> None:
-        from homelab.facts import NodeReport
-
-        NodeReport.model_rebuild()  # builds the validators
+        importlib.import_module("homelab.facts")
         meanwhile()
 
     async def while_they_answer() -> None:

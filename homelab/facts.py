@@ -98,8 +98,7 @@ Python = Annotated[
 
 
 class Loose(BaseModel):
-    # Validators are built when first needed: `discover` does that while the nodes answer.
-    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class Told(Loose):

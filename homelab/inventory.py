@@ -87,9 +87,7 @@ Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=100_000_000, st
 
 
 class Strict(BaseModel):
-    # Validators are built when an inventory is first read, all at once: built class by class they cost
-    # twice the time.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Node(Strict):

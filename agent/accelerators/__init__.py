@@ -8,10 +8,7 @@ HOSTING -> a literal for the controller: how they are given to a container or a 
 from __future__ import annotations
 
 import os
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # importing typing costs 3 ms
-    from typing import Any
+from typing import Any
 
 
 def vendors() -> list[str]:

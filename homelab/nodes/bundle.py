@@ -204,24 +204,11 @@ if [ -z "$paths" ]; then echo "${given:-python3} was not found on this node" >&2
 # A python3 that is too old says 98; a newer one may stand beside it under its full name.
 RUN = """\
 for p in $paths; do
-  [ "$p" = "$tried" ] && continue
   "$p" -I "$d" "$request" && exit 0
   s=$?
   [ $s = 98 ] || exit $s
 done
 exit 98
-"""
-# The common case first: looking for other Pythons starts a dozen processes. On Linux the agent needs no
-# installed package, so no `site` (-S).
-QUICK = """\
-tried=
-if [ -z "$given" ] && [ -s "$d/__main__.py" ] && [ -s "$d/SHA256SUMS" ] &&
-   [ ! -d /System/Library ] && command -v python3 >/dev/null; then
-  python3 -I -S "$d/__main__.py" "$request"
-  s=$?
-  [ $s = 98 ] || exit $s
-  tried=$(command -v python3)
-fi
 """
 LAUNCH = """\
 if ! [ -s "$d/__main__.py" ] || ! [ -s "$d/SHA256SUMS" ]; then
@@ -281,7 +268,6 @@ def launch_command(name: str, request: str, *, python: str | None = None) -> str
     return (
         _named(name, python)
         + f"request={shlex.quote(request)}\n"
-        + QUICK
         + FIND_PYTHON
         + LAUNCH.replace("MARKER", MARKER)
         + RUN
