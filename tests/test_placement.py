@@ -57,6 +57,19 @@ def test_a_model_goes_to_the_tightest_device_that_holds_it() -> None:
     assert found.gpu_memory_utilization * 1000 == pytest.approx(round(found.gpu_memory_utilization * 1000))
 
 
+@pytest.mark.parametrize("names", [*itertools.permutations("abc")])
+def test_of_equal_places_the_first_model_by_name_gets_the_first(names: tuple[str, ...]) -> None:
+    like = "{engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 8192}"
+    models = "\n  ".join(f"{name}: {like}" for name in names)
+    order = "one: {host: 192.168.1.10}\n  two: {host: 192.168.1.11}\n  three: {host: 192.168.1.12}"
+    nodes = {
+        name: machine(name, gpu(), address=f"192.168.1.{10 + n}")
+        for n, name in enumerate(["one", "two", "three"])
+    }
+    layout = place(inventory(models, order, "one"), survey(HUB, **nodes))
+    assert {p.model: p.node for p in layout} == {"a": "one", "b": "three", "c": "two"}
+
+
 def test_a_better_variant_wins_wherever_it_fits_and_the_next_one_is_taken_where_not() -> None:
     models = (
         "t: {context: 4096, variants: [{engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ}, "

@@ -80,7 +80,7 @@ class _Choices:
             )
         }
         self.single = {(s.node, n): s for s in self.slots if len(s.gpus) <= 1 for n in names_of(s.gpus)}
-        # The order of names, the last thing that decides.
+        # The order of names, the last thing that decides: the first model gets the first of two places.
         self.order = {
             (s.node, s.label): i
             for i, s in enumerate(sorted(self.slots, key=lambda s: (s.node, len(s.gpus), s.label)))
@@ -166,7 +166,7 @@ class _Choices:
                         tuple((self.device[slot.node, n], p.bytes) for n in names_of(slot.gpus)),
                         host=p.footprint.host_bytes if slot.gpus else 0,
                         free=max(0, slot.free_bytes),
-                        place=self.order[slot.node, slot.label],
+                        place=self.order[slot.node, slot.label] * (len(self.names) - number),
                         avoidable=len(slot.gpus) > 1 and self._alone(p, slot),
                     )
 
