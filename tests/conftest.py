@@ -16,7 +16,7 @@ hypothesis.settings.register_profile("homelab", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("homelab")
 # A shell that starts us in the background has us ignore ^C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-SHARES = 2  # so many turns after each other run every slow test
+SHARES = 3  # so many turns after each other run every slow test
 CHOSEN = pytest.StashKey[list[str]]()
 
 

@@ -38,6 +38,7 @@ def test_a_second_controller_is_told_who_is_at_work_and_since_when(home: Path) -
             assert "@" in e.value.cause and "since 20" in e.value.cause
             assert "homelab unlock" in e.value.hint
         await taken()  # it is free again at once
+        assert not (home / ".local/share/homelab").exists()
 
     asyncio.run(both())
 

@@ -20,7 +20,7 @@ from homelab.nodes import connect
 from homelab.nodes.session import Session
 
 HOLD = """\
-import fcntl, json, os, select, signal, sys, time
+import errno, fcntl, json, os, select, signal, sys, time
 path, owner, patience = os.path.expanduser(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 def ours():
     try:
@@ -33,7 +33,10 @@ while True:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         file = open(path, "a+")
     except OSError as e:
-        sys.exit(str(e))
+        # Whoever was here before may have taken the empty folder away between the two.
+        if e.errno != errno.ENOENT or time.monotonic() > until:
+            sys.exit(str(e))
+        continue
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if ours():
@@ -62,6 +65,10 @@ except BrokenPipeError:
 finally:
     if ours():
         os.unlink(path)
+        try:
+            os.rmdir(os.path.dirname(path))
+        except OSError:
+            pass
 """
 RELEASE = """\
 import fcntl, json, os, signal, sys

@@ -65,11 +65,7 @@ async def remove(
                 # Where something could not be stopped its files stay: they are what shows it.
                 if node in clear and all((node, s.name) in done for s in mine):
                     await session.run(compose.remove_network_command(inventory.cluster))
-                    await session.run(
-                        f"rm -rf -- {shlex.quote(cluster_directory(inventory.cluster))} "
-                        f"{shlex.quote(cluster_directory(inventory.cluster))}.lock; "
-                        "rmdir .local/share/homelab 2>/dev/null; true"
-                    )
+                    await session.run(f"rm -rf -- {shlex.quote(cluster_directory(inventory.cluster))}; true")
         except NodeError as e:
             failed.append(e)
             tell(Event(node=node, service="", step="failed", error=e))

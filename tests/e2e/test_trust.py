@@ -67,11 +67,10 @@ def test_a_node_that_cannot_list_its_services_is_not_taken_for_empty(home: House
     folder = "/home/homelab/.local/share/homelab/home/broken/1"
     node.run(f"mkdir -p {folder} && echo '[]' > {folder}/service.json", user="homelab")
     try:
-        for words in (["deploy", "--yes"], ["remove", "--yes"]):
-            said = home.homelab(*words, code=4) if words[0] == "deploy" else None
-            if said is not None:
-                assert "Node `workstation` cannot list its services" in said.err
-                assert f"{folder}/service.json cannot be read" in said.err
+        for words in (["deploy", "--yes"], ["remove", "one", "--yes"]):
+            said = home.homelab(*words, code=4)
+            assert "Node `workstation` cannot list its services" in said.err
+            assert f"{folder}/service.json cannot be read" in said.err
         assert home.running() == before
     finally:
         node.run(f"rm -r {folder}")
