@@ -6,13 +6,15 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from homelab.deploy.lock import lock_file, locked, unlock
 from homelab.errors import DeployError
-from homelab.inventory import load
+from homelab.inventory import Inventory, load
+from tests.nodes import sshd
 
 INVENTORY = load("cluster: locks\ngateway: {node: this}\nnodes: {this: {host: localhost}}\n", "inventory.yml")
 
@@ -23,8 +25,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-async def taken() -> None:
-    async with locked(INVENTORY, ["this"]):
+async def taken(inventory: Inventory = INVENTORY) -> None:
+    async with locked(inventory, ["this"]):
         pass
 
 
@@ -53,9 +55,9 @@ def test_who_loses_the_lock_to_unlock_stops(home: Path) -> None:
             assert not path.exists()
             await asyncio.sleep(60)
 
-    with pytest.raises(DeployError, match="on node `this` is lost: all work has stopped where it was") as e:
+    with pytest.raises(DeployError, match="on node `this` was taken away: all work has stopped") as e:
         asyncio.run(dies())
-    assert "taken away" in e.value.cause
+    assert "homelab unlock" in e.value.cause
     asyncio.run(taken())
     assert asyncio.run(unlock(INVENTORY, ["this"])) == {}
 
@@ -69,9 +71,64 @@ def test_a_lock_that_was_taken_over_is_not_given_back_by_who_had_it(home: Path) 
             path.write_text("another one's")
             await asyncio.sleep(60)
 
-    with pytest.raises(DeployError, match="is lost"):
+    with pytest.raises(DeployError, match="was taken away"):
         asyncio.run(taken_over())
     assert path.read_text() == "another one's"
+
+
+@pytest.fixture
+def over_ssh(home: Path) -> Iterator[tuple[sshd.Sshd, Inventory]]:
+    if reason := sshd.obstacle():
+        pytest.skip(reason)
+    with sshd.started(home / "sshd", more=sshd.as_account(home, "/bin/sh")) as server:
+        (home / ".ssh").mkdir()
+        (home / ".ssh/known_hosts").write_text(server.known_hosts("127.0.0.1"))
+        node = {"host": "127.0.0.1", "port": server.port, "user": server.user}
+        spec = {"nodes": {"this": node | {"identity": str(server.identity)}}, "gateway": {"node": "this"}}
+        yield server, load(json.dumps({"cluster": "locks", **spec}), "inventory.yml")
+
+
+def test_a_lock_whose_connection_was_lost_is_taken_again(
+    home: Path, over_ssh: tuple[sshd.Sshd, Inventory]
+) -> None:
+    server, inventory = over_ssh
+    path = Path(lock_file("locks").replace("~", str(home)))
+
+    def holder() -> int | None:
+        try:
+            return json.loads(path.read_text())["pid"]
+        except (OSError, ValueError):
+            return None
+
+    async def cut() -> None:
+        async with locked(inventory, ["this"]):
+            first = holder()
+            server.cut_connections()
+            for _ in range(100):
+                if holder() not in (None, first):
+                    break
+                await asyncio.sleep(0.1)
+            assert holder() not in (None, first)
+            with pytest.raises(DeployError, match="Another homelab is changing"):
+                await taken(inventory)
+        assert not path.exists()
+
+    asyncio.run(cut())
+
+
+def test_a_node_that_goes_away_stops_nothing_elsewhere(
+    home: Path, over_ssh: tuple[sshd.Sshd, Inventory]
+) -> None:
+    server, inventory = over_ssh
+
+    async def gone() -> str:
+        async with locked(inventory, ["this"]):
+            server.process.kill()
+            server.cut_connections()
+            await asyncio.sleep(3)
+        return "done"
+
+    assert asyncio.run(gone()) == "done"
 
 
 def test_the_lock_of_a_controller_that_was_killed_is_free_for_the_next_one(home: Path) -> None:

@@ -2,26 +2,27 @@
 
 On each node that is changed a small program of ours holds a lock for as long as the connection lasts: it
 ends with the controller, and what a dead connection leaves behind says who it was and since when, for
-`homelab unlock`. A controller that has lost a lock stops: another one may be at work."""
+`homelab unlock`. A controller whose lock was taken away stops: another one may be at work."""
 
 from __future__ import annotations
 
 import asyncio
 import getpass
 import json
+import secrets
 import shlex
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
 
 from homelab.errors import DeployError, NodeError
 from homelab.inventory import Inventory
 from homelab.nodes import connect
-from homelab.nodes.session import Session
 
 HOLD = """\
 import errno, fcntl, json, os, select, signal, sys, time
-path, owner, patience = os.path.expanduser(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+path, owner, token, patience = os.path.expanduser(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
 def ours():
     try:
         return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
@@ -50,7 +51,7 @@ while True:
     file.close()
 file.truncate(0)
 since = time.strftime("%Y-%m-%d %H:%M:%S")
-file.write(json.dumps({"owner": owner, "since": since, "pid": os.getpid()}))
+file.write(json.dumps({"owner": owner, "since": since, "pid": os.getpid(), "token": token}))
 file.flush()
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda *_: sys.exit())
@@ -105,68 +106,91 @@ def owner() -> str:
 
 @asynccontextmanager
 async def locked(inventory: Inventory, nodes: Sequence[str]) -> AsyncIterator[None]:
-    """Hold the cluster's lock on these nodes. Where one is lost, what is done under them is cancelled.
+    """Hold the cluster's lock on these nodes. Where it is taken away, what is done under it is cancelled.
 
-    Raises DeployError with who holds it and since when, or where it was lost; NodeError where a node cannot
-    be asked."""
+    Raises DeployError with who holds it and since when, or who took it; NodeError where a node cannot be
+    asked."""
     working = asyncio.current_task()
     assert working is not None
-    lost: list[DeployError] = []
+    taken_away: list[DeployError] = []
 
     def lose(error: DeployError) -> None:
-        lost.append(error)
+        taken_away.append(error)
         working.cancel()
 
+    ours = _Ours(inventory, secrets.token_hex(8), lose)
     try:
         async with AsyncExitStack() as stack:
             for name in sorted(nodes):  # in one order, so that two do not wait for each other
-                session = await stack.enter_async_context(connect(name, inventory.nodes[name]))
-                await _hold(stack, session, inventory, lose)
+                beats = await stack.enter_async_context(ours.held(name))
+                stack.push_async_callback(_stop, asyncio.create_task(ours.keep(name, beats)))
             yield
     except asyncio.CancelledError:
-        if not lost:
+        if not taken_away:
             raise
-        for _ in lost:
+        for _ in taken_away:
             working.uncancel()
-        raise lost[0] from None
+        raise taken_away[0] from None
 
 
-async def _hold(
-    stack: AsyncExitStack, session: Session, inventory: Inventory, lose: Callable[[DeployError], None]
-) -> None:
-    python = inventory.nodes[session.node].python or "python3"
-    words = [python, "-c", HOLD, lock_file(inventory.cluster), owner(), str(PATIENCE_SECONDS)]
-    beats = await stack.enter_async_context(aclosing(session.lines(shlex.join(words))))  # type: ignore[type-var]
-    first = await anext(beats, "")
-    if first != "locked":
-        raise _refusal(session.node, inventory.cluster, first)
-    listening = asyncio.create_task(_listen(beats, session.node, inventory.cluster, lose))
-
-    async def stop() -> None:
-        listening.cancel()
-        with suppress(asyncio.CancelledError):
-            await listening
-
-    stack.push_async_callback(stop)
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
-async def _listen(
-    beats: AsyncIterator[str], node: str, cluster: str, lose: Callable[[DeployError], None]
-) -> None:
-    """Until the lock is lost: somebody took it away, or the connection is gone."""
-    cause = "it was taken away on that node (homelab unlock)"
-    try:
-        async for _ in beats:
-            pass
-    except NodeError as e:
-        cause = f"{e.message}: {e.cause}" if e.cause else e.message
-    lose(
-        DeployError(
-            f"The lock of cluster `{cluster}` on node `{node}` is lost: all work has stopped where it was",
-            cause=cause,
-            hint="Once nobody else is at work: homelab plan",
+class _HeldByUs(Exception):
+    """The node has not noticed yet that a connection is gone, and keeps the lock for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ours:
+    """The locks of one deploy; `token` tells them from those of others."""
+
+    inventory: Inventory
+    token: str
+    lose: Callable[[DeployError], None]
+
+    @asynccontextmanager
+    async def held(self, name: str) -> AsyncIterator[AsyncIterator[str]]:
+        """The lock on a node for as long as what is given back goes on.
+
+        Raises DeployError with who else holds it, NodeError."""
+        node, cluster = self.inventory.nodes[name], self.inventory.cluster
+        words = [node.python or "python3", "-c", HOLD, lock_file(cluster), owner(), self.token]
+        async with (
+            connect(name, node) as session,
+            aclosing(session.lines(shlex.join([*words, str(PATIENCE_SECONDS)]))) as beats,  # type: ignore[type-var]
+        ):
+            first = await anext(beats, "")
+            if _parse(first.removeprefix("held ")).get("token") == self.token:
+                raise _HeldByUs
+            if first != "locked":
+                raise _refusal(name, cluster, first)
+            yield beats
+
+    async def keep(self, name: str, beats: AsyncIterator[str]) -> None:
+        """Until the lock is taken away. Where its connection is lost it is taken again; a node that cannot be
+        reached is left to the work there, which fails by itself."""
+        try:
+            async for _ in beats:
+                pass
+        except NodeError:
+            with suppress(NodeError, _HeldByUs):
+                try:
+                    async with self.held(name) as again:
+                        await self.keep(name, again)
+                except DeployError as e:
+                    self.lose(e)
+            return
+        self.lose(
+            DeployError(
+                f"The lock of cluster `{self.inventory.cluster}` on node `{name}` was taken away: all work "
+                "has stopped where it was",
+                cause="somebody ran homelab unlock",
+                hint="Once nobody else is at work: homelab plan",
+            )
         )
-    )
 
 
 def _refusal(node: str, cluster: str, said: str) -> DeployError:
