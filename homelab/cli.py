@@ -553,12 +553,12 @@ def unlock(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     household = _household(ctx, inventory)
     survey, errors = _survey(household)
     nodes = [name for name, report in survey.nodes.items() if report.facts is not None]
-    held = asyncio.run(release(household.inventory, nodes))
+    held, silent = asyncio.run(release(household.inventory, nodes))
     for node, who in sorted(held.items()):
         ui.write(f"{node}: unlocked, was held by {who}")
     if not held:
         ui.write("Nothing is locked")
-    _unreachable(household, errors)
+    _unreachable(household, errors | silent)
 
 
 def main() -> None:

@@ -219,6 +219,9 @@ async def _with_headers(
         described = {w.source: w for w in map(Weights.model_validate, json.loads(answer)["weights"])}
     except NodeError as e:
         described = {s: Weights(source=s, error=e.message) for s in sources}
+    except (ValueError, TypeError, KeyError, RecursionError):  # not what an agent says
+        why = f"what node `{name}` says of its models cannot be read"
+        described = {s: Weights(source=s, error=why) for s in sources}
     weights = tuple(described.get(w.source, w) for w in report.facts.weights)
     return report.model_copy(update={"facts": report.facts.model_copy(update={"weights": weights})})
 

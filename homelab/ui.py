@@ -506,7 +506,7 @@ def shown_status(status: Status) -> None:
             models.add_row(model.name, "-", "-", Text("missing", "red"), "-", "-", "-")
         for i, x in enumerate(model.instances):
             state = Text(x.state, "green" if x.state == "running" else "yellow")
-            if x.state != "running" and x.detail:
+            if x.detail:
                 state = Text.assemble(state, f" {x.detail}")
             context = (
                 str(x.context)

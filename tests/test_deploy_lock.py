@@ -51,7 +51,10 @@ def test_who_loses_the_lock_to_unlock_stops(home: Path) -> None:
     async def dies() -> None:
         async with locked(INVENTORY, ["this"]):
             held = json.loads(path.read_text())
-            assert await unlock(INVENTORY, ["this"]) == {"this": f"{held['owner']}, since {held['since']}"}
+            assert await unlock(INVENTORY, ["this"]) == (
+                {"this": f"{held['owner']}, since {held['since']}"},
+                {},
+            )
             assert not path.exists()
             await asyncio.sleep(60)
 
@@ -59,7 +62,7 @@ def test_who_loses_the_lock_to_unlock_stops(home: Path) -> None:
         asyncio.run(dies())
     assert "homelab unlock" in e.value.cause
     asyncio.run(taken())
-    assert asyncio.run(unlock(INVENTORY, ["this"])) == {}
+    assert asyncio.run(unlock(INVENTORY, ["this"])) == ({}, {})
 
 
 def test_a_lock_that_was_taken_over_is_not_given_back_by_who_had_it(home: Path) -> None:

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from homelab import endpoints, logs, status, ui
 from homelab.cli import app
 from homelab.deploy import apply
-from homelab.discover import Discovery, discover
+from homelab.discover import Discovery, discover, read_models
 from homelab.documents import discover_document, plan_document
 from homelab.errors import DeployError, HomelabError, NodeError
 from homelab.facts import DeployedService, NodeReport, Survey, parse_facts
@@ -464,6 +464,32 @@ def test_one_node_that_lies_keeps_no_other_from_answering(
     discovery = asyncio.run(discover(house.model_copy(update={"nodes": {**house.nodes, "bad": lies}})))
     assert {n for n, r in discovery.survey.nodes.items() if r.facts} == {"good"}
     assert "memory_free_bytes" in discovery.errors["bad"].cause
+
+
+def test_a_node_that_lies_when_asked_for_headers_keeps_no_other_model_from_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second round, where only planning asks."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    liar, said = tmp_path / "liar", tmp_path / "said"
+    liar.write_text(f"#!/bin/sh\ncase $* in *agent*) cat '{said}';; *) exec {sys.executable} \"$@\";; esac\n")
+    liar.chmod(0o755)
+    house = load(
+        "gateway: {node: n}\nnodes: {n: {host: localhost}}\n"
+        "models: {t: {engine: llamacpp, source: /models/tiny.gguf}}\n",
+        "inventory.yml",
+    )
+    assert not asyncio.run(discover(house)).errors
+    lies = house.model_copy(
+        update={"nodes": {"n": house.nodes["n"].model_copy(update={"python": str(liar)})}}
+    )
+    there = tiny_gguf().model_copy(update={"header": None})
+    seen = survey(n=workstation(weights=(there,)))
+    for text in ("", "{", "[]", "null", '{"weights": [{}]}', '{"weights": 5}', '{"weights": {"a": 1}}', DEEP):
+        said.write_text(text)
+        models = asyncio.run(read_models(lies, seen, {"t"}, {}, tmp_path))
+        facts = models.nodes["n"].facts
+        assert facts is not None and "cannot be read" in (facts.weights[0].error or ""), text[:20]
 
 
 def test_render_writes_into_its_folder_alone(tmp_path: Path) -> None:

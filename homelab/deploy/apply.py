@@ -24,6 +24,8 @@ from homelab.service import File, Service, cluster_directory, revision_folder
 
 RUNTIMES = {"docker": compose, "native": native}
 SECRETS_FILE = "secrets.json"
+# What keeps one service from being deployed, and says nothing about the next one on that node.
+OF_ONE_SERVICE = ("write", "read")
 
 
 async def deploy(inventory: Inventory, plan: Plan, secrets: Secrets, tell: Tell) -> Outcome:
@@ -115,8 +117,10 @@ class _Deploy:
                 self.failed.append(e)
                 self.tell(Event(node=name, service="", step="failed", error=e))
 
-        names = sorted({c.node for c in changes})
-        await asyncio.gather(*(on(name, [c for c in changes if c.node == name]) for name in names))
+        # Where all of it is cancelled, the group waits until each has ended what it had begun.
+        async with asyncio.TaskGroup() as group:
+            for name in sorted({c.node for c in changes}):
+                group.create_task(on(name, [c for c in changes if c.node == name]))
 
 
 class _Node:
@@ -201,13 +205,17 @@ class _Node:
         """Run one step; a failure is told and kept, and the next service goes on."""
         try:
             await work  # type: ignore[misc]
-        except NodeError:
-            raise
+        except NodeError as e:
+            if e.kind not in OF_ONE_SERVICE:
+                raise
+            failure: HomelabError = DeployError(e.message, cause=e.cause, hint=e.hint)
         except HomelabError as e:
-            self.deploy.failed.append(e)
-            self.tell(Event(node=change.node, service=change.service, step="failed", error=e))
-            return False
-        return True
+            failure = e
+        else:
+            return True
+        self.deploy.failed.append(failure)
+        self.tell(Event(node=change.node, service=change.service, step="failed", error=failure))
+        return False
 
     def _say(self, change: Change, step: str, text: str = "") -> None:
         self.tell(Event(node=change.node, service=change.service, step=step, text=text))  # type: ignore[arg-type]

@@ -15,9 +15,9 @@ import docker.errors
 import requests
 
 from homelab.deploy.events import LOG_LINES, Event, Tell, last_words
-from homelab.errors import DeployError
+from homelab.errors import DeployError, NodeError
 from homelab.facts import DeployedService
-from homelab.nodes.session import Session
+from homelab.nodes.session import Result, Session
 from homelab.program import image_of
 from homelab.runtimes.compose import (
     SLOWEST_LOAD_BYTES_PER_SECOND,
@@ -104,9 +104,8 @@ async def start(session: Session, service: Service, *, again: bool = False) -> N
     Raises DeployError with Compose's words."""
     arguments = ["up", "--detach", "--no-build", *(["--force-recreate"] if again else [])]
     if not service.unit.is_loopback:
-        made = await session.run(
-            on_engine(service.unit.socket, create_network_command(service.unit.cluster)),
-            timeout=COMPOSE_SECONDS,
+        made = await _run(
+            session, on_engine(service.unit.socket, create_network_command(service.unit.cluster))
         )
         if made.exit_status != 0:
             raise DeployError(
@@ -114,10 +113,8 @@ async def start(session: Session, service: Service, *, again: bool = False) -> N
                 cause=made.cause,
                 hint="Many networks of old projects? docker network prune",
             )
-    done = await session.run(
-        on_engine(service.unit.socket, compose_command(service.project, service.directory, *arguments)),
-        timeout=COMPOSE_SECONDS,
-    )
+    compose = compose_command(service.project, service.directory, *arguments)
+    done = await _run(session, on_engine(service.unit.socket, compose))
     if done.exit_status != 0:
         raise DeployError(
             f"`{service.name}` cannot be started on node `{service.node}`",
@@ -242,13 +239,22 @@ async def _compose(session: Session, actual: DeployedService, *arguments: str) -
             hint=f"Remove it by hand: docker rm -f {actual.container}",
         )
     command = shlex.join(["docker", "compose", "--project-name", actual.project, *arguments])
-    done = await session.run(on_engine(actual.socket, command), timeout=COMPOSE_SECONDS)
+    done = await _run(session, on_engine(actual.socket, command))
     if done.exit_status != 0:
         raise DeployError(
             f"docker compose {arguments[0]} failed for `{actual.name}` on node `{session.node}`",
             cause=done.cause,
             hint="homelab status",
         )
+
+
+async def _run(session: Session, command: str) -> Result:
+    try:
+        return await session.run(command, timeout=COMPOSE_SECONDS)
+    except NodeError as e:
+        if e.kind != "timeout":
+            raise
+        raise DeployError(e.message, cause=e.cause, hint="Is Docker well there? docker ps") from e
 
 
 def logs_command(actual: DeployedService, *, follow: bool, tail: int) -> str:

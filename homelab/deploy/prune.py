@@ -33,7 +33,9 @@ async def prune(inventory: Inventory, leftovers: Sequence[Left], tell: Tell) -> 
             failed.append(e)
             tell(Event(node=node, service="", step="failed", error=e))
 
-    await asyncio.gather(*(on(n) for n in sorted({left.node for left in leftovers})))
+    async with asyncio.TaskGroup() as group:
+        for node in sorted({left.node for left in leftovers}):
+            group.create_task(on(node))
     return failed
 
 

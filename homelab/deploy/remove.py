@@ -84,7 +84,9 @@ async def remove(
 
     nodes = sorted({n for n, _ in services} | set(clear))
     async with locked(inventory, nodes):
-        await asyncio.gather(*(on(n) for n in nodes))
+        async with asyncio.TaskGroup() as group:
+            for node in nodes:
+                group.create_task(on(node))
     return Outcome(done=tuple(sorted(done)), failed=tuple(failed))
 
 

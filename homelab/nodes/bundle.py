@@ -282,6 +282,18 @@ def install_command(name: str, *, python: str | None = None) -> str:
     return _named(name, python) + FIND_PYTHON + install
 
 
+def program_command(program: str, *arguments: str, python: str | None = None) -> str:
+    """One command line for sh that runs a Python program with the Python that runs the agent.
+
+    Exit status: NO_PYTHON, else the program's own."""
+    words = shlex.join([program, *arguments])
+    return f'{_given(python)}{FIND_PYTHON}set -- $paths\nexec "$1" -I -c {words}\n'
+
+
 def _named(name: str, python: str | None) -> str:
+    return f'b="{FOLDER}"\nd="$b/{name}"\n{_given(python)}'
+
+
+def _given(python: str | None) -> str:
     home, rest = ('"$HOME"/', python[2:]) if python and python.startswith("~/") else ("", python or "")
-    return f'b="{FOLDER}"\nd="$b/{name}"\ngiven={home}{shlex.quote(rest)}\n'
+    return f"given={home}{shlex.quote(rest)}\n"

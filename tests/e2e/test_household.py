@@ -205,7 +205,7 @@ def test_nothing_answers_without_its_key(home: House) -> None:
     )  # LiteLLM looks for other keys in a database that it has not
     for node, c in home.containers():
         labels = c["Config"]["Labels"]
-        if labels.get("homelab.model"):
+        if labels["homelab.role"] == "engine":
             url = f"http://{home[node].address}:{labels['homelab.port']}/v1/chat/completions"
             assert httpx.post(url, json=body, trust_env=False).status_code == 401
 

@@ -34,7 +34,7 @@ def test_two_vllm_instances_on_one_gpu_come_up_and_answer(
         "two": (True, 512),
     }
     first, second = sorted(
-        (c for c in home.ours("box") if c["Config"]["Labels"].get("homelab.model")),
+        (c for c in home.ours("box") if c["Config"]["Labels"]["homelab.role"] == "engine"),
         key=lambda c: c["State"]["StartedAt"],
     )
     assert first["State"]["StartedAt"] < second["State"]["StartedAt"]
