@@ -11,7 +11,7 @@ from homelab.endpoints import placed
 from homelab.engines import engines
 from homelab.facts import Facts, Survey
 from homelab.hosting import LOOPBACK, Choice, Refused, address_of, choose
-from homelab.inventory import Inventory
+from homelab.inventory import Inventory, Node
 from homelab.placement import Layout, Placement
 from homelab.program import Container
 from homelab.runtimes import RENDER
@@ -109,7 +109,7 @@ def _engine(
         hosting=p.hosting,
         home=facts.home,
         socket=facts.docker.socket if facts.docker else None,
-        python=inventory.nodes[p.node].python or facts.python_path,
+        python=_python(inventory.nodes[p.node], facts),
         address=p.address,
         port=p.port,
         health=engine.HEALTH,
@@ -198,7 +198,7 @@ def _gateway(
         hosting=choice.hosting,
         home=facts.home,
         socket=facts.docker.socket if facts.docker else None,
-        python=inventory.nodes[node].python or facts.python_path,
+        python=_python(inventory.nodes[node], facts),
         address=address,
         port=port,
         health=gateway.HEALTH,
@@ -209,3 +209,8 @@ def _gateway(
         files={"litellm.yml": render_template("litellm.yml.j2", configuration=configuration)},
         memory_limit_bytes=GATEWAY_MEMORY_BYTES,
     )
+
+
+def _python(spec: Node, facts: Facts) -> str:
+    """Whole: nobody expands a `~` where the supervisor is started. The agent ran with it."""
+    return facts.python_path if spec.python is None or spec.python.startswith("~/") else spec.python

@@ -86,6 +86,13 @@ def test_the_nodes_own_python_starts_what_runs_without_docker() -> None:
         == "/usr/local/bin/python3.12"
     )  # type: ignore[arg-type]
     assert given.spec == found.spec
+    at_home = engine_of(
+        MODEL,
+        "{host: 192.168.1.10, python: ~/py/bin/python3}",
+        docker=None,
+        python_path="/home/me/py/bin/python3",
+    )
+    assert at_home.unit.python == "/home/me/py/bin/python3"
 
 
 def test_weights_are_mounted_from_where_the_agent_looked_for_them() -> None:
