@@ -279,7 +279,9 @@ class _Node:
         self._say(change, "start")
         loading = next((s for s in change.actual if s.spec == service.spec and s.state == "starting"), None)
         try:
-            await runtime.start(self.session, service, again=change.action == "restart" and loading is None)
+            # `docker compose up` makes anew what loads, be it for a label alone.
+            if loading is None:
+                await runtime.start(self.session, service, again=change.action == "restart")
             await runtime.wait_healthy(
                 self.session, service, self.tell, restarts=loading.restarts if loading else 0
             )
@@ -315,7 +317,8 @@ class _Node:
         if before is None:
             await RUNTIMES[mine.runtime].stop(self.session, mine)
             return
-        await self._guarded(change, self._drop(mine))
+        if not await self._guarded(change, self._drop(mine)):  # it holds the port and the memory
+            await self._guarded(change, RUNTIMES[mine.runtime].stop(self.session, mine))
         await RUNTIMES[before.runtime].resume(self.session, before)
         self._say(change, "rolled-back", f"`{service.name}` runs again as it was before")
 
