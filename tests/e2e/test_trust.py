@@ -3,6 +3,7 @@ controllers. The tests run in their order, on one household, each from a deploye
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -227,6 +228,23 @@ def test_what_made_room_for_a_move_that_fails_runs_again(home: House) -> None:
         home[node].gpus_text = cards[node]
         models[name].update(node="laptop")
     del models["two"]["args"], nodes["workstation"]["reserve"]
+    home.save()
+    home.homelab("deploy", "--yes")
+
+
+def test_a_mistake_reaches_one_replica_only(home: House, lab: Lab) -> None:
+    models = home.document["models"]
+    models["pair"] = llama(lab.model, replicas=2)
+    home.save()
+    home.homelab("deploy", "--yes")
+    before = home.running()
+    models["pair"]["args"] = {"chat-template-file": "/there/is/none"}
+    home.save()
+    said = home.homelab("deploy", "--yes", code=1)
+    assert re.search(r"its replica on `\w+` failed: this one is left as it is", said.err)
+    assert home.running() == before
+    assert home.chat("pair").status_code == 200
+    del models["pair"]
     home.save()
     home.homelab("deploy", "--yes")
 
