@@ -181,8 +181,10 @@ class _Ours:
                 async with self._held(name) as beats:
                     if not first.done():
                         first.set_result(None)
-                    said = [beat async for beat in beats if beat != "."]
-                if "taken" in said:
+                    last = ""
+                    async for beat in beats:
+                        last = beat  # no more is kept: a node may say as much as it likes
+                if last == "taken":
                     self.lose(_taken_away(name, self.inventory.cluster))
                     return
             except Exception as e:

@@ -66,8 +66,8 @@ def _solver(limit: float) -> cp_model.CpSolver:
     p.catch_sigint_signal = False
     # What takes long is the bound, and that is the relaxation's.
     p.linearization_level = 2
-    # With it 9.15.6755 calls choices the best that are not, as in google/or-tools#5293: 2
-    # of 1800 small households.
+    # With it 9.15.6755 calls choices the best that are not, as in google/or-tools#5293: 2 of 1800 small
+    # households.
     p.cp_model_presolve = False
     return solver
 
