@@ -255,14 +255,18 @@ def deploy(
                 secrets = pipeline.make_secrets(household, planned.survey)
                 # The same decision, with keys in its files.
                 decided = pipeline.make_plan(household, planned.survey, secrets, planned.options)
+            from homelab.ui.progress import Progress, answered
+
             with _changing():
-                done = asyncio.run(pipeline.roll_out(household, decided, secrets, ui.Progress(), ui.answered))
+                done = asyncio.run(pipeline.roll_out(household, decided, secrets, Progress(), answered))
             if done.failures:
                 ui.write(done.summary)
                 raise typer.Exit(done.exit_code)
         elif decided.leftovers and (yes or (ui.is_terminal() and ui.confirm("Take away what is left over?"))):
+            from homelab.ui.progress import Progress
+
             with _changing():
-                _fail(tuple(asyncio.run(pipeline.clear(household, decided, ui.Progress()))))
+                _fail(tuple(asyncio.run(pipeline.clear(household, decided, Progress()))))
     front = next((s for s in decided.services if s.role == "gateway"), None)
     address = front.unit.url if front else _remembered_address(household)
     ui.next_steps(address, str(state.key_file(cluster)) if secrets else None, _again(household))
@@ -508,6 +512,7 @@ def remove(
     from homelab import state, ui
     from homelab.deploy.remove import chosen
     from homelab.deploy.remove import remove as carry_out
+    from homelab.ui.progress import Progress
 
     household = _household(ctx, inventory)
     cluster = household.inventory.cluster
@@ -525,7 +530,7 @@ def remove(
                 raise DeployError("Cancelled. Nothing was changed")
         clear = [n for n, r in survey.nodes.items() if r.facts is not None and not models]
         with _changing():
-            outcome = asyncio.run(carry_out(household.inventory, doomed, ui.Progress(), clear=clear))
+            outcome = asyncio.run(carry_out(household.inventory, doomed, Progress(), clear=clear))
         _fail(outcome.failed)
         if not models and not errors:
             state.forget(cluster)

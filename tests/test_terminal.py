@@ -19,6 +19,7 @@ from homelab import terminal, ui
 from homelab.deploy.events import Event
 from homelab.errors import DeployError
 from homelab.facts import Problem
+from homelab.ui.progress import Progress, answered
 from tests.e2e.terminal import at_terminal
 from tests.machines import household, survey, workstation
 
@@ -85,9 +86,9 @@ def test_events_errors_and_answers_are_shown_as_they_are_and_steer_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     evil = f"[bold]x[/bold] :fire: [/red] {EVIL}"
-    ui.Progress()(Event(node="n", service="s", step="fetch", text=evil))
+    Progress()(Event(node="n", service="s", step="fetch", text=evil))
     ui.error(DeployError(evil, cause=evil, hint=evil))
-    ui.answered(DeployError(evil))
+    answered(DeployError(evil))
     ui.say(evil)
     ui.write(evil)
     rows = ui.table("A")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,7 @@ from homelab.errors import HomelabError, InventoryError
 
 if TYPE_CHECKING:
     from homelab import fit_command
-    from homelab.ask import Answer
     from homelab.clients import Access
-    from homelab.deploy.events import Event
     from homelab.facts import GPU, Measurement, NodeReport, Survey
     from homelab.fit import Fit
     from homelab.fit_command import Row
@@ -442,48 +439,6 @@ def shown_what(rows: Sequence[Row]) -> None:
             )
     print_table(shown)
     write("Next: homelab fit MODEL --gpu … --context …")
-
-
-# deploy
-
-
-class Progress:
-    """Events of a deploy, a line each with the time since it began."""
-
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
-        self._last: dict[tuple[str, str], tuple[str, float]] = {}
-
-    def __call__(self, event: Event) -> None:
-        key, now = (event.node, event.service), time.monotonic()
-        step, told = self._last.get(key, ("", 0.0))
-        if (
-            step == event.step
-            and event.step in ("load", "fetch", "copy")
-            and now - told < (1.0 if err.is_terminal else 5.0)
-        ):
-            return
-        self._last[key] = (event.step, now)
-        colour = {"healthy": "green", "failed": "red", "rolled-back": "yellow"}.get(event.step, "cyan")
-        err.print(
-            Text.assemble(
-                (f"{now - self._begun:6.1f} s", "dim"),
-                f"  {event.node}  {event.service:<20} ",
-                (event.step, colour),
-                f"  {event.text}" if event.text else "",
-            )
-        )
-        if event.error is not None:
-            error(event.error)
-
-
-def answered(answer: Answer | HomelabError) -> None:
-    """What a model said to the question at the end of a deploy, or why it said nothing."""
-    if isinstance(answer, HomelabError):
-        error(answer)
-    else:
-        by = answer.served_by or "unknown"
-        write(f"{answer.model} on {by} answers in {answer.seconds:.1f} s: {answer.text[:200]}")
 
 
 # status
