@@ -1,5 +1,5 @@
-"""Runs from a folder of any name, with no package installed: `python3 -I FOLDER [REQUEST]`, or
-`python3 -I FOLDER gguf FILE`."""
+"""Runs from a folder of any name, with no package installed: `python3 -I FOLDER [--watch SECONDS] [REQUEST]`,
+or `python3 -I FOLDER gguf FILE`."""
 
 # Any Python must be able to parse this file, 2.7 too: an old one shall say the sentence below and not a
 # SyntaxError.

@@ -79,7 +79,7 @@ def collect(problems: list[dict[str, str]]) -> dict[str, Any]:
     )
     if not present:
         return {"docker": None, "services": [], "ports": [], "unlisted": []}
-    compose = InThread(compose_version)
+    compose = in_thread(compose_version)
     engine: dict[str, Any] = {"reachable": False, "socket": path, "runtimes": [], "cdi": []}
     ours: list[dict[str, Any]] = []
     ports: list[dict[str, Any]] = []
@@ -133,6 +133,19 @@ class InThread:
         return self.value
 
 
+CALLS: dict[Any, InThread] = {}
+
+
+def in_thread(call: Any, *arguments: Any) -> InThread:
+    """Calls it, unless the same call of an earlier look still hangs: then it is that one."""
+    for key in [k for k, known in CALLS.items() if not known.thread.is_alive()]:
+        del CALLS[key]
+    key = (call, arguments)
+    if key not in CALLS:
+        CALLS[key] = InThread(call, *arguments)
+    return CALLS[key]
+
+
 def known(path: str) -> dict[str, Any]:
     """What the engine says of itself, kept until it is started anew: for /info and /version Docker runs runc
     and others for their versions, which takes longer than everything else that is asked here (20.10)."""
@@ -175,7 +188,7 @@ def keep(identity: str, value: Any) -> None:
 
 
 def describe(path: str) -> dict[str, Any]:
-    information = InThread(httpget.get_json, path, "/info", TIMEOUT_S)
+    information = in_thread(httpget.get_json, path, "/info", TIMEOUT_S)
     version = httpget.get_json(path, "/version", TIMEOUT_S)
     found: dict[str, Any] = {
         "reachable": True,
@@ -248,7 +261,8 @@ def details(
     path: str, containers: list[dict[str, Any]], api: str, unlisted: list[str]
 ) -> list[dict[str, Any]]:
     inspections = [
-        InThread(httpget.get_json, path, "/containers/{}/json".format(c["Id"]), TIMEOUT_S) for c in containers
+        in_thread(httpget.get_json, path, "/containers/{}/json".format(c["Id"]), TIMEOUT_S)
+        for c in containers
     ]
     found = []
     for container, inspection in zip(containers, inspections):
@@ -263,7 +277,7 @@ def details(
     statistics = [
         (
             each,
-            InThread(
+            in_thread(
                 httpget.get_json,
                 path,
                 "/containers/{}/stats?stream=false&one-shot=true".format(each["container"]),

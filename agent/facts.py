@@ -1,5 +1,5 @@
 """Asks every part of the node at once and puts the answers into one document. What fails or hangs becomes a
-problem."""
+problem. Once, or again and again as long as somebody reads it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Optional
 
 from . import accelerators, docker, host, ports, services
 
@@ -17,6 +17,7 @@ Problems = List[Dict[str, str]]
 SCHEMA_VERSION = 1
 DEADLINE_S = 10.0
 WEIGHTS_DEADLINE_S = 20.0  # headers may lie on a sleeping disk
+WATCH_S = (0.1, 3600.0)
 
 
 class Question:
@@ -50,13 +51,36 @@ class Question:
         return value
 
 
-def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
+class Questions:
+    """Those that were asked last, by part. One that still hangs is not asked again, in one more thread each
+    time: it stays the answer that there is none."""
+
+    def __init__(self) -> None:
+        self.asked: Dict[str, Question] = {}
+
+    def ask(
+        self,
+        source: str,
+        call: Callable[[Problems], Any],
+        empty: Any,
+        deadline_s: float = DEADLINE_S,
+        part: str = "",
+    ) -> Question:
+        """`part` tells two questions to one source from each other."""
+        key = part or source
+        if key not in self.asked or not self.asked[key].thread.is_alive():
+            self.asked[key] = Question(source, call, empty, deadline_s)
+        return self.asked[key]
+
+
+def assemble(
+    request: dict[str, Any], problems: Problems, questions: Optional[Questions] = None
+) -> dict[str, Any]:
+    ask = (questions or Questions()).ask
     sources = [str(s) for s in request.get("sources") or []]
     headers = bool(request.get("headers", True))
     files = (
-        Question("weights", lambda _: model_files(sources, headers), [], WEIGHTS_DEADLINE_S)
-        if sources
-        else None
+        ask("weights", lambda _: model_files(sources, headers), [], WEIGHTS_DEADLINE_S) if sources else None
     )
     if request.get("only") == "weights":
         return {
@@ -66,18 +90,17 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
         }
     late = f"no answer in {DEADLINE_S:.0f} s"
     silent = {"reachable": False, "error": late}
-    engine = Question(
+    engine = ask(
         "docker",
         docker.collect,
         {"docker": silent, "services": [], "ports": [], "unlisted": [f"Docker: {late}"]},
     )
-    gpus = Question("gpus", accelerators.collect, [])
-    unread: list[str] = []
-    native = Question("services", lambda _: services.collect(unread), None)
-    network = Question("interfaces", host.interfaces, [])
-    listening = Question("ports", ports.collect, [])
+    gpus = ask("gpus", accelerators.collect, [])
+    native = ask("services", lambda _: native_services(), ([], [f"~/.local/share/homelab: {late}"]))
+    network = ask("interfaces", host.interfaces, [])
+    listening = ask("ports", ports.collect, [])
     names = [str(n) for n in request.get("resolve") or []]
-    addresses = Question("resolver", lambda _: host.resolved(names), {}) if names else None
+    addresses = ask("resolver", lambda _: host.resolved(names), {}) if names else None
 
     document: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     document.update(host.identity())
@@ -102,28 +125,38 @@ def assemble(request: dict[str, Any], problems: Problems) -> dict[str, Any]:
     found = engine.answer(problems)
     document["docker"] = found["docker"]
     accelerators.judge(document["gpus"], found["docker"])
-    disks = Question("disks", lambda _: host.disks(found["docker"]), [])
-    processes_of_ours = native.answer(problems)
-    if processes_of_ours is None:
-        unread = [f"~/.local/share/homelab: {late}"]
-    document["services"] = found["services"] + (processes_of_ours or [])
+    disks = ask("disks", lambda _: host.disks(found["docker"]), [])
+    processes_of_ours, unread = native.answer(problems)
+    document["services"] = found["services"] + processes_of_ours
     problems.extend({"source": "services", "message": why} for why in unread)
     document["unlisted"] = {"docker": found["unlisted"], "native": unread}
-    Question("services", lambda _: services.attribute(document["services"], document["gpus"]), None).answer(
-        problems
-    )
+    ask(
+        "services",
+        lambda _: services.attribute(document["services"], document["gpus"]),
+        None,
+        part="whose memory",
+    ).answer(problems)
     document["ports"] = ports.merge(listening.answer(problems), found["ports"])
-    Question(
-        "ports", lambda _: services.mark_listening(document["services"], document["ports"]), None
+    ask(
+        "ports",
+        lambda _: services.mark_listening(document["services"], document["ports"]),
+        None,
+        part="who listens",
     ).answer(problems)
     document["disks"] = disks.answer(problems)
     document["weights"] = files.answer(problems) if files else []
     document["secrets_id"] = services.secrets_id(str(request.get("cluster") or ""), problems)
     if request.get("cluster"):
-        left = Question("leftovers", lambda _: left_over(str(request["cluster"])), [])
+        left = ask("leftovers", lambda _: left_over(str(request["cluster"])), [])
         document["leftovers"] = left.answer(problems)
     document["problems"] = problems
     return document
+
+
+def native_services() -> tuple[list[dict[str, Any]], list[str]]:
+    """The services, and why some of them may be missing."""
+    unread: list[str] = []
+    return services.collect(unread), unread
 
 
 def left_over(cluster: str) -> list[dict[str, Any]]:
@@ -139,6 +172,13 @@ def model_files(sources: list[str], headers: bool) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> int:
+    seconds = None
+    if arguments[:1] == ["--watch"]:
+        seconds = seconds_of(arguments[1:2])
+        if seconds is None:
+            sys.stderr.write("--watch takes seconds, from %g to %g\n" % WATCH_S)
+            return 2
+        arguments = arguments[2:]
     problems: Problems = []
     request: dict[str, Any] = {}
     if arguments:
@@ -152,7 +192,59 @@ def main(arguments: list[str]) -> int:
         )  # bundles that nobody runs are removed after a week
     except OSError:
         pass
-    text = json.dumps(assemble(request, problems), ensure_ascii=False)
+    if seconds is not None:
+        watch(request, problems, seconds)
+    show(assemble(request, problems))
+    return 0
+
+
+def show(document: dict[str, Any]) -> None:
+    text = json.dumps(document, ensure_ascii=False)
     # File names need not be Unicode; a strict JSON reader refuses lone surrogates.
     sys.stdout.buffer.write(text.encode("utf-8", "replace") + b"\n")
-    return 0
+
+
+def seconds_of(words: list[str]) -> Optional[float]:
+    try:
+        seconds = float(words[0])
+    except (IndexError, ValueError):
+        return None
+    return seconds if WATCH_S[0] <= seconds <= WATCH_S[1] else None
+
+
+def watch(request: dict[str, Any], problems: Problems, seconds: float) -> None:
+    """Shows a document every `seconds`, with `problems` in each. Does not return: it ends the process when
+    nobody reads any more."""
+    threading.Thread(target=end_with_the_reader, args=(os.getppid(), seconds), daemon=True).start()
+    questions = Questions()
+    try:
+        while True:
+            begun = time.monotonic()
+            document = assemble(request, list(problems), questions)
+            try:
+                show(document)
+                sys.stdout.buffer.flush()
+            except OSError:  # a pipe without a reader, a terminal that is gone
+                break
+            # What takes long, because the node is busy, gets a rest as well.
+            time.sleep(max(begun + seconds - time.monotonic(), seconds / 2))
+    except KeyboardInterrupt:
+        pass
+    os._exit(0)
+
+
+def end_with_the_reader(parent: int, seconds: float) -> None:
+    """Looks, in a thread of its own, whether anybody is left to read: a part of the node that hangs must not
+    keep the agent there. The parent is a shell that waits for us and does not hear of a lost connection, so
+    the pipe itself is asked: poll(2) says when its other end is closed, and waits meanwhile."""
+    import select
+
+    output = select.poll()
+    output.register(1, 0)
+    while os.getppid() == parent:
+        said = [events for _, events in output.poll(seconds * 1000)]
+        if any(events & (select.POLLERR | select.POLLHUP) for events in said):
+            break
+        if said:  # macOS cannot ask every kind of output
+            time.sleep(seconds)
+    os._exit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,22 +15,29 @@ from homelab.errors import DeployError
 TIMEOUT_SECONDS = 300.0
 QUESTION = "Say hello in one short sentence."
 MAX_TOKENS = 64
+MOST_BYTES = 4 << 20  # of what somebody who is asked for his state has to say
+MOST_ANSWER_BYTES = 64 << 20  # of an answer: a token of a stream takes some 250
+# Where a piece of an answer has its words. A model may think first, and engines call that otherwise.
+WORDS = ("content", "reasoning_content", "reasoning")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came back. `text` is the answer, or for embedding and rerank what it consists of."""
+    """What came back. `text` is the answer, or for embedding and rerank what it consists of: those have no
+    first token, and neither has an answer that came in one piece."""
 
     model: str
     text: str
     seconds: float
+    first_token_seconds: float | None = None
     served_by: str | None = None
 
 
 async def ask(
     url: str, key: str, model: str, kind: Kind, prompt: str = QUESTION, max_tokens: int = MAX_TOKENS
 ) -> Answer:
-    """The model's answer through the gateway at `url`.
+    """The model's answer through the gateway at `url`. A chat's comes as it is made, so that it is known when
+    its first token did.
 
     Raises DeployError with the gateway's own words."""
     body: dict[str, Any]
@@ -37,7 +45,12 @@ async def ask(
         case "chat":
             path, body = (
                 "/v1/chat/completions",
-                {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": max_tokens},
+                {
+                    "model": model,
+                    "messages": [{"role": "user", "content": prompt}],
+                    "max_tokens": max_tokens,
+                    "stream": True,
+                },
             )
         case "embedding":
             path, body = "/v1/embeddings", {"model": model, "input": prompt}
@@ -50,82 +63,183 @@ async def ask(
                     "documents": ["Hello there.", "The cellar is full of potatoes."],
                 },
             )
+    headers = {"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"}
+    said = _Said()
     begun = time.monotonic()
     try:
-        async with httpx.AsyncClient(
-            timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=5), trust_env=False
-        ) as client:
-            response = await client.post(url + path, json=body, headers={"Authorization": f"Bearer {key}"})
+        async with (
+            httpx.AsyncClient(timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=5), trust_env=False) as client,
+            client.stream("POST", url + path, json=body, headers=headers) as response,
+        ):
+            kind_of_body = response.headers.get("content-type", "")
+            said.is_stream = response.status_code == 200 and kind_of_body.startswith("text/event-stream")
+            async for part in response.aiter_raw():  # unpacked, it could be of any size
+                said.add(part)
+                if said.is_over:
+                    break
     except httpx.HTTPError as e:
-        raise DeployError(
-            f"The gateway at {url} does not answer", cause=str(e) or type(e).__name__, hint="homelab status"
-        ) from e
+        why = str(e) or type(e).__name__
+        if said.first is not None:
+            raise _broken_off(model, why) from e
+        raise DeployError(f"The gateway at {url} does not answer", cause=why, hint="homelab status") from e
+    whole = said.whole.decode(errors="replace")
     if response.status_code != 200:
-        if _is_of_another_key(response):
+        if _is_of_another_key(whole):
             raise DeployError(
                 f"The gateway at {url} does not know this key",
-                cause=f"HTTP {response.status_code}: {_message(response)}",
+                cause=f"HTTP {response.status_code}: {_message(whole)}",
                 hint="Remove secrets.json from the folder where `homelab connect` says that the key lies, "
                 "then `homelab status`: it reads the key back from the gateway's node",
             )
-        raise DeployError(
-            f"`{model}` did not answer through the gateway",
-            cause=f"HTTP {response.status_code}: {_message(response)}",
-            hint=f"homelab logs {model}; homelab logs gateway",
-        )
+        raise _refused(model, f"HTTP {response.status_code}: {_message(whole)}")
+    if said.error is not None:
+        raise (_refused if said.first is None else _broken_off)(model, said.error)
     try:
-        text = _text(kind, response.json())
-    except (ValueError, KeyError, IndexError, TypeError) as e:
+        text = said.text if said.is_stream else _text(kind, json.loads(whole))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as e:
         raise DeployError(
-            f"`{model}` gave an answer that is none", cause=response.text[:300], hint=f"homelab logs {model}"
+            f"`{model}` gave an answer that is none", cause=whole[:300], hint=f"homelab logs {model}"
         ) from e
+    if said.is_stream and not said.is_complete:
+        raise _broken_off(model, "its stream ended without a last piece")
     return Answer(
         model=model,
         text=text,
         seconds=time.monotonic() - begun,
+        first_token_seconds=None if said.first is None else said.first - begun,
         served_by=response.headers.get("x-litellm-model-id"),
     )
+
+
+def _refused(model: str, why: str) -> DeployError:
+    return DeployError(
+        f"`{model}` did not answer through the gateway",
+        cause=why,
+        hint=f"homelab logs {model}; homelab logs gateway",
+    )
+
+
+def _broken_off(model: str, why: str) -> DeployError:
+    return DeployError(
+        f"`{model}` broke off its answer", cause=why, hint=f"homelab logs {model}; homelab logs gateway"
+    )
+
+
+class _Said:
+    """What came so far, and where it is a stream of server-sent events, what its chunks say."""
+
+    def __init__(self) -> None:
+        self.is_stream = False
+        self.whole = bytearray()
+        self.first: float | None = None  # when the first token came, on the monotonic clock
+        self.error: str | None = None
+        self.is_complete = self.is_over = False
+        self._read = 0  # up to where its lines are read
+        self._words: dict[str, list[str]] = {name: [] for name in WORDS}
+        self._is_none = False
+
+    @property
+    def text(self) -> str:
+        """The answer; its thoughts where it came to no answer.
+
+        Raises ValueError where these were no chunks."""
+        if self._is_none:
+            raise ValueError("no stream of chunks")
+        return _harmless(next((t for w in self._words.values() if (t := "".join(w).strip())), ""))
+
+    def add(self, part: bytes) -> None:
+        """What came next, wherever it was cut."""
+        seen = len(self.whole)  # there is no end of a line before, from where its lines are read
+        self.whole += part
+        if self.is_stream:
+            while not self.is_over and (end := self.whole.find(b"\n", seen)) >= 0:
+                line = bytes(self.whole[self._read : end])
+                self._read = seen = end + 1
+                try:
+                    self._take(line)
+                except (ValueError, TypeError, AttributeError, RecursionError):
+                    self._is_none = self.is_over = True
+        if not self.is_over and len(self.whole) > MOST_ANSWER_BYTES:
+            self.error, self.is_over = f"it said more than {MOST_ANSWER_BYTES >> 20} MiB", True
+
+    def _take(self, line: bytes) -> None:
+        field, _, data = line.partition(b":")
+        if field != b"data":
+            return  # a comment that keeps the connection open, or an event's name
+        if data.strip() == b"[DONE]":
+            self.is_complete = self.is_over = True
+            return
+        chunk = json.loads(data)
+        if "error" in chunk:
+            self.error, self.is_over = _error_of(chunk), True
+            return
+        for choice in chunk.get("choices") or ():
+            delta = choice.get("delta") or {}
+            for name, words in self._words.items():
+                if delta.get(name):
+                    words.append(str(delta[name]))
+                    self.first = self.first or time.monotonic()
+            # Not every server says [DONE] behind it.
+            self.is_complete = self.is_complete or bool(choice.get("finish_reason"))
 
 
 def _text(kind: Kind, document: Any) -> str:
     match kind:
         case "chat":
             message = document["choices"][0]["message"]
-            text = str(message.get("content") or message.get("reasoning_content") or "").strip()
-            # A model may say anything; control characters would steer the terminal.
-            return "".join(c for c in text if c.isprintable() or c in "\n\t")
+            return _harmless(next((str(message[name]) for name in WORDS if message.get(name)), "").strip())
         case "embedding":
             return f"{len(document['data'][0]['embedding'])} dimensions"
         case "rerank":
             return "order " + ", ".join(str(r["index"]) for r in document["results"])
 
 
-def _is_of_another_key(response: httpx.Response) -> bool:
+def _harmless(text: str) -> str:
+    """A model may say anything; control characters would steer the terminal."""
+    return "".join(c for c in text if c.isprintable() or c in "\n\t")
+
+
+def _is_of_another_key(said: str) -> bool:
     """LiteLLM looks for a key that is not its own in a database and says that it has none: HTTP 400 with
     this type (1.106.2)."""
     try:
-        return bool(response.json()["error"]["type"] == "no_db_connection")
-    except (ValueError, KeyError, TypeError):
+        return bool(json.loads(said)["error"]["type"] == "no_db_connection")
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
-def _message(response: httpx.Response) -> str:
+def _message(said: str) -> str:
     try:
-        error = response.json()["error"]
-        return str(error["message"] if isinstance(error, dict) else error)[:600]
-    except (ValueError, KeyError, TypeError):
-        return response.text[:300]
+        return _error_of(json.loads(said))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return said[:300]
+
+
+def _error_of(document: Any) -> str:
+    error = document["error"]
+    return str(error["message"] if isinstance(error, dict) and "message" in error else error)[:600]
 
 
 async def get(url: str, key: str | None = None, timeout: float = 5.0) -> tuple[int, Any]:
     """The status and JSON of a GET; status 0 where nothing answers."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
+        code, text = await get_text(client, url, key)
     try:
-        async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
-            response = await client.get(url, headers=headers)
-    except httpx.HTTPError:
-        return 0, None
+        return code, json.loads(text)
+    except (ValueError, RecursionError):
+        return code, None
+
+
+async def get_text(client: httpx.AsyncClient, url: str, key: str | None = None) -> tuple[int, str]:
+    """The status and text of a GET; status 0 where nothing answers, or more than MOST_BYTES."""
+    headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
+    said = bytearray()
     try:
-        return response.status_code, response.json()
-    except ValueError:
-        return response.status_code, None
+        async with client.stream("GET", url, headers=headers) as response:
+            async for part in response.aiter_raw():  # unpacked, it could be of any size
+                said += part
+                if len(said) > MOST_BYTES:
+                    return 0, ""
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return 0, ""
+    return response.status_code, said.decode(errors="replace")

@@ -17,7 +17,7 @@ from homelab.engines import engines
 from homelab.errors import HomelabError, NodeError
 from homelab.inventory import Inventory, is_ip
 from homelab.nodes import bundle, connect
-from homelab.nodes.session import Session
+from homelab.nodes.session import Result, Session
 
 # Imported while the nodes answer.
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ async def discover(
     reports = {
         n: NodeReport(reachable=True, facts=facts[n])
         if n in facts
-        else NodeReport(reachable=False, error=_failure(errors[n]))
+        else NodeReport(reachable=False, error=failure(errors[n]))
         for n in sorted(inventory.nodes)
     }
     return Discovery(survey=Survey(nodes=reports), errors=errors)
@@ -118,11 +118,16 @@ async def _answer(
             python = inventory.nodes[name].python
             return await run_agent(session, json.dumps(request), python, limit, seconds)
     except TimeoutError as e:
-        raise NodeError(
-            f"Node `{name}` did not answer in {seconds:.0f} s",
-            hint="Is it busy, or its disk hanging?",
-            kind="timeout",
-        ) from e
+        raise silent(name, seconds) from e
+
+
+def silent(name: str, seconds: float) -> NodeError:
+    """A node that is there, and says nothing."""
+    return NodeError(
+        f"Node `{name}` did not answer in {seconds:.0f} s",
+        hint="Is it busy, or its disk hanging?",
+        kind="timeout",
+    )
 
 
 async def run_agent(
@@ -147,29 +152,34 @@ async def run_agent(
                 kind="agent",
             )
         result = await session.run(bundle.launch_command(fingerprint, request, python=python))
+    if result.exit_status != 0:
+        raise _no_agent(session.node, result)
+    return result.stdout
+
+
+def _no_agent(node: str, result: Result) -> NodeError:
+    """Why the agent did not run."""
     if result.exit_status == bundle.NO_PYTHON:
-        raise NodeError(
-            f"Node `{session.node}` has no python3",
+        return NodeError(
+            f"Node `{node}` has no python3",
             cause=result.cause,
             hint="Install it there (Debian: sudo apt install python3), "
             "or name it: `python: /path` under the node",
             kind="python",
         )
     if result.exit_status == bundle.OLD_PYTHON:
-        raise NodeError(
-            f"The python3 of node `{session.node}` is too old",
+        return NodeError(
+            f"The python3 of node `{node}` is too old",
             cause=result.cause,
             hint="Name a newer one: `python: /path/to/python3.8` under the node",
             kind="python",
         )
-    if result.exit_status != 0:
-        raise NodeError(
-            f"The agent failed on node `{session.node}`",
-            cause=result.cause,
-            hint="Run it by hand to see more: homelab -vv discover",
-            kind="agent",
-        )
-    return result.stdout
+    return NodeError(
+        f"The agent failed on node `{node}`",
+        cause=result.cause,
+        hint="Run it by hand to see more: homelab -vv discover",
+        kind="agent",
+    )
 
 
 async def read_models(
@@ -264,7 +274,8 @@ def _read_file(source: str, base: Path) -> Weights:
     )
 
 
-def _failure(error: NodeError) -> Failure:
+def failure(error: NodeError) -> Failure:
+    """An error as a part of a survey."""
     from homelab.facts import Failure
 
     return Failure(message=error.message, cause=error.cause, hint=error.hint)

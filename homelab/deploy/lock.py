@@ -208,7 +208,7 @@ class _Ours:
         command = program_command(HOLD, *words, python=node.python)
         async with (
             connect(name, node) as session,
-            aclosing(session.lines(command)) as beats,  # type: ignore[type-var]
+            aclosing(session.lines(command)) as beats,
         ):
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):

@@ -4,6 +4,7 @@ one new file."""
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -110,6 +111,16 @@ class Offload:
     steps: tuple[tuple[int, str], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What an engine says of its work: the tokens that it has generated since it started, the requests that
+    it computes, and those that wait for a turn. None is what it does not say."""
+
+    tokens: float | None = None
+    running: int | None = None
+    waiting: int | None = None
+
+
 @runtime_checkable
 class Engine(Protocol):
     """A module under `homelab/engines/` has these names."""
@@ -150,6 +161,10 @@ class Engine(Protocol):
     def served_context(self, document: Any) -> int | None: ...
     def reported(self, log: str) -> dict[str, int]: ...
 
+    def load(self, metrics: str) -> Load:
+        """What the text behind `METRICS_PATH` says, whatever text it is."""
+        ...
+
     def smaller_cache(self, device: Device) -> dict[str, ArgValue]:
         """Arguments that halve the KV cache on this device."""
         ...
@@ -173,6 +188,31 @@ def readers(format: str) -> list[str]:
     """The engines that read files of a format, the one first that takes them where nobody names one."""
     able = [engine for engine in engines().values() if format in engine.FORMATS]
     return [engine.NAME for engine in sorted(able, key=lambda e: (e.RANK, e.NAME))]
+
+
+MOST_METRICS = 4 << 20  # characters; vLLM's are a tenth of it
+
+
+def counted(metrics: str, *names: str) -> float | None:
+    """What metrics for Prometheus say under the first of `names` that is there, all its series together
+    (https://prometheus.io/docs/instrumenting/exposition_formats). None where nothing there is a count: an
+    engine may say anything."""
+    for name in names:
+        series = rf"^{re.escape(name)}(?:\{{.*\}})?[ \t]+([0-9.eE+-]{{1,32}})(?:\s|$)"
+        counts = []
+        for written in re.findall(series, metrics[:MOST_METRICS], re.MULTILINE):
+            try:
+                counts.append(float(written))
+            except ValueError:
+                pass
+        counts = [c for c in counts if 0 <= c < 2**53]  # beyond, floats count no single ones
+        if counts:
+            return math.fsum(counts)
+    return None
+
+
+def whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
 
 
 # Of any engine that can speak TLS by itself, or ask for a key of yours.

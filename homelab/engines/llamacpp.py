@@ -19,11 +19,14 @@ from homelab.engines import (
     Footprint,
     Grade,
     Launch,
+    Load,
     Offload,
     Request,
     Term,
     Unsupported,
+    counted,
     flags,
+    whole,
 )
 from homelab.engines import canonical as canonical_names
 from homelab.models.ggml_graph import Graph, pad
@@ -302,6 +305,20 @@ def reported(log: str) -> dict[str, int]:
         name = {"KV": "context", "RS": "context"}.get(kind, kind)
         out[name] = out.get(name, 0) + int(float(mib) * 2**20)
     return out
+
+
+def load(metrics: str) -> Load:
+    """`tokens_predicted_total` stands still until a request has ended. So its steps are counted: in each,
+    every slot that is at work generates a token (or reads a batch of its prompt; drafts are not counted)."""
+    steps = counted(metrics, "llamacpp:n_decode_total")
+    slots = counted(metrics, "llamacpp:n_busy_slots_per_decode")
+    return Load(
+        tokens=counted(metrics, "llamacpp:tokens_predicted_total")
+        if steps is None or slots is None
+        else steps * slots,
+        running=whole(counted(metrics, "llamacpp:requests_processing")),
+        waiting=whole(counted(metrics, "llamacpp:requests_deferred")),
+    )
 
 
 def smaller_cache(device: Device) -> dict[str, ArgValue]:

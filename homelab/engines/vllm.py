@@ -19,11 +19,14 @@ from homelab.engines import (
     Footprint,
     Grade,
     Launch,
+    Load,
     Offload,
     Request,
     Term,
     Unsupported,
+    counted,
     flags,
+    whole,
 )
 from homelab.engines import canonical as canonical_names
 from homelab.models.paged_kv import Element, Paging, Pool, pool
@@ -252,6 +255,15 @@ def reported(log: str) -> dict[str, int]:
     }
     lines = {name: re.search(pattern, log) for name, pattern in patterns.items()}
     return {name: int(float(m[1]) * GiB) for name, m in lines.items() if m}
+
+
+def load(metrics: str) -> Load:
+    """A series for each copy of the model under data parallelism."""
+    return Load(
+        tokens=counted(metrics, "vllm:generation_tokens_total", "vllm:generation_tokens"),
+        running=whole(counted(metrics, "vllm:num_requests_running")),
+        waiting=whole(counted(metrics, "vllm:num_requests_waiting")),
+    )
 
 
 def smaller_cache(device: Device) -> dict[str, ArgValue]:

@@ -204,7 +204,7 @@ if [ -z "$paths" ]; then echo "${given:-python3} was not found on this node" >&2
 # A python3 that is too old says 98; a newer one may stand beside it under its full name.
 RUN = """\
 for p in $paths; do
-  "$p" -I "$d" "$request" && exit 0
+  "$p" -I "$d" WATCH"$request" && exit 0
   s=$?
   [ $s = 98 ] || exit $s
 done
@@ -260,8 +260,9 @@ exit 0
 """
 
 
-def launch_command(name: str, request: str, *, python: str | None = None) -> str:
-    """One command line for sh that runs the cached agent `name` and prints its document.
+def launch_command(name: str, request: str, *, python: str | None = None, watch: float | None = None) -> str:
+    """One command line for sh that runs the cached agent `name` and prints its document; with `watch`, anew
+    every so many seconds, a line each, until nobody reads it.
 
     Exit status: MISSING with a line for `platform_of`, which the agent itself prints when it is not whole;
     NO_PYTHON, OLD_PYTHON; else the agent's own."""
@@ -270,7 +271,7 @@ def launch_command(name: str, request: str, *, python: str | None = None) -> str
         + f"request={shlex.quote(request)}\n"
         + FIND_PYTHON
         + LAUNCH.replace("MARKER", MARKER)
-        + RUN
+        + RUN.replace("WATCH", "" if watch is None else f"--watch {watch:g} ")
     )
 
 

@@ -76,7 +76,7 @@ class LocalSession:
             except OSError as e:
                 raise not_written(what, e.strerror or "") from e
 
-    async def lines(self, command: str) -> AsyncIterator[str]:
+    async def lines(self, command: str) -> AsyncGenerator[str, None]:
         process = await self._start(command, stdin=DEVNULL, stderr=STDOUT)
         ended = False
         try:

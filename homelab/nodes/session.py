@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # How long a command that is to end may clean up before it is killed.
 GRACE_SECONDS = 3.0
+# More than an agent has to say (ANSWER_BYTES in homelab/facts.py): what is longer is no line of anybody's.
+LONGEST_LINE_BYTES = 17 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,7 @@ class Session(Protocol):
         """Copy one large file as `put` does; `progress` is told how many bytes more have gone."""
         ...
 
-    def lines(self, command: str) -> AsyncIterator[str]:
+    def lines(self, command: str) -> AsyncGenerator[str, None]:
         """The output of a command as it comes, both streams; ends with the command.
 
         Raises NodeError when the connection is lost."""
@@ -71,15 +73,23 @@ class Session(Protocol):
 
 
 async def lines_of(chunks: AsyncIterable[bytes]) -> AsyncGenerator[str, None]:
-    """Output as text, line by line; what has no end of line at the end is a line too."""
+    """Output as text, line by line; what has no end of line at the end is a line too. One that grows beyond
+    LONGEST_LINE_BYTES comes in pieces: what a node says is kept by nobody without an end."""
     begun: list[bytes] = []
+    size = 0
     async for chunk in chunks:
         *ended, rest = chunk.split(b"\n")
         for end in ended:
             yield b"".join((*begun, end)).decode(errors="replace")
             begun.clear()
+            size = 0
         if rest:
             begun.append(rest)
+            size += len(rest)
+        if size > LONGEST_LINE_BYTES:
+            yield b"".join(begun).decode(errors="replace")
+            begun.clear()
+            size = 0
     if begun:
         yield b"".join(begun).decode(errors="replace")
 

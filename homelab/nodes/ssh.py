@@ -271,7 +271,7 @@ class SSHSession:
         with source_file(local, what) as source:
             await self._write(what, path, 0o644, os.fstat(source.fileno()).st_size, source, progress)
 
-    async def lines(self, command: str) -> AsyncIterator[str]:
+    async def lines(self, command: str) -> AsyncGenerator[str, None]:
         # On the node both streams are one, in the order in which they are written; SSH carries them apart.
         async with self._started(f"exec 2>&1\n{command}", grace=GRACE_SECONDS) as remote:
             async with aclosing(lines_of(remote.chunks())) as lines:

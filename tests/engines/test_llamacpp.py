@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from homelab.engines import ArgValue, Device, Footprint, Launch, Request, Unsupported, engines, llamacpp
+from homelab.engines import ArgValue, Device, Footprint, Launch, Load, Request, Unsupported, engines, llamacpp
 from homelab.models.header import from_header
 from homelab.models.shape import Layer, ModelShape
 from tests.models.examples import ARCHITECTURES, GOLDEN, gguf, safetensors
@@ -446,3 +446,58 @@ def test_llama_cpp_parses_every_flag(
     # The wheel keeps llama.cpp's struct right behind Python's object head; 12 is LLAMA_EXAMPLE_SERVER.
     assert parse(len(argv), array, id(parameters) + object.__basicsize__, 12, None), capfd.readouterr().err
     assert (parameters.n_ctx, parameters.n_parallel) == (8192, 2)
+
+
+# ---- what it does: b11549's own words while it wrote one answer and a second request waited ----
+METRICS = """\
+# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed, excluding cached tokens
+# TYPE llamacpp:prompt_tokens_total counter
+llamacpp:prompt_tokens_total 37
+# HELP llamacpp:tokens_predicted_total Number of generation tokens processed
+# TYPE llamacpp:tokens_predicted_total counter
+llamacpp:tokens_predicted_total 0
+# HELP llamacpp:tokens_predicted_seconds_total Total time spent generating tokens
+# TYPE llamacpp:tokens_predicted_seconds_total counter
+llamacpp:tokens_predicted_seconds_total 0
+# HELP llamacpp:n_decode_total Total number of llama_decode() calls, excluding speculative decoding and multimodal decoding
+# TYPE llamacpp:n_decode_total counter
+llamacpp:n_decode_total 387
+# HELP llamacpp:requests_processing Number of requests processing
+# TYPE llamacpp:requests_processing gauge
+llamacpp:requests_processing 1
+# HELP llamacpp:requests_deferred Number of requests deferred
+# TYPE llamacpp:requests_deferred gauge
+llamacpp:requests_deferred 1
+# HELP llamacpp:n_busy_slots_per_decode Average number of busy slots per llama_decode() call
+# TYPE llamacpp:n_busy_slots_per_decode gauge
+llamacpp:n_busy_slots_per_decode 1
+"""  # noqa: E501
+
+
+def test_the_tokens_of_an_answer_count_while_it_is_written() -> None:
+    assert llamacpp.load(METRICS) == Load(tokens=387, running=1, waiting=1)
+    busy = METRICS.replace("n_decode_total 387", "n_decode_total 1.23457e+06")
+    assert llamacpp.load(busy.replace("per_decode 1\n", "per_decode 2.5\n")).tokens == 1234570 * 2.5
+
+
+def test_a_server_that_counts_no_steps_is_taken_at_its_total() -> None:
+    assert llamacpp.load("llamacpp:tokens_predicted_total 800\n") == Load(tokens=800)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "llamacpp:requests_processing",
+        "llamacpp:requests_processing NaN\nllamacpp:n_decode_total +Inf",
+        "llamacpp:requests_processing -1\nllamacpp:requests_deferred 1e999",
+        "llamacpp:requests_processing " + "9" * 5000,
+        "llamacpp:requests_processing_seconds 3\n# llamacpp:requests_processing 3",
+        "llamacpp:requests_processing" + "{" * 100_000,
+        "llamacpp:requests_processing{" + "} " * 100_000,
+        "<html>\0\ud800</html>",
+        '{"error": {"code": 501}}',
+    ],
+)
+def test_what_counts_nothing_is_no_load(said: str) -> None:
+    assert llamacpp.load(said) == Load()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from homelab.engines import ArgValue, Device, Footprint, Launch, Request, Unsupported, engines, vllm
+from homelab.engines import ArgValue, Device, Footprint, Launch, Load, Request, Unsupported, engines, vllm
 from tests.models.examples import GIB, gguf, safetensors
 
 ADA = Device(vendor="nvidia", name="RTX 4090", total_bytes=int(23.52 * GIB), compute_capability="8.9")
@@ -264,3 +264,44 @@ def test_no_secret_in_argv_and_nothing_is_reported_home() -> None:
 
 def test_it_is_found_as_an_engine() -> None:
     assert engines()["vllm"].BUDGETED
+
+
+# ---- what it does: as vLLM's metrics are, of two copies under data parallelism ----
+METRICS = """\
+# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="qwen3-4b"} 5.0
+vllm:num_requests_running{engine="1",model_name="qwen3-4b"} 3.0
+# HELP vllm:num_requests_waiting Number of requests waiting to be processed.
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="qwen3-4b"} 2.0
+vllm:num_requests_waiting{engine="1",model_name="qwen3-4b"} 0.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="qwen3-4b",reason="capacity"} 2.0
+# HELP vllm:generation_tokens_total Number of generation tokens processed.
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{engine="0",model_name="qwen3-4b"} 4.5476058e+07
+vllm:generation_tokens_total{engine="1",model_name="qwen3-4b"} 210549.0
+# HELP vllm:generation_tokens_created Number of generation tokens processed.
+# TYPE vllm:generation_tokens_created gauge
+vllm:generation_tokens_created{engine="0",model_name="qwen3-4b"} 1.743859381e+09
+# HELP vllm:request_generation_tokens Number of generation tokens processed.
+# TYPE vllm:request_generation_tokens histogram
+vllm:request_generation_tokens_sum{engine="0",model_name="qwen3-4b"} 210549.0
+"""
+
+
+def test_the_load_is_that_of_all_copies_together() -> None:
+    assert vllm.load(METRICS) == Load(tokens=45476058 + 210549, running=8, waiting=2)
+    assert vllm.load(METRICS.replace("tokens_total{", "tokens{")).tokens == 45476058 + 210549
+
+
+def test_a_label_may_hold_anything() -> None:
+    odd = 'vllm:num_requests_running{model_name="a} 7 \\"{"} 2.0 1699000000000'
+    assert vllm.load(odd) == Load(running=2)
+
+
+@pytest.mark.parametrize(
+    "said", ["", "vllm:num_requests_running NaN", "{" * 10**6, "vllm:num_requests_running 1_0"]
+)
+def test_what_counts_nothing_is_no_load(said: str) -> None:
+    assert vllm.load(said) == Load()
