@@ -415,11 +415,13 @@ def example_plan() -> str:
         facts_file = Path(folder) / "facts.json"
         facts_file.write_text(household().model_dump_json())
         plan = said("plan", "-i", "inventory.example.yml", "--facts", str(facts_file))
+        why = said("why", "qwen3-30b", "-i", "inventory.example.yml", "--facts", str(facts_file))
     make = (
         '.venv/bin/python -c "from tests.machines import household; '
         'print(household().model_dump_json())" > facts.json'
     )
-    return f"```\n$ {make}\n$ homelab plan -i inventory.example.yml --facts facts.json\n{plan}\n```\n"
+    asked = "-i inventory.example.yml --facts facts.json"
+    return f"```\n$ {make}\n$ homelab plan {asked}\n{plan}\n\n$ homelab why qwen3-30b {asked}\n{why}\n```\n"
 
 
 def a_fit() -> str:

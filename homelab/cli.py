@@ -12,18 +12,21 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from homelab import terminal
 from homelab.errors import DeployError, DoesNotFit, HomelabError, InventoryError, NodeError
 
 if TYPE_CHECKING:
-    from homelab.facts import Survey
+    from rich.text import Text
+
+    from homelab.facts import DeployedService, Survey
     from homelab.pipeline import Household
     from homelab.plan import Options, Plan
     from homelab.secrets import Secrets
@@ -34,13 +37,52 @@ HELP = (
     "3 does not fit · 4 node unreachable · 5 plan --check found changes · 70 bug · 130 ^C\n"
 )
 
+SEE, DECIDE, DO, USE = "See", "Decide", "Do", "Use"
+
+
+class _Grouped(typer.core.TyperGroup):
+    """The verbs by what they are for."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        widest = max(map(len, self.commands))
+        for title in (SEE, DECIDE, DO, USE):
+            verbs = [
+                (f"{name:<{widest}}", command.get_short_help_str(formatter.width - widest - 6))
+                for name, command in self.commands.items()
+                if getattr(command, "rich_help_panel", None) == title
+            ]
+            with formatter.section(title):
+                formatter.write_dl(verbs)
+
+
 app = typer.Typer(
+    cls=_Grouped,
     help=HELP,
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=True,
     rich_markup_mode=None,
 )
+
+
+def _completed(*sections: str, more: tuple[str, ...] = ()) -> Callable[[typer.Context, str], list[str]]:
+    """Completes names from the inventory that the command line is about."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        from homelab import complete
+
+        above = ctx.parent.params.get("inventory") if ctx.parent else None
+        path = ctx.params.get("inventory") or above or Path("inventory.yml")
+        return [n for n in (*complete.names(path, *sections), *more) if n.startswith(incomplete)]
+
+    return complete
+
+
+def _complete_source(incomplete: str) -> list[str]:
+    from homelab import complete
+
+    return [name for name in complete.catalog() if name.startswith(incomplete)]
+
 
 InventoryOption = Annotated[
     Path | None,
@@ -59,6 +101,10 @@ UpgradeOption = Annotated[
         "--upgrade",
         help="What runs takes this homelab's images and files too, though nobody asked for a change.",
     ),
+]
+NodeOption = Annotated[
+    str | None,
+    typer.Option("--node", help="Only the instance on this node.", autocompletion=_completed("nodes")),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -104,9 +150,42 @@ def options(
         from homelab import ui
 
         ui.no_color()
+    if ctx.invoked_subcommand is None:
+        _home(ctx)
 
 
-@app.command()
+def _home(ctx: typer.Context) -> None:
+    """`homelab` by itself: the house in five lines, or how to begin one."""
+    from homelab import ui
+
+    if ctx.obj is None and not Path("inventory.yml").exists():
+        ui.write(
+            "Every GPU in the house becomes one private LLM endpoint. There is no inventory.yml here yet."
+        )
+        ui.next_steps("homelab init", "it lies elsewhere: homelab -i FILE", "all verbs: homelab --help")
+        return
+    from homelab import pipeline
+    from homelab import status as health
+    from homelab.endpoints import deployed
+    from homelab.ui import status as screen
+
+    household = _household(ctx, None)
+    survey, errors = _survey(household)
+    secrets = asyncio.run(pipeline.secrets_of(household, survey))
+    now = asyncio.run(health.status(household.inventory, survey, secrets))
+    again = _again(household)
+    if not any(True for _ in deployed(household.inventory, survey)):
+        step = f"homelab plan{again}, then homelab deploy{again}"
+    elif now.unhealthy:
+        step = f"homelab status{again}"
+    elif any(not household.inventory.nodes[n].away for n in errors):
+        step = f"homelab discover{again}"
+    else:
+        step = f"homelab top{again}, homelab connect{again}"
+    ui.show(screen.house(now, step, ui.width()))
+
+
+@app.command(rich_help_panel=DO)
 def init(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     """Write an example inventory to start from. Overwrites nothing."""
     from homelab import resources, ui
@@ -121,7 +200,7 @@ def init(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     ui.write(f"Wrote {path}: a whole household as an example. Keep what you have, then: homelab discover")
 
 
-@app.command()
+@app.command(rich_help_panel=SEE)
 def discover(
     ctx: typer.Context,
     inventory: InventoryOption = None,
@@ -149,45 +228,90 @@ def discover(
 
         ui.print_json(documents.discover_document(household.inventory, survey))
     else:
-        ui.discovered(household.inventory, survey, seconds)
+        from homelab.ui import discover as screen
+
+        ui.show(screen.lines(household.inventory, survey, seconds, ui.width()))
         if any(r.reachable for r in survey.nodes.values()):
-            ui.write(f"Next: homelab plan{_again(household)}")
+            ui.next_steps(f"homelab plan{_again(household)}")
     _unreachable(household, errors)
 
 
-@app.command()
+FactsOption = Annotated[
+    Path | None, typer.Option("--facts", help="Plan from a saved survey, without a network.")
+]
+
+
+@app.command(rich_help_panel=DECIDE)
 def plan(
     ctx: typer.Context,
     inventory: InventoryOption = None,
     json: JsonOption = False,
-    facts: Annotated[
-        Path | None, typer.Option("--facts", help="Plan from a saved survey, without a network.")
-    ] = None,
+    facts: FactsOption = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 5 if there is anything to change.")
     ] = False,
     upgrade: UpgradeOption = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="With every term, rejection and alternative, as homelab why."),
+    ] = False,
 ) -> None:
     """Show what would go where, and why. Changes nothing."""
     from homelab import documents, ui
 
     household = _household(ctx, inventory)
-    planned = _plan(household, facts, upgrade=upgrade)
+    planned = _plan(household, facts, upgrade=upgrade, everything=verbose)
     decided, errors = planned.plan, planned.errors
     if json:
         ui.print_json(documents.plan_document(decided))
     else:
-        ui.planned(decided)
-        ui.write(ui.summary(decided, household.inventory))
+        _show_plan(decided, household, verbose=verbose)
         if decided.todo and not decided.layout.unplaced and facts is None:
-            ui.write(f"Next: homelab deploy{_again(household)}")
+            again = _again(household)
+            ui.next_steps(f"homelab deploy{again}", f"the reasons: homelab why MODEL{again}")
     _refuse_unplaced(decided, household, errors)
     _unreachable(household, errors)
     if check and decided.todo:
         raise typer.Exit(5)
 
 
-@app.command()
+@app.command(rich_help_panel=DECIDE, short_help="Show why a model goes where it does, and not elsewhere.")
+def why(
+    ctx: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model of the inventory, or `gateway`.",
+            autocompletion=_completed("models", more=("gateway",)),
+        ),
+    ],
+    inventory: InventoryOption = None,
+    json: JsonOption = False,
+    facts: FactsOption = None,
+) -> None:
+    """Show why a model goes where it does: its memory term by term, why not elsewhere, and what would change
+    it. Changes nothing."""
+    from homelab import documents, ui
+    from homelab.inventory import did_you_mean
+    from homelab.ui import why as screen
+
+    household = _household(ctx, inventory)
+    known = [*household.inventory.models, "gateway"]
+    if model not in known:
+        raise InventoryError(
+            f"No model `{model}` in `{household.path}`{did_you_mean(model, known)}",
+            hint=f"There are: {', '.join(known)}",
+        )
+    planned = _plan(household, facts, everything=True)
+    if json:
+        ui.print_json(documents.why_document(planned.plan, model))
+    else:
+        ui.show(screen.lines(planned.plan, model, ui.width()))
+        ui.next_steps(f"homelab plan{_again(household)}")
+    _unreachable(household, planned.errors)
+
+
+@app.command(rich_help_panel=DECIDE, short_help="Write the files that deploy would put on each node.")
 def render(
     ctx: typer.Context,
     output: Annotated[
@@ -223,7 +347,7 @@ def render(
     _unreachable(household, errors)
 
 
-@app.command()
+@app.command(rich_help_panel=DO)
 def deploy(
     ctx: typer.Context,
     inventory: InventoryOption = None,
@@ -232,14 +356,14 @@ def deploy(
 ) -> None:
     """Show the plan, ask, and carry it out."""
     from homelab import pipeline, state, ui
+    from homelab.ui import connect as connect_screen
 
     household = _household(ctx, inventory)
     cluster = household.inventory.cluster
     with state.lock(cluster):
         planned = _plan(household, None, upgrade=upgrade)
         decided, errors, secrets = planned.plan, planned.errors, planned.secrets
-        ui.planned(decided)
-        ui.write(ui.summary(decided, household.inventory))
+        _show_plan(decided, household)
         _refuse_unplaced(decided, household, errors)
         if decided.todo:
             if secrets is None:
@@ -255,31 +379,38 @@ def deploy(
                 secrets = pipeline.make_secrets(household, planned.survey)
                 # The same decision, with keys in its files.
                 decided = pipeline.make_plan(household, planned.survey, secrets, planned.options)
-            from homelab.ui.progress import Progress, answered
+            from homelab.ui.progress import Progress, answers, left_as
 
-            with _changing():
-                done = asyncio.run(pipeline.roll_out(household, decided, secrets, Progress(), answered))
+            todo, again = decided.todo, _again(household)
+            progress = Progress([c.place for c in todo], pipeline.expected_times(cluster, todo))
+            with _changing(lambda: left_as(progress.state, todo, again), f"homelab status{again}"), progress:
+                done = asyncio.run(pipeline.roll_out(household, decided, secrets, progress, progress.asks))
+            for _, answer in done.answers:
+                if isinstance(answer, HomelabError):
+                    ui.error(answer)
+            ui.show(answers(done.answers, done.took, ui.width()))
             if done.failures:
                 ui.write(done.summary)
                 raise typer.Exit(done.exit_code)
         elif decided.leftovers and (yes or (ui.is_terminal() and ui.confirm("Take away what is left over?"))):
             from homelab.ui.progress import Progress
 
-            with _changing():
-                _fail(tuple(asyncio.run(pipeline.clear(household, decided, Progress()))))
+            with _changing(), Progress() as progress:
+                _fail(tuple(asyncio.run(pipeline.clear(household, decided, progress))))
     front = next((s for s in decided.services if s.role == "gateway"), None)
     address = front.unit.url if front else _remembered_address(household)
-    ui.next_steps(address, str(state.key_file(cluster)) if secrets else None, _again(household))
+    connect_screen.deployed(address, str(state.key_file(cluster)) if secrets else None, _again(household))
     _unreachable(household, errors)
 
 
-@app.command()
+@app.command(rich_help_panel=DECIDE, short_help="Show what a model takes, and whether it fits.")
 def fit(
     ctx: typer.Context,
     source: Annotated[
         str | None,
         typer.Argument(
-            help="A repository (Org/Repo, Org/Repo:Q4_K_M), a file or folder here, or a name of the catalog."
+            help="A repository (Org/Repo, Org/Repo:Q4_K_M), a file or folder here, or a name of the catalog.",
+            autocompletion=_complete_source,
         ),
     ] = None,
     what: Annotated[
@@ -304,7 +435,12 @@ def fit(
         ),
     ] = None,
     node: Annotated[
-        str | None, typer.Option("--node", help="A node of the inventory: what is free there now.")
+        str | None,
+        typer.Option(
+            "--node",
+            help="A node of the inventory: what is free there now.",
+            autocompletion=_completed("nodes"),
+        ),
     ] = None,
     context: Annotated[
         str | None, typer.Option("--context", "-c", help="Tokens of one request: 8192 or 32k.")
@@ -379,15 +515,23 @@ def fit(
         },
     )
     answer = fit_command.answer(question)
-    ui.print_json(fit_command.document(answer)) if json else ui.shown_answer(answer)
+    if json:
+        ui.print_json(fit_command.document(answer))
+    else:
+        from homelab.ui import fit as screen
+
+        ui.show(screen.lines(answer, ui.width()))
     if fit_command.exit_code(answer):
         raise typer.Exit(fit_command.exit_code(answer))
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def ask(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A model of the inventory.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A model of the inventory.", autocompletion=_completed("models", "cloud")),
+    ],
     prompt: Annotated[
         str, typer.Argument(help="The question; `-` reads standard input.")
     ] = "Say hello in one short sentence.",
@@ -423,11 +567,12 @@ def ask(
     ui.say(f"{model} on {answer.served_by or 'unknown'}, {answer.seconds:.1f} s")
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def connect(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     """Show how clients reach the gateway: address, key, model. Changes nothing."""
-    from homelab import endpoints, pipeline, state, ui
+    from homelab import endpoints, pipeline, state
     from homelab.clients import Access
+    from homelab.ui import connect as screen
 
     household = _household(ctx, inventory)
     _deployed_secrets(household)
@@ -439,71 +584,186 @@ def connect(ctx: typer.Context, inventory: InventoryOption = None) -> None:
         key_file=str(state.key_file(household.inventory.cluster)),
         model=endpoints.first_choice(household.inventory, endpoints.running(household.inventory, survey)),
     )
-    ui.connections(access, _again(household))
+    screen.connections(access, _again(household))
 
 
-@app.command()
-def status(ctx: typer.Context, inventory: InventoryOption = None, json: JsonOption = False) -> None:
+@app.command(rich_help_panel=SEE, short_help="Health of what should run: gateway, models, memory.")
+def status(
+    ctx: typer.Context,
+    inventory: InventoryOption = None,
+    json: JsonOption = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on looking, on a terminal, until q or ^C.")
+    ] = False,
+) -> None:
     """Health of what should run: gateway, models, memory planned and used. Changes nothing. Exits with 1 when
     the gateway or a model is not healthy; what lies on silent nodes marked `away` does not count."""
     from homelab import documents, pipeline, state, ui
     from homelab import status as health
 
+    if watch and (json or not (sys.stdin.isatty() and sys.stdout.isatty())):
+        raise InventoryError(
+            "`--watch` is for a terminal, without `--json`",
+            hint="From a script, again and again: homelab status --json",
+        )
     household = _household(ctx, inventory)
     survey, errors = _survey(household)
     secrets = asyncio.run(pipeline.secrets_of(household, survey))
+    if watch:
+        _watch_status(household, survey, secrets)
+        return
     now = asyncio.run(health.status(household.inventory, survey, secrets))
     key_file = str(state.key_file(household.inventory.cluster))
     if json:
         ui.print_json(documents.status_document(household.inventory, now, key_file))
     else:
-        ui.shown_status(now)
+        from homelab.ui import status as screen
+
+        ui.show(screen.lines(now, ui.width()))
         if secrets is not None:
             ui.write(f"key in {key_file}")
         if not all(m.healthy for m in now.models) or not now.gateway.healthy:
-            ui.write(f"Next: homelab plan{_again(household)}")
+            ui.next_steps(f"homelab plan{_again(household)}")
     _unreachable(household, errors)
     if now.unhealthy:
         raise typer.Exit(1)
 
 
-@app.command()
+def _watch_status(household: Household, survey: Survey, secrets: Secrets | None) -> None:
+    """Show the status again and again; ^C is how this ends, and no failure."""
+    from homelab import status as health
+    from homelab.ui import status as screen
+    from homelab.ui.watching import watching
+    from homelab.watch import watch
+
+    async def screens() -> AsyncGenerator[Callable[[int], list[Text]], None]:
+        known = {**survey.remembered, **{n: r.facts for n, r in survey.nodes.items() if r.facts}}
+        async with contextlib.aclosing(watch(household.inventory, secrets)) as looks:
+            async for seen in looks:
+                # What a node that does not answer had is known from before.
+                before = {n: f for n, f in known.items() if n not in seen.survey.nodes} | {
+                    n: known[n] for n, r in seen.survey.nodes.items() if r.facts is None and n in known
+                }
+                known |= {n: r.facts for n, r in seen.survey.nodes.items() if r.facts}
+                whole = seen.survey.model_copy(update={"remembered": {**before, **seen.survey.remembered}})
+                now = await health.status(household.inventory, whole, secrets)
+                yield functools.partial(screen.lines, now)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(watching(screens()))
+
+
+@app.command(rich_help_panel=SEE, short_help="The whole house on one live screen.")
+def top(ctx: typer.Context, inventory: InventoryOption = None) -> None:
+    """The whole house on one live screen: memory, tokens per second, queues, power; with keys for logs, why
+    and restart. It leaves nothing behind on the nodes."""
+    from homelab import logs as reading
+    from homelab import pipeline
+    from homelab.deploy.restart import restart as start_again
+    from homelab.ui import top as screen
+    from homelab.ui import why as reasons
+    from homelab.watch import speeds, watch
+
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise HomelabError("`homelab top` needs a terminal", hint="Without one: homelab status --json")
+    household = _household(ctx, inventory)
+    watched = household.inventory
+    survey, _ = _survey(household)
+    secrets = asyncio.run(pipeline.secrets_of(household, survey))
+
+    async def why(model: str) -> list[Text]:
+        plan, _ = await pipeline.plan_now(household, everything=True)
+        return reasons.lines(plan, model, shown.size.width - 2)
+
+    def logs(node: str, service: str) -> AsyncGenerator[str, None]:
+        return reading.follow(watched, shown.seen.survey if shown.seen else survey, node, service)
+
+    async def restart(node: str, service: str) -> None:
+        await start_again(watched, node, service, lambda: pipeline.plan_now(household), lambda _: None)
+
+    shown = screen.Top(watched, watch(watched, secrets), speeds=speeds, why=why, logs=logs, restart=restart)
+    raise typer.Exit(asyncio.run(screen.run(shown)))
+
+
+@app.command(rich_help_panel=SEE)
 def logs(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="A model of the inventory, or `gateway`.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model of the inventory, or `gateway`.",
+            autocompletion=_completed("models", more=("gateway",)),
+        ),
+    ],
     inventory: InventoryOption = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as new lines come.")] = False,
     tail: Annotated[
         int, typer.Option("--tail", "-n", min=0, help="How many of the last lines of each instance.")
     ] = 100,
-    node: Annotated[str | None, typer.Option("--node", help="Only the instance on this node.")] = None,
+    node: NodeOption = None,
     color: Annotated[bool, typer.Option("--color", help="Keep the colours that are in the log.")] = False,
 ) -> None:
     """Show what a model's engine (or the gateway) says. Changes nothing."""
     from homelab import logs as reading
     from homelab import ui
-    from homelab.inventory import did_you_mean
 
     household = _household(ctx, inventory)
-    survey, errors = _survey(household)
-    services = reading.instances(household.inventory, survey, model, node)
-    if not services:
-        _unreachable(household, errors)
-        known = [*household.inventory.models, "gateway"]
-        where = f" on node `{node}`" if node else ""
-        raise DeployError(
-            f"No `{model}` is deployed{where}{did_you_mean(model, [k for k in known if k != model])}",
-            hint=f"homelab status{_again(household)}",
-        )
+    services = _instances(household, model, node)
     line = functools.partial(ui.log_line, colours=color)
     asyncio.run(reading.show(household.inventory, services, line, follow=follow, tail=tail))
 
 
-@app.command()
+@app.command(rich_help_panel=DO, short_help="Start a model's engine (or the gateway) again as it is.")
+def restart(
+    ctx: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model of the inventory, or `gateway`.",
+            autocompletion=_completed("models", more=("gateway",)),
+        ),
+    ],
+    inventory: InventoryOption = None,
+    node: NodeOption = None,
+    yes: YesOption = False,
+) -> None:
+    """Start a model's engine (or the gateway) again as it is, and wait until it is healthy; instances one
+    after the other."""
+    from homelab import pipeline, ui
+    from homelab.deploy.restart import restart as start_again
+    from homelab.ui.progress import Progress
+
+    household = _household(ctx, inventory)
+    services = _instances(household, model, node, changing=True)
+    where = ", ".join(dict.fromkeys(n for n, _ in services))
+    if not yes:
+        if not ui.is_terminal():
+            again = f"homelab restart {model}{_again(household)} --yes"
+            raise DeployError("Cannot ask to confirm without a terminal", hint=again)
+        if not ui.confirm(f"Restart {model} on {where}? It answers nobody until it has loaded again."):
+            raise DeployError("Cancelled. Nothing was changed")
+    for name, service in services:
+        with _changing(), Progress([(name, service.name)]) as progress:
+            asyncio.run(
+                start_again(
+                    household.inventory,
+                    name,
+                    service.name,
+                    lambda: pipeline.plan_now(household),
+                    progress,
+                )
+            )
+    ui.write(f"{model} runs again on {where}")
+
+
+@app.command(rich_help_panel=DO)
 def remove(
     ctx: typer.Context,
     models: Annotated[
-        list[str] | None, typer.Argument(help="Only these models; default: everything of the cluster.")
+        list[str] | None,
+        typer.Argument(
+            help="Only these models; default: everything of the cluster.", autocompletion=_completed("models")
+        ),
     ] = None,
     inventory: InventoryOption = None,
     yes: YesOption = False,
@@ -512,6 +772,8 @@ def remove(
     from homelab import state, ui
     from homelab.deploy.remove import chosen
     from homelab.deploy.remove import remove as carry_out
+    from homelab.ui.cells import wrapped
+    from homelab.ui.plan import left_behind
     from homelab.ui.progress import Progress
 
     household = _household(ctx, inventory)
@@ -529,8 +791,8 @@ def remove(
             if not ui.confirm("Remove them?"):
                 raise DeployError("Cancelled. Nothing was changed")
         clear = [n for n, r in survey.nodes.items() if r.facts is not None and not models]
-        with _changing():
-            outcome = asyncio.run(carry_out(household.inventory, doomed, Progress(), clear=clear))
+        with _changing(), Progress([(n, s.name) for n, s in doomed]) as progress:
+            outcome = asyncio.run(carry_out(household.inventory, doomed, progress, clear=clear))
         _fail(outcome.failed)
         if not models and not errors:
             state.forget(cluster)
@@ -545,11 +807,12 @@ def remove(
             "~/.cache/huggingface, ~/.cache/homelab"
         )
         for name, facts in survey.gone.items():
-            ui.write(ui.left_behind(name, [s.name for s in facts.services if s.cluster == cluster]))
+            services = [s.name for s in facts.services if s.cluster == cluster]
+            ui.show(wrapped(left_behind(name, services), ui.width(), rest="  "))
     _unreachable(household, errors)
 
 
-@app.command()
+@app.command(rich_help_panel=DO)
 def unlock(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     """Take the lock of a deploy that is gone off the nodes. One that is still at work stops where it is."""
     from homelab import ui
@@ -602,12 +865,14 @@ class _Interrupted(HomelabError):
 
 
 @contextlib.contextmanager
-def _changing() -> Iterator[None]:
-    """What is interrupted here can be gone on with; where nothing is changed there is nothing to say."""
+def _changing(left: Callable[[], list[str]] = list, hint: str = "") -> Iterator[None]:
+    """What is interrupted here can be gone on with; where nothing is changed there is nothing to say. `left`
+    says what becomes of what was under way."""
     try:
         yield
     except KeyboardInterrupt as e:
-        raise _Interrupted("Interrupted. Running the same command again goes on from here") from e
+        said = "Interrupted. Running the same command again goes on from here"
+        raise _Interrupted(said, cause="\n".join(left()), hint=hint) from e
 
 
 def _check_arguments(arguments: list[str]) -> None:
@@ -665,6 +930,26 @@ def _survey(household: Household, *, changing: bool = False) -> tuple[Survey, di
     return discovery.survey, dict(discovery.errors)
 
 
+def _instances(
+    household: Household, model: str, node: str | None, *, changing: bool = False
+) -> list[tuple[str, DeployedService]]:
+    """The services of a model (or of the gateway), each with its node; there is at least one."""
+    from homelab import logs as reading
+    from homelab.inventory import did_you_mean
+
+    survey, errors = _survey(household, changing=changing)
+    services = reading.instances(household.inventory, survey, model, node)
+    if not services:
+        _unreachable(household, errors)
+        known = [*household.inventory.models, "gateway"]
+        where = f" on node `{node}`" if node else ""
+        raise DeployError(
+            f"No `{model}` is deployed{where}{did_you_mean(model, [k for k in known if k != model])}",
+            hint=f"homelab status{_again(household)}",
+        )
+    return services
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Planned:
     """A plan and what it was made of. `secrets` is None where the plan has stand-ins."""
@@ -676,7 +961,18 @@ class _Planned:
     options: Options
 
 
-def _plan(household: Household, facts: Path | None, *, upgrade: bool = False) -> _Planned:
+def _show_plan(decided: Plan, household: Household, *, verbose: bool = False) -> None:
+    from homelab import ui
+    from homelab.ui import plan as screen
+
+    ui.show(screen.lines(decided, ui.width(), verbose=verbose))
+    ui.show(screen.summary(decided, household.inventory, ui.width()))
+
+
+def _plan(
+    household: Household, facts: Path | None, *, upgrade: bool = False, everything: bool = False
+) -> _Planned:
+    """`everything`: with the headers of models that stay as they are, which only reasons need."""
     from homelab import pipeline
     from homelab.plan import Options
 
@@ -689,7 +985,7 @@ def _plan(household: Household, facts: Path | None, *, upgrade: bool = False) ->
     else:
         pipeline.check_variables(household)
         survey, errors = _survey(household, changing=True)
-        survey = asyncio.run(pipeline.with_models(household, survey))
+        survey = asyncio.run(pipeline.with_models(household, survey, everything=everything))
         secrets = asyncio.run(pipeline.secrets_of(household, survey))
         # That there are none is known too, where their node could be asked: then new ones come.
         are_known = secrets is not None or survey.nodes[household.inventory.gateway.node].reachable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from homelab.facts import SCHEMA_VERSION, Measurement, Survey
@@ -42,6 +43,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "runtime": p.runtime,
                 "image": image_of(p.program),
                 "source": p.source,
+                "quantization": p.quantization,
                 "gpus": list(p.gpus),
                 "address": p.address,
                 "port": p.port,
@@ -55,6 +57,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                     for t in p.footprint.terms
                 ],
                 "reason": p.reason,
+                "summary": p.summary,
                 "elsewhere": list(p.elsewhere),
             }
             for p in plan.layout
@@ -85,6 +88,21 @@ def plan_document(plan: Plan) -> dict[str, Any]:
             }
             for c in plan.changes
         ],
+    }
+
+
+def why_document(plan: Plan, model: str) -> dict[str, Any]:
+    """`homelab why --json`."""
+    explains = plan.layout.explains
+    mine = [p for p in plan.layout if p.model == model]
+    missing = any(u.model == model for u in plan.layout.unplaced) and model != "gateway"
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": model,
+        "placements": [
+            {"node": p.node, "service": p.service, **asdict(explains.because(p))} for p in mine if explains
+        ],
+        "unplaced": [asdict(explains.missing(model))] if explains and missing else [],
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 
 from homelab.deploy import compose, native
 from homelab.facts import DeployedService, Survey
@@ -24,6 +25,21 @@ def instances(
         for s in report.facts.services
         if s.cluster == inventory.cluster and model in (*(s.serves if s.role == "engine" else ()), s.name)
     ]
+
+
+async def follow(
+    inventory: Inventory, survey: Survey, node: str, service: str, tail: int = 200
+) -> AsyncGenerator[str, None]:
+    """The last lines of one service's log, and then its lines as they come. Closing it ends the command on
+    the node.
+
+    Raises NodeError when the node is lost."""
+    for _, found in instances(inventory, survey, service, node)[:1]:
+        command = LOGS[found.runtime](found, follow=True, tail=tail)
+        async with connect(node, inventory.nodes[node]) as session:
+            async with aclosing(session.lines(command)) as lines:
+                async for line in lines:
+                    yield line
 
 
 async def show(

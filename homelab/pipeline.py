@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,9 @@ from homelab.secrets import Secrets
 # what only planning needs there.
 if TYPE_CHECKING:
     from homelab.ask import Answer
-    from homelab.deploy.events import Tell
+    from homelab.deploy.events import Tell, Took
     from homelab.facts import Facts, Survey
-    from homelab.plan import Options, Plan
+    from homelab.plan import Change, Options, Place, Plan
 
 logger = logging.getLogger(__name__)
 
@@ -206,13 +207,32 @@ def make_plan(household: Household, survey: Survey, secrets: Secrets, options: O
     return diff(household.inventory, layout, services, survey, options or Options())
 
 
+async def plan_now(household: Household, *, everything: bool = False) -> tuple[Plan, Secrets]:
+    """The plan of this moment, with the keys of what is deployed. `everything`: with the headers of models
+    that stay as they are, which only reasons need.
+
+    Raises DeployError where nothing is deployed."""
+    check_variables(household)
+    discovery = listed(household, await survey_nodes(household))
+    survey = await with_models(household, discovery.survey, everything=everything)
+    secrets = await secrets_of(household, survey)
+    if secrets is None:
+        raise DeployError(
+            f"Nothing is deployed for cluster `{household.inventory.cluster}`", hint="homelab deploy"
+        )
+    return await asyncio.to_thread(make_plan, household, survey, secrets), secrets
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """How a plan was carried out."""
+    """How a plan was carried out: what each model that was asked said, or why it said nothing, and how long
+    what was started took until it was healthy."""
 
     done: int
     of: int
     failures: tuple[HomelabError, ...]
+    answers: tuple[tuple[str, Answer | HomelabError], ...] = ()
+    took: Mapping[Place, Took] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -259,10 +279,11 @@ async def roll_out(
     plan: Plan,
     secrets: Secrets,
     tell: Tell,
-    answered: Callable[[Answer | HomelabError], None],
+    asks: Callable[[str], None],
 ) -> Rollout:
     """Deploy, ask every model that should answer one question of its kind, and look again: what is
-    remembered of a node that sleeps later, and what was predicted beside what is used."""
+    remembered of a node that sleeps later, what was predicted beside what is used, and how long it took.
+    `asks` is told the name of each model when it is asked."""
     from homelab import endpoints
     from homelab.ask import ask
     from homelab.deploy.apply import deploy
@@ -283,9 +304,11 @@ async def roll_out(
                 hint="homelab deploy",
             )
         outcome = await deploy(inventory, plan, secrets, tell)
+        _remember_times(inventory.cluster, plan, outcome.took)
         after = (await survey_nodes(household)).survey
         pruned = [] if outcome.failed else await prune(inventory, still_left(plan.leftovers, after), tell)
     failures = [*outcome.failed, *pruned]
+    answers: list[tuple[str, Answer | HomelabError]] = []
     left = {(c.node, c.service) for c in plan.todo} - set(outcome.done)
     if any(s.role == "gateway" for s in plan.services) and not any(
         isinstance(e, NodeError) for e in failures
@@ -294,14 +317,59 @@ async def roll_out(
         for name, model in sorted(inventory.models.items()):
             if name not in placed:
                 continue
+            asks(name)
             try:
                 url = endpoints.proven_gateway(inventory, after)
-                answered(await ask(url, secrets.gateway_key.get_secret_value(), name, model.kind))
+                answer = await ask(url, secrets.gateway_key.get_secret_value(), name, model.kind)
+                answers.append((name, answer))
             except HomelabError as e:
                 failures.append(e)
-                answered(e)
+                answers.append((name, e))
     await measure(inventory, plan.layout, after, outcome.done)
-    return Rollout(done=len(outcome.done), of=len(plan.todo), failures=tuple(failures))
+    return Rollout(
+        done=len(outcome.done),
+        of=len(plan.todo),
+        failures=tuple(failures),
+        answers=tuple(answers),
+        took=outcome.took,
+    )
+
+
+def expected_times(cluster: str, changes: Iterable[Change]) -> dict[Place, Took]:
+    """How long each of these took the last time, where it was the same engine and source then."""
+    from homelab.deploy.events import Took
+
+    times = state.load_times(cluster)
+    found = {}
+    for change in changes:
+        time = times.get("/".join(change.place))
+        if time is not None and time.what == _what(change):
+            found[change.place] = Took(seconds=time.seconds, load_seconds=time.load_seconds)
+    return found
+
+
+def _remember_times(cluster: str, plan: Plan, took: Mapping[Place, Took]) -> None:
+    times = {
+        "/".join(c.place): state.Time(
+            what=_what(c), seconds=took[c.place].seconds, load_seconds=took[c.place].load_seconds
+        )
+        for c in plan.todo
+        if c.place in took
+    }
+    try:
+        state.save_times(cluster, times)
+    except HomelabError as e:  # it took no less for it
+        logger.warning("How long it took is not remembered: %s: %s", e.message, e.cause)
+
+
+def _what(change: Change) -> str:
+    """What a service's time is a time of: its engine and the source of its model."""
+    if change.wanted is None:
+        return ""
+    unit = change.wanted.unit
+    variants = unit.asked.get("model", {}).get("variants", ())
+    sources = [v["source"] for v in variants[unit.numbers.get("variant", 0) :][:1]]
+    return " ".join([unit.engine, *sources])
 
 
 def placeholder_secrets() -> Secrets:

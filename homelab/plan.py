@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from homelab import asked
+from homelab.errors import DeployError
 from homelab.facts import DeployedService, Leftover, Survey
 from homelab.inventory import Inventory
 from homelab.placement import Layout, Unplaced
@@ -324,7 +325,7 @@ def _is_asked(inventory: Inventory, service: Service, there: DeployedService, *,
 def _same_numbers(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether one placement is the other. What follows from its device's total is no part of that, nor what
     only one of two releases writes down."""
-    both = (recorded.keys() & wanted.keys()) - {"bytes"}
+    both = (recorded.keys() & wanted.keys()) - {"bytes", "quantization"}
     return all(recorded[key] == wanted[key] for key in both)
 
 
@@ -398,6 +399,37 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(str(v)[:12] for v in value) or "none"
     return "none" if value is None else str(value)
+
+
+def restarted(plan: Plan, node: str, service: str) -> Plan:
+    """The plan that does one thing: start a service again as it lies there. All else is left alone, also what
+    the plan would change elsewhere.
+
+    Raises DeployError where there is no such service, or where the plan would not leave it as it is."""
+    change = next((c for c in plan.changes if c.place == (node, service)), None)
+    there = change.actual if change is not None else ()
+    if change is None or not there:
+        raise DeployError(f"No `{service}` is deployed on node `{node}`", hint="homelab status")
+    if change.action not in ("keep", "restart"):
+        raise DeployError(
+            f"`{service}` on node `{node}` is not what it should be: homelab deploy would {change.action} it",
+            cause=change.reason,
+            hint="homelab plan",
+        )
+    assert change.wanted is not None
+    lies = next(s for s in there if s.spec == change.wanted.spec)
+    # What still loads would only be waited for. Somebody who asks for a restart means a new start.
+    if lies.state == "starting":
+        lies = lies.model_copy(update={"state": "unhealthy"})
+    again = replace(
+        change,
+        action="restart",
+        reason="asked for",
+        wanted=as_it_lies(change.wanted, lies),
+        actual=(lies,),
+        newer="",
+    )
+    return replace(plan, changes=(again,), leftovers=())
 
 
 def outdated(plan: Plan, inventory: Inventory, survey: Survey) -> list[str]:

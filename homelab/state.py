@@ -1,5 +1,5 @@
-"""What the controller remembers of a cluster: its keys, and what its nodes last said. 0600 files under the
-user's state directory."""
+"""What the controller remembers of a cluster: its keys, what its nodes last said, how long its services took.
+0600 files under the user's state directory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import os
 import secrets as random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import platformdirs
-from pydantic import SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr, ValidationError
 
 from homelab.errors import DeployError, HomelabError
 from homelab.nodes.local import aside
@@ -133,12 +133,49 @@ def _measurements(cluster: str) -> Path:
     return platformdirs.user_cache_path("homelab") / "measured" / f"{cluster}.json"
 
 
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Time(BaseModel):
+    """How long a service took when it was last started. `what` it was then: its engine and source."""
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    seconds: Seconds
+    load_seconds: Seconds
+
+
+class _Times(RootModel[dict[str, Time]]):
+    """By node/service."""
+
+
+def load_times(cluster: str) -> dict[str, Time]:
+    """How long the services last took, by `node/service`; nothing where there is no record or it cannot be
+    read."""
+    try:
+        return _Times.model_validate_json((directory(cluster) / "times.json").read_text()).root
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return {}
+
+
+def save_times(cluster: str, times: dict[str, Time]) -> None:
+    """Remember these with the ones of other services.
+
+    Raises HomelabError when they cannot be written."""
+    if times:
+        _write(
+            directory(cluster) / "times.json",
+            _Times(load_times(cluster) | times).model_dump_json(indent=1) + "\n",
+        )
+
+
 def forget(cluster: str) -> None:
     """Remove what is kept of a cluster that is gone, under its lock. What was measured stays in the cache:
     it is true of the machines, not of the cluster."""
     folder = directory(cluster)
     try:
-        for name in ("secrets.json", "gateway.key", "survey.json", "lock"):
+        for name in ("secrets.json", "gateway.key", "survey.json", "times.json", "lock"):
             (folder / name).unlink(missing_ok=True)
     except OSError as e:
         raise HomelabError(

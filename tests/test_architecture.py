@@ -33,6 +33,7 @@ PURE = {
     "gateway",
     "render",
     "plan",
+    "board",
     "documents",
     "engines",
     "measured",
@@ -67,7 +68,7 @@ EFFECTS = {
     "threading",
     "urllib",
 }
-TERMINAL = {"rich", "typer", "homelab.ui", "homelab.cli"}
+TERMINAL = {"rich", "textual", "typer", "homelab.ui", "homelab.cli"}
 # What reads a file in the core: our own templates and tools, nothing else.
 MAY_READ = {"resources", "templating", "runtimes", "hosting"}
 
@@ -147,6 +148,14 @@ def test_only_ssh_imports_asyncssh_and_only_deploy_the_docker_library() -> None:
             assert not touches(imports(tree), {"docker"}), name
 
 
+def test_only_the_live_screen_imports_textual() -> None:
+    live = {"ui.top", "ui.screens"}
+    for name, tree in modules().items():
+        assert touches(imports(tree), {"textual"}) == set() or name in live, name
+        at_once = imports(tree, at_top=True)
+        assert not touches(at_once, {f"homelab.{m}" for m in live}) or name in live, name
+
+
 def test_only_deploy_changes_a_machine() -> None:
     """`put`, `upload` and commands that write are called nowhere else; the agent's own folder is filled by
     discover."""
@@ -202,6 +211,7 @@ def test_help_is_light() -> None:
         "httpx",
         "huggingface_hub",
         "ortools",
+        "textual",
     }
 
 

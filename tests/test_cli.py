@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,15 +20,18 @@ ROOT = Path(__file__).parent.parent
 def homelab(tmp_path: Path):  # type: ignore[no-untyped-def]
     """Run it with an empty home, in a folder of its own."""
 
-    def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, stdin: str = "", prog: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         env = {
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path / "home"),
             "NO_COLOR": "1",
             "COLUMNS": "200",
         } | environment
+        command = [Path(sys.executable).parent / prog] if prog else [sys.executable, "-m", "homelab"]
         done = subprocess.run(
-            [sys.executable, "-m", "homelab", *arguments],
+            [*command, *arguments],
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -45,8 +49,93 @@ def homelab(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 def test_version_and_help(homelab) -> None:  # type: ignore[no-untyped-def]
     assert homelab("--version").stdout.startswith("homelab 0.")
-    for verb in ("discover", "plan", "render", "deploy", "ask", "status", "logs", "remove"):
+    for verb in ("discover", "plan", "why", "render", "deploy", "ask", "status", "top", "logs", "remove"):
         assert homelab(verb, "--help").returncode == 0
+
+
+def test_help_has_every_verb_once_in_its_group(homelab) -> None:  # type: ignore[no-untyped-def]
+    from homelab.cli import app
+
+    text = homelab("--help", COLUMNS="80").stdout
+    groups = re.split(r"^(See|Decide|Do|Use):\n", text, flags=re.MULTILINE)[1:]
+    assert groups[::2] == ["See", "Decide", "Do", "Use"]
+    shown = re.findall(r"^  ([a-z]+) ", "".join(groups[1::2]), flags=re.MULTILINE)
+    assert sorted(shown) == sorted(
+        c.name or c.callback.__name__ for c in app.registered_commands if c.callback
+    )
+    assert "..." not in "".join(groups), "a sentence is cut off"
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_alone_it_shows_the_house_in_five_lines(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "inventory.yml").write_text(
+        "gateway: {node: a, port: 4999}\nnodes: {a: {host: localhost, address: 10.0.0.9, runtime: native}, "
+        "gone: {host: 127.0.0.1, port: 1}}\nmodels: {m: {engine: llamacpp, source: ~/m.gguf}}\n"
+    )
+    done = homelab(COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["gateway", "models", "nodes", "wrong", "next"]
+    assert all(len(line) <= 80 for line in lines)
+    assert "missing" in lines[0] and "0 of 1" in lines[1] and "1 of 2" in lines[2]
+    assert "gone cannot be reached" in lines[3] and "homelab plan" in lines[4]
+
+
+def test_alone_without_an_inventory_it_says_how_to_begin(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "inventory.yml").unlink()
+    done = homelab(COLUMNS="80")
+    assert done.returncode == 0 and "homelab init" in done.stdout and "homelab --help" in done.stdout
+    assert homelab("-i", "elsewhere.yml").returncode == 2
+
+
+def completed(homelab, line: str) -> list[str]:  # type: ignore[no-untyped-def]
+    """What bash is told for a command line with the cursor at its end."""
+    words = line.split(" ")
+    done = homelab(
+        prog="homelab", _HOMELAB_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1)
+    )
+    assert done.stderr == ""
+    return sorted(done.stdout.split())
+
+
+def test_the_shell_completes_nodes_and_models(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert completed(homelab, "homelab wh") == ["why"]
+    assert completed(homelab, "homelab why qwen3-3") == ["qwen3-30b"]
+    assert completed(homelab, "homelab logs ") == ["gateway", "qwen3-30b", "qwen3-4b", "tiny"]
+    assert completed(homelab, "homelab logs tiny --node s") == ["server"]
+    assert completed(homelab, "homelab fit --node ") == ["laptop", "pi", "server", "workstation"]
+    assert completed(homelab, "homelab fit gpt-oss-2") == ["gpt-oss-20b"]
+    assert completed(homelab, "homelab remove tiny qwen3-4") == ["qwen3-4b"]
+    (tmp_path / "other.yml").write_text("models: {mine: 3, [a]: 4}\ncloud: {claude: {}}\n")
+    assert completed(homelab, "homelab -i other.yml ask ") == []  # a key that is a list is no name
+    (tmp_path / "other.yml").write_text("models: {mine: 3, a;b: 4}\ncloud: {claude: {}}\n")
+    assert completed(homelab, "homelab -i other.yml ask ") == ["claude", "mine"]
+    assert completed(homelab, "homelab ask -i other.yml c") == ["claude"]
+    (tmp_path / "inventory.yml").unlink()
+    assert completed(homelab, "homelab why ") == ["gateway"]
+
+
+def test_why_answers_from_the_same_plan(homelab) -> None:  # type: ignore[no-untyped-def]
+    plan = json.loads(homelab("plan", "--facts", "facts.json", "--json").stdout)
+    done = homelab("why", "qwen3-30b", "--facts", "facts.json", COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    (mine,) = (p for p in plan["placements"] if p["model"] == "qwen3-30b")
+    assert f"{mine['gpu_memory_utilization']:.3f}" in done.stdout and f"{mine['context']} × 4" in done.stdout
+    for part in ("What it takes", "Why here", "Why not there", "What would change it"):
+        assert f"\n{part}\n" in done.stdout
+    assert "the only place that holds it" in done.stdout
+    assert "server GPU 0 (vllm)" in done.stdout
+    assert "with `concurrency: 1` its context would be 40960" in done.stdout
+    everything = homelab("plan", "-v", "--facts", "facts.json").stdout
+    assert everything.count("Why here") == len(plan["placements"])
+    assert homelab("why", "qwen3-31b", "--facts", "facts.json").returncode == 2
+    assert "not there yet" in homelab("why", "gateway", "--facts", "facts.json").stdout
+
+
+def test_watching_needs_a_terminal(homelab) -> None:  # type: ignore[no-untyped-def]
+    for words in (("status", "--watch"), ("top",)):
+        done = homelab(*words)
+        assert done.returncode in (1, 2) and "terminal" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_plan_from_saved_facts_needs_no_network_and_prints_the_documented_json(homelab) -> None:  # type: ignore[no-untyped-def]

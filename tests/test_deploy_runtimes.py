@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import shlex
+import socketserver
+import threading
+import time
 import warnings
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from homelab.deploy import compose
-from homelab.deploy.events import last_words
+from homelab.deploy.events import Event, last_words
 from homelab.errors import DeployError
 from homelab.facts import DeployedService
 from homelab.inventory import load
@@ -113,3 +118,76 @@ def test_the_end_of_a_log_comes_with_what_was_wrong_before_it() -> None:
     said = ["starting", "error: an earlier one", "error while handling argument: no such file", *usage]
     assert last_words("\n".join(said)).splitlines() == [said[2], *usage[-20:]]
     assert last_words("\n".join([*said, "error: at the end"])).splitlines()[0] == usage[-19]
+
+
+class Docker(socketserver.ThreadingUnixStreamServer):
+    """A Docker engine that pulls one image and never comes to its end."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), _Engine)
+        self.left = threading.Event()  # whoever asked for the image listens no more
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class _Engine(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Docker  # type: ignore[assignment]
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return ""
+
+    def do_GET(self) -> None:
+        there = self.path == "/version"
+        text = json.dumps({"ApiVersion": "1.43"} if there else {"message": "No such image"}).encode()
+        self.send_response(200 if there else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for done in range(10_000):
+                detail = {"current": done, "total": 1 << 30}
+                line = json.dumps({"id": "layer", "status": "Downloading", "progressDetail": detail}) + "\r\n"
+                self.wfile.write(f"{len(line):x}\r\n{line}\r\n".encode())
+                time.sleep(0.02)
+        except OSError:
+            self.server.left.set()
+
+
+def test_a_pull_that_is_interrupted_ends_at_once(tmp_path: Path) -> None:
+    """Docker ends a pull when nobody listens to it any more."""
+    service = engine_of(MODEL, docker=DOCKER.model_copy(update={"socket": str(tmp_path / "docker.sock")}))
+    told: list[Event] = []
+
+    async def interrupted() -> None:
+        loop, pulls = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell(event: Event) -> None:
+            told.append(event)
+            if event.done_bytes:
+                loop.call_soon_threadsafe(pulls.set)
+
+        task = asyncio.create_task(compose.fetch(LocalSession("n"), service, tell))
+        await pulls.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    with Docker(tmp_path / "docker.sock") as engine:
+        begun = time.monotonic()
+        asyncio.run(interrupted())  # returns when its threads have ended
+        assert time.monotonic() - begun < 10
+        gc.collect()
+        assert engine.left.wait(10)
+        engine.shutdown()
+    assert told[-1].total_bytes == 1 << 30
+    assert [e.step for e in told] == ["fetch"] * len(told)

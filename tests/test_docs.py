@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ import typer.main
 
 from homelab import pipeline
 from homelab.cli import app
-from homelab.documents import discover_document, plan_document, status_document
+from homelab.documents import discover_document, plan_document, status_document, why_document
 from homelab.facts import DeployedService, Disk, Failure, NodeReport, Problem
 from homelab.status import GatewayStatus, Instance, ModelStatus, Status
 from tests.machines import household, listening, workstation
@@ -122,6 +124,13 @@ def test_generated_parts_are_fresh(capsys: pytest.CaptureFixture[str]) -> None:
     assert generator().main(["--check"]) == 0, capsys.readouterr().err
 
 
+def test_the_picture_is_what_is_shown() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/picture.py", "--check"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_stale_part_is_noticed_and_made_anew() -> None:
     stale = "<!-- generated: inventory Hub -->\nfrom yesterday\n<!-- end: inventory Hub -->\n"
     fresh = generator().rewritten(stale, "x.md")
@@ -212,8 +221,9 @@ def test_every_json_key_is_described() -> None:
         discover_document(inventory, survey),
         plan_document(plan),
         status_document(inventory, status, "key"),
+        why_document(plan, "qwen3-30b"),
     )
-    assert all(len(keys(d)) > 10 for d in documents)
+    assert [len(keys(d)) > 10 for d in documents] == [True, True, True, False]
     missing = {k for d in documents for k in keys(d) if f"`{k}`" not in said}
     assert not missing
     assert "blocked" in said  # only there when something is in the way

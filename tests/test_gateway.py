@@ -151,6 +151,17 @@ class _Answers(BaseHTTPRequestHandler):
                 "This server does not support embeddings. Start it with `--embeddings`",
                 "not_supported_error",
             )
+        elif json.loads(body).get("stream"):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.end_headers()
+            for word, finish in (("Hello ", None), ("to you.", None), (None, "stop")):
+                delta = {"role": "assistant", "content": word} if word else {}
+                choice = {"index": 0, "finish_reason": finish, "delta": delta}
+                chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+                self.wfile.write(f"data: {json.dumps(chunk | {'choices': [choice]})}\n\n".encode())
+            self.wfile.write(b"data: [DONE]\n\n")
+            self.close_connection = True
         else:
             message = {"role": "assistant", "content": "Hello to you."}
             choice = {"index": 0, "finish_reason": "stop", "message": message}
@@ -447,7 +458,9 @@ def test_a_huge_body_without_a_key_takes_no_more_memory_than_the_gateway_may_hav
 
 
 def test_another_gateways_key_is_said_to_be_one(proxy: Gateway) -> None:
-    assert asyncio.run(ask(proxy.url, KEY, "lone", "chat")).text == "Hello to you."
+    said = asyncio.run(ask(proxy.url, KEY, "lone", "chat"))
+    assert (said.text, said.served_by) == ("Hello to you.", "lone/0")
+    assert said.first_token_seconds is not None and 0 < said.first_token_seconds < said.seconds
     for wrong in ("sk-of-another-gateway", "nonsense"):
         with pytest.raises(DeployError, match="does not know this key") as e:
             asyncio.run(ask(proxy.url, wrong, "lone", "chat"))

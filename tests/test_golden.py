@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
@@ -11,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from homelab import ui
 from homelab.documents import plan_document
 from homelab.facts import Facts, Survey
 from homelab.inventory import Inventory, load
 from homelab.placement import place
 from homelab.plan import Plan, diff
 from homelab.render import render
+from homelab.ui import plan as screen
 from tests.lab.engine import LabError
 from tests.lab.wheels import compose_binary
 from tests.machines import HUB, KEYS, deployed, household, laptop, machine, pi, survey, tiny_gguf, workstation
@@ -81,18 +80,13 @@ def planned(text: str, found: Survey) -> tuple[Inventory, Plan]:
     return inventory, diff(inventory, layout, render(inventory, layout, found, KEYS, ENVIRON), found)
 
 
-def shown(inventory: Inventory, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> str:
-    text = io.StringIO()
-    monkeypatch.setattr(ui, "out", ui.Screen(file=text, soft_wrap=True, width=200))
-    ui.planned(plan)
-    ui.write(ui.summary(plan, inventory))
-    return text.getvalue()
+def shown(inventory: Inventory, plan: Plan) -> str:
+    lines = [*screen.lines(plan, 120, verbose=True), *screen.summary(plan, inventory, 120)]
+    return "".join(f"{line.plain}\n" for line in lines)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_household_renders_to_exactly_these_files(
-    case: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
+def test_a_household_renders_to_exactly_these_files(case: str, request: pytest.FixtureRequest) -> None:
     inventory, plan = planned(*CASES[case])
     files = {
         f"{s.node}/{s.name}/{f.path.rpartition('/')[2]}": f.content
@@ -101,7 +95,7 @@ def test_a_household_renders_to_exactly_these_files(
         if "/tools-" not in f.path
     }
     files |= {
-        "plan.txt": shown(inventory, plan, monkeypatch),
+        "plan.txt": shown(inventory, plan),
         "plan.json": json.dumps(plan_document(plan), indent=1) + "\n",
     }
     folder = GOLDEN / case

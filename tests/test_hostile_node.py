@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import io
 import ipaddress
 import json
 import re
@@ -17,9 +16,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from rich.cells import cell_len
+from rich.text import Text
 from typer.testing import CliRunner
 
-from homelab import endpoints, logs, status, ui
+from homelab import endpoints, logs, status, terminal
 from homelab.cli import app
 from homelab.deploy import apply
 from homelab.discover import Discovery, discover, read_models
@@ -33,6 +34,11 @@ from homelab.placement import place
 from homelab.plan import Options, Plan, diff, outdated
 from homelab.render import render
 from homelab.service import cluster_directory, revision_folder
+from homelab.ui import discover as discover_screen
+from homelab.ui import plan as plan_screen
+from homelab.ui import status as status_screen
+from homelab.ui import why
+from homelab.ui.bars import Part, bar
 from tests.machines import HUB, KEYS, deployed, pi, survey, tiny_gguf, workstation
 
 TEXT = """\
@@ -318,8 +324,10 @@ def check_plan(inventory: Inventory, seen: Survey) -> None:
                 logs.LOGS[old.runtime](old, follow=follow, tail=5)
     outdated(plan, inventory, seen)
     json.dumps(plan_document(plan))
-    ui.planned(plan)
-    ui.write(ui.summary(plan, inventory))
+    fits(plan_screen.lines(plan, 80, verbose=True))
+    fits(plan_screen.summary(plan, inventory, 80))
+    for name in inventory.models:
+        fits(why.lines(plan, name, 80))
 
 
 def in_house_files(directory: str, paths: Sequence[str]) -> bool:
@@ -340,20 +348,20 @@ def check_status(inventory: Inventory, seen: Survey) -> None:
         assert in_the_house(endpoints.proven_gateway(inventory, seen))
     except HomelabError:
         pass
-    ui.shown_status(
-        status.Status(
-            gateway=status.GatewayStatus(node="bad", url=url, state="running", healthy=True),
-            models=(status.ModelStatus(name="q", kind="chat", instances=instances),),
-            nodes=seen.nodes,
-        )
+    now = status.Status(
+        gateway=status.GatewayStatus(node="bad", url=url, state="running", healthy=True),
+        models=(status.ModelStatus(name="q", kind="chat", instances=instances),),
+        nodes=seen.nodes,
     )
+    fits(status_screen.lines(now, 80))
+    fits(status_screen.house(now, "homelab plan", 80))
 
 
-@pytest.fixture(autouse=True)
-def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    text = io.StringIO()
-    monkeypatch.setattr(ui, "out", ui.Screen(file=text, width=100))
-    return text
+def fits(lines: Sequence[Text]) -> None:
+    """No line is wider than the terminal, but for a word that is."""
+    for line in lines:
+        text = terminal.harmless(line.plain)
+        assert cell_len(text) <= 80 or any(cell_len(word) > 60 for word in text.split()), text
 
 
 @pytest.mark.parametrize(
@@ -362,7 +370,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_a_hostile_answer_is_that_nodes_problem(place: Place, value: Any) -> None:
     discovery = as_discovered(answer(place, value))
     discover_document(HOUSE, discovery.survey)
-    ui.discovered(HOUSE, discovery.survey, 1.0)
+    fits(discover_screen.lines(HOUSE, discovery.survey, 1.0, 80))
     check_status(HOUSE, discovery.survey)
     check_plan(HOUSE, discovery.survey)
     for_changes = listed(Household(inventory=HOUSE, path=Path("i"), environ={}), discovery)
@@ -526,9 +534,9 @@ def test_nothing_outside_a_services_own_folder_is_removed(name: str, spec: str, 
 @pytest.mark.parametrize("free", [-(2**62), -1, 0, 24 << 30, 2**63 - 1])
 @pytest.mark.parametrize("parts", [(), (0,), (1 << 30,), (2**62, 2**62), (1,) * 500, (1 << 30,) * 500])
 def test_a_bar_is_no_wider_than_its_width(total: int, free: int, parts: tuple[int, ...]) -> None:
-    bar = ui._bar([(f"service-{n}", size) for n, size in enumerate(parts)], free, total)
-    assert sum(map(len, bar[1:-1].split("|"))) <= ui.BAR_WIDTH
-    assert len(bar) <= 2 * ui.BAR_WIDTH + 1
+    ours = [Part(kind="ours", name=f"service-{n}", bytes=size) for n, size in enumerate(parts)]
+    rest = [Part(kind="others", name="others", bytes=total), Part(kind="free", name="free", bytes=free)]
+    assert bar([*ours, *rest], 60).cell_len == 60
 
 
 def test_many_devices_are_planned_in_time() -> None:

@@ -11,12 +11,15 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from rich.cells import cell_len
+
+from tests.e2e.terminal import at_terminal
 
 pytestmark = pytest.mark.native
 ROOT = Path(__file__).parent.parent
@@ -30,8 +33,29 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def environment(home: Path) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "HOMELAB_"))} | {
+        "HOME": str(home)
+    }
+
+
+def deploy_at_terminal(home: Path, typed: Sequence[tuple[str, str]] = ()) -> tuple[int, str]:
+    """The exit code and what a terminal of 100 columns is left with, and what it showed meanwhile."""
+    code, shown = at_terminal(
+        [sys.executable, "-m", "homelab", "deploy", "--yes"],
+        typed,
+        env=environment(home) | {"COLUMNS": "100", "LINES": "30", "TERM": "xterm"},
+        folder=home,
+        within=600,
+    )
+    assert "Traceback" not in shown
+    for line in re.split(r"\n|\x1b\[[?\d;]*[A-Za-z]", shown):
+        assert cell_len(line) <= 100 or " " not in line, line  # an address stays whole
+    return code, shown
+
+
 @pytest.fixture(scope="module")
-def machine(libgomp: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, int]]:
+def machine(libgomp: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, int, Path]]:
     """A fresh home, whose cache of downloads is the user's own: what is installed there is installed once."""
     home = tmp_path_factory.mktemp("home")
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -49,21 +73,18 @@ def machine(libgomp: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     (home / "inventory.yml").write_text(text)
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "HOMELAB_"))} | {
-            "HOME": str(home)
-        }
         done = subprocess.run(
             [sys.executable, "-m", "homelab", *arguments],
             capture_output=True,
             text=True,
             cwd=home,
-            env=env,
+            env=environment(home),
             timeout=900,
         )
         assert "Traceback" not in done.stderr  # LiteLLM writes its own into its log
         return done
 
-    yield run, port
+    yield run, port, home
     run("remove", "--yes")
 
 
@@ -92,16 +113,28 @@ def post(port: int, key: str | None, body: dict[str, Any]) -> tuple[int, str]:
             return e.code, e.read().decode()
 
 
-def test_a_machine_becomes_an_endpoint_stays_as_it_is_and_is_taken_down(machine: tuple[Run, int]) -> None:
-    run, port = machine
-    first = run("deploy", "--yes")
-    assert first.returncode == 0, first.stderr
-    assert "smollm2 on this/smollm2 answers" in first.stdout
-    key_file = re.search(r"key in (\S+)", first.stdout)
+def test_a_machine_becomes_an_endpoint_stays_as_it_is_and_is_taken_down(
+    machine: tuple[Run, int, Path],
+) -> None:
+    run, port, home = machine
+    code, first = deploy_at_terminal(home)
+    assert code == 0, first
+    for phase in ("waits", "load", "ready"):
+        assert re.search(rf"gateway  this  {phase}", first), first
+    assert "asks `smollm2` one question" in first
+    times = json.loads((home / ".local/state/homelab/test-machine/times.json").read_text())
+    assert times.keys() == {"this/smollm2", "this/gateway"}
+    assert all(0 < t["load_seconds"] <= t["seconds"] for t in times.values())
+    assert re.search(
+        r'smollm2  on this/smollm2  ready in [\d.]+ s  first token [\d.]+ s  ".+"$',
+        first,
+        re.MULTILINE,
+    )
+    key_file = re.search(r"key in (\S+)", first)
     assert key_file is not None
     assert Path(key_file[1]).stat().st_mode & 0o777 == 0o600
     key = Path(key_file[1]).read_text().strip()
-    assert key not in first.stdout + first.stderr
+    assert key not in first
 
     body = {"model": "smollm2", "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 16}
     status, text = post(port, key, body)
@@ -139,10 +172,24 @@ def test_a_machine_becomes_an_endpoint_stays_as_it_is_and_is_taken_down(machine:
     assert "llama" in run("logs", "smollm2", "-n", "200").stdout
     assert key not in run("logs", "gateway").stdout
 
+    # Another context: the engine starts anew, and so does the gateway, which is told of it.
+    text = (home / "inventory.yml").read_text()
+    (home / "inventory.yml").write_text(text.replace("context: 2048", "context: 1024"))
+    # Between the words are colours.
+    code, interrupted = deploy_at_terminal(home, [(r"gateway.{,40}load.{,20} of about \d", "\x03")])
+    assert code == 130
+    assert "Interrupted. Running the same command again goes on from here" in interrupted
+    said = " ".join(interrupted.partition("Interrupted.")[2].split())
+    assert "`gateway` on `this` goes on loading by itself, and nothing puts the one before back" in said
+    assert "homelab logs gateway -f" in said
+    assert "hint: homelab status" in interrupted
+    done = run("deploy", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'^smollm2  on this/smollm2  first token [\d.]+ s  ".+"$', done.stdout, re.MULTILINE)
+
     gone = run("remove", "--yes")
     assert gone.returncode == 0, gone.stderr
     assert ours("test-machine") == []
-    home = Path(key_file[1]).parents[4]
     assert not (home / ".local/share/homelab").exists()
     assert not Path(key_file[1]).exists()
     assert "Nothing to remove" in run("remove", "--yes").stdout

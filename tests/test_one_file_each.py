@@ -21,7 +21,7 @@ TOY_ENGINE = '''
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from homelab.engines import ArgValue, Device, Footprint, Launch, Offload, Request, Term, flags
+from homelab.engines import ArgValue, Device, Footprint, Launch, Load, Offload, Request, Term, flags
 from homelab.engines import canonical as names
 from homelab.models.shape import ModelShape
 from homelab.program import Offer
@@ -72,6 +72,10 @@ def served_context(document: Any) -> int | None:
 
 def reported(log: str) -> dict[str, int]:
     return {}
+
+
+def load(metrics: str) -> Load:
+    return Load(running=len(metrics))
 
 
 def smaller_cache(device: Device) -> dict[str, ArgValue]:
@@ -211,9 +215,9 @@ def test_fit_knows_the_engine_and_leaves_its_files_to_the_others(copy: Path) -> 
 
 def test_the_client_is_listed(copy: Path) -> None:
     code = (
-        "from homelab import ui\n"
+        "from homelab.ui import connect\n"
         "from homelab.clients import Access\n"
-        "ui.connections(Access(url='http://pi:4000', key_file='/k', model='q'), '')\n"
+        "connect.connections(Access(url='http://pi:4000', key_file='/k', model='q'), '')\n"
     )
     env = {**os.environ, "PYTHONPATH": str(copy)}
     shown = subprocess.run(

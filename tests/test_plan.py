@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from homelab.deploy.order import lanes, settle, turns, waves
 from homelab.deploy.remove import chosen
+from homelab.errors import DeployError
 from homelab.facts import Facts, Survey
 from homelab.inventory import Inventory, load
 from homelab.placement import place
-from homelab.plan import Change, Plan, diff, outdated
+from homelab.plan import Change, Plan, diff, outdated, restarted
 from homelab.render import render
 from tests.machines import (
     HUB,
@@ -260,3 +263,60 @@ def test_a_node_that_does_not_answer_loses_nothing() -> None:
     _, again = make(TEXT, gone)
     assert not again.todo
     assert not again.layout.unplaced
+
+
+def test_one_service_is_started_again_as_it_lies_and_nothing_else() -> None:
+    _, plan = make(TEXT, fresh())
+    found = after(plan)
+    _, again = make(TEXT.replace("context: 8192", "context: 4096"), found)
+    assert actions(again)["q"][0] == "replace"
+    one = restarted(again, "server", "t")
+    (change,) = one.changes
+    assert (change.action, change.place, change.blocked) == ("restart", ("server", "t"), "")
+    assert change.wanted is not None
+    assert change.wanted.already and not change.wanted.files
+    assert [(s.name, s.spec) for s in change.actual] == [("t", change.wanted.spec)]
+    assert one.seen == again.seen
+
+
+def test_what_lies_there_is_started_under_the_revision_of_whoever_put_it_there() -> None:
+    _, plan = make(TEXT, fresh())
+    found = after(plan)
+    facts = found.nodes["server"].facts
+    assert facts is not None
+    (there,) = facts.services
+    old = there.model_copy(update={"spec": "0123456789ab", "directory": "somewhere/t", "project": "old"})
+    report = found.nodes["server"].model_copy(update={"facts": facts.model_copy(update={"services": (old,)})})
+    _, again = make(TEXT, found.model_copy(update={"nodes": {**found.nodes, "server": report}}))
+    wanted = restarted(again, "server", "t").changes[0].wanted
+    assert wanted is not None
+    assert (wanted.spec, wanted.directory, wanted.project) == ("0123456789ab", "somewhere/t", "old")
+
+
+def test_what_loads_or_is_stopped_can_be_started_again_too() -> None:
+    _, plan = make(TEXT, fresh())
+    for state in ("starting", "stopped", "unhealthy"):
+        _, again = make(TEXT, after(plan, t=state))
+        (change,) = restarted(again, "server", "t").changes
+        # One that loads would only be waited for.
+        assert [s.state for s in change.actual] == [state if state != "starting" else "unhealthy"]
+
+
+def test_what_deploy_would_change_otherwise_is_not_restarted() -> None:
+    _, plan = make(TEXT, fresh())
+    _, changed = make(TEXT.replace("context: 2048", "context: 4096"), after(plan))
+    with pytest.raises(DeployError, match="homelab deploy would replace it") as e:
+        restarted(changed, "server", "t")
+    assert (e.value.cause, e.value.hint) == ("context 2048 → 4096", "homelab plan")
+    smaller = "\n".join(line for line in TEXT.splitlines() if "tiny" not in line)
+    _, changed = make(smaller, after(plan))
+    with pytest.raises(DeployError, match="homelab deploy would remove it"):
+        restarted(changed, "server", "t")
+
+
+def test_what_is_not_there_cannot_be_restarted() -> None:
+    _, plan = make(TEXT, fresh())
+    _, kept = make(TEXT, after(plan))
+    for decided, node, name in ((plan, "server", "t"), (kept, "workstation", "t"), (kept, "server", "x")):
+        with pytest.raises(DeployError, match=f"No `{name}` is deployed on node `{node}`"):
+            restarted(decided, node, name)

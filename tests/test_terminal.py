@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from homelab import terminal, ui
+from homelab.ask import Answer
 from homelab.deploy.events import Event
 from homelab.errors import DeployError
 from homelab.facts import Problem
-from homelab.ui.progress import Progress, answered
+from homelab.ui.cells import Column, Rows
+from homelab.ui.progress import Progress, answers
 from tests.e2e.terminal import at_terminal
 from tests.machines import household, survey, workstation
 
@@ -88,15 +90,17 @@ def test_events_errors_and_answers_are_shown_as_they_are_and_steer_nothing(
     evil = f"[bold]x[/bold] :fire: [/red] {EVIL}"
     Progress()(Event(node="n", service="s", step="fetch", text=evil))
     ui.error(DeployError(evil, cause=evil, hint=evil))
-    answered(DeployError(evil))
+    answer = Answer(model=evil, text=evil, seconds=1.0, first_token_seconds=0.5, served_by=evil)
+    ui.show(answers([(evil, answer)], {}, 400))
+    ui.error(DeployError(evil))
     ui.say(evil)
     ui.write(evil)
-    rows = ui.table("A")
-    rows.add_row(evil)
-    ui.print_table(rows)
+    rows = Rows([Column(head="A")])
+    rows.add(evil)
+    ui.show(rows.lines(400))
     out, err = capsys.readouterr()
     assert not steers(out + err)
-    assert out.count("[bold]x[/bold] :fire: [/red] a]0;titleb[31mcd2Jef") == 2
+    assert out.count("[bold]x[/bold] :fire: [/red] a]0;titleb[31mcd2Jef") == 4
     # A cause is shown line by line, and `\r` ends one.
     assert err.count("[bold]x[/bold] :fire: [/red] a]0;titleb[31mcd2Jef") == 5
     assert "[bold]x[/bold] :fire: [/red] a]0;titleb[31mc\n  d2Jef\n" in err

@@ -6,10 +6,11 @@ from __future__ import annotations
 import asyncio
 import posixpath
 import shlex
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from homelab.deploy import compose, native
-from homelab.deploy.events import Event, Outcome, Tell
+from homelab.deploy.events import Clock, Event, Outcome, Step, Tell, Took
 from homelab.deploy.order import Settlement, lanes, settle, turns, waves
 from homelab.errors import DeployError, HomelabError, NodeError
 from homelab.facts import DeployedService
@@ -40,12 +41,20 @@ class _Deploy:
     """One deploy, all nodes."""
 
     def __init__(self, inventory: Inventory, plan: Plan, secrets: Secrets, tell: Tell) -> None:
-        self.inventory, self.plan, self.secrets, self.tell = inventory, plan, secrets, tell
+        self.inventory, self.plan, self.secrets, self._tell = inventory, plan, secrets, tell
+        self.clocks: dict[Place, Clock] = {}
+        self.took: dict[Place, Took] = {}
         self.tried: set[Place] = set()
         self.done: set[Place] = set()
         self.failed: list[HomelabError] = []
         # What leaves and was stopped to make room, with those of its containers or processes that ran.
         self.stopped: dict[Place, tuple[DeployedService, ...]] = {}
+
+    def tell(self, event: Event) -> None:
+        """Pass an event on; what is told of a service is how its time is known."""
+        clock = self.clocks.setdefault((event.node, event.service), Clock())
+        clock.told(event.step, time.monotonic())
+        self._tell(event)
 
     async def run(self) -> Outcome:
         leaving = [c for c in self.plan.todo if c.leaves_for is not None]
@@ -64,7 +73,7 @@ class _Deploy:
         settlement = settle(self.plan.todo, self.done, self.stopped, gateway=self._gateway_knows())
         await self._put_back(settlement)
         await self._on_nodes(settlement.drop, lambda node, mine: node.leave(mine))
-        return Outcome(done=tuple(sorted(self.done)), failed=tuple(self.failed))
+        return Outcome(done=tuple(sorted(self.done)), failed=tuple(self.failed), took=self.took)
 
     def _goes_on(self, change: Change) -> bool:
         """Whether a change is still to be tried after what has failed; what is not is said."""
@@ -144,6 +153,8 @@ class _Node:
             if change.wanted is not None and await self._guarded(
                 change, self._prepare(change, change.wanted)
             ):
+                if change.place in self.deploy.clocks:
+                    self._say(change, "wait")
                 ready.append(change)
         for lane in lanes(ready):
             devices = set[str]().union(*(devices_of(c) for c in lane))
@@ -175,6 +186,7 @@ class _Node:
             self._say(change, "rolled-back", "its place is needed again for what could not move")
             await self._guarded(change, self._drop(self._deployed(change.wanted)))
             self.deploy.done.discard(change.place)
+            self.deploy.took.pop(change.place, None)
 
     async def _bring_tools(self, changes: Sequence[Change]) -> None:
         """What runs may have been started by the supervisor of another release; this one's works on it."""
@@ -188,6 +200,7 @@ class _Node:
         for old in ran:
             await RUNTIMES[old.runtime].stop(self.session, old)
         self.deploy.stopped[change.place] = ran
+        self._say(change, "wait", "stopped, goes when the other is ready")
 
     async def _resume(self, change: Change) -> None:
         for old in self.deploy.stopped.pop(change.place):
@@ -200,6 +213,7 @@ class _Node:
             if change.action == "replace" and old.state in ALIVE:
                 self._say(change, "stop", change.reason)
                 await RUNTIMES[old.runtime].stop(self.session, old)
+                self._say(change, "wait", "stopped, starts when its turn comes")
 
     async def _guarded(self, change: Change, work: object) -> bool:
         """Run one step; a failure is told and kept, and the next service goes on."""
@@ -217,8 +231,8 @@ class _Node:
         self.tell(Event(node=change.node, service=change.service, step="failed", error=failure))
         return False
 
-    def _say(self, change: Change, step: str, text: str = "") -> None:
-        self.tell(Event(node=change.node, service=change.service, step=step, text=text))  # type: ignore[arg-type]
+    def _say(self, change: Change, step: Step, text: str = "") -> None:
+        self.tell(Event(node=change.node, service=change.service, step=step, text=text))
 
     async def _prepare(self, change: Change, service: Service) -> None:
         if change.blocked:
@@ -249,7 +263,16 @@ class _Node:
             def progress(count: int, total: int = upload.bytes) -> None:
                 nonlocal moved
                 moved += count
-                self._say(change, "copy", f"{moved / 2**30:.2f} of {total / 2**30:.2f} GiB")
+                self.tell(
+                    Event(
+                        node=change.node,
+                        service=change.service,
+                        step="copy",
+                        text=f"{moved / 2**30:.2f} of {total / 2**30:.2f} GiB",
+                        done_bytes=moved,
+                        total_bytes=total,
+                    )
+                )
 
             self._say(change, "copy", upload.local)
             await self.session.upload(upload.local, upload.path, progress)
@@ -282,12 +305,15 @@ class _Node:
             # `docker compose up` makes anew what loads, be it for a label alone.
             if loading is None:
                 await runtime.start(self.session, service, again=change.action == "restart")
+            self._say(change, "load")
             await runtime.wait_healthy(
                 self.session, service, self.tell, restarts=loading.restarts if loading else 0
             )
         except DeployError:
             await self._take_back(change, service)
             raise
+        if loading is None:  # since when another one loads is not known
+            self.deploy.took[change.place] = self.deploy.clocks[change.place].took(time.monotonic())
         self._say(change, "healthy")
         for old in change.actual:
             if old.spec != service.spec:

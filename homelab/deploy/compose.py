@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -56,10 +57,18 @@ async def fetch(session: Session, service: Service, tell: Tell) -> None:
     Raises DeployError with the registry's words."""
     image = image_of(service.unit.program) or ""
     async with engine(session, service.unit.socket) as client:
-        await asyncio.to_thread(_pull, client, image, service, tell)
+        given_up = threading.Event()
+        try:
+            await asyncio.to_thread(_pull, client, image, service, tell, given_up)
+        finally:
+            given_up.set()
 
 
-def _pull(client: docker.DockerClient, image: str, service: Service, tell: Tell) -> None:
+def _pull(
+    client: docker.DockerClient, image: str, service: Service, tell: Tell, given_up: threading.Event
+) -> None:
+    """Pull an image that is not there. Docker ends a pull that nobody listens to any more; a thread can only
+    end itself."""
     with _engine_errors(
         f"Image `{image}` cannot be pulled on node `{service.node}`",
         (
@@ -76,6 +85,8 @@ def _pull(client: docker.DockerClient, image: str, service: Service, tell: Tell)
         layers: dict[str, tuple[int, int]] = {}
         told = 0.0
         for line in client.api.pull(image, stream=True, decode=True):
+            if given_up.is_set():
+                return
             if "error" in line:
                 raise DeployError(
                     f"Image `{image}` cannot be pulled on node `{service.node}`",
@@ -85,6 +96,8 @@ def _pull(client: docker.DockerClient, image: str, service: Service, tell: Tell)
             detail = line.get("progressDetail") or {}
             if detail.get("total") and line.get("status") == "Downloading":
                 layers[line["id"]] = (detail["current"], detail["total"])
+            elif line.get("status") == "Download complete" and line.get("id") in layers:
+                layers[line["id"]] = (layers[line["id"]][1],) * 2
             if layers and time.monotonic() - told > 1:
                 told = time.monotonic()
                 done, total = (sum(x) for x in zip(*layers.values(), strict=True))
@@ -94,6 +107,8 @@ def _pull(client: docker.DockerClient, image: str, service: Service, tell: Tell)
                         service=service.name,
                         step="fetch",
                         text=f"image {done / 2**30:.2f} of {total / 2**30:.2f} GiB",
+                        done_bytes=done,
+                        total_bytes=total,
                     )
                 )
 

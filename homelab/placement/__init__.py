@@ -263,7 +263,11 @@ class _Finisher:
         )
         placed = tuple(sorted(explained, key=lambda p: (p.model, p.node, p.service)))
         return Layout(
-            placements=placed, unplaced=tuple(missing), slots=slots, gap=self.answer.gap(self.choices.problem)
+            placements=placed,
+            unplaced=tuple(missing),
+            slots=slots,
+            gap=self.answer.gap(self.choices.problem),
+            explains=explainer,
         )
 
     def _order(self, p: Placement) -> tuple[object, ...]:

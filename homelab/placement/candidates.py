@@ -156,11 +156,12 @@ class Candidates:
                     kept = revive(self.inventory, name, node, facts, service, partial(self.slot, node))
                     if kept is not None:
                         yield (
-                            replace(
+                            kept
+                            if node in self.facts
+                            else replace(
                                 kept,
-                                reason=kept.reason
-                                if node in self.facts
-                                else "its node does not answer: left as it was",
+                                reason="its node does not answer: left as it was",
+                                summary="its node does not answer",
                             ),
                             service,
                         )
@@ -237,6 +238,9 @@ class Candidates:
             footprint=Footprint(terms=(), kv_cache_bytes=0, kv_cache_tokens=0),
             gpu_memory_utilization=None,
             reason="",
+            quantization=shape.quantization
+            if shape.quantization != "none"
+            else f"{shape.dtype_bytes * 8}-bit",
         )
 
     def context(self, model: Model, shape: ModelShape) -> Context:

@@ -20,13 +20,15 @@ RAM_RESERVE_BYTES = GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """A device of a node and what is left of it. `gpus` is empty for the machine's RAM."""
+    """A device of a node and what is left of it. `gpus` is empty for the machine's RAM; `reserve_bytes` is
+    what is left alone for the desktop or the system."""
 
     node: str
     gpus: tuple[GPU, ...]
     device: Device
     free_bytes: int
     explained: str
+    reserve_bytes: int = 0
 
     @property
     def label(self) -> str:
@@ -76,6 +78,7 @@ def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:
             device=device,
             free_bytes=free,
             explained=f" of {gib(facts.memory_total_bytes)} RAM after a reserve of {gib(reserve)}",
+            reserve_bytes=reserve,
         )
     ]
 
@@ -157,6 +160,7 @@ def _gpu_slots(
         device=device,
         free_bytes=free,
         explained=f" of {gib(gpu.memory_total_bytes)}" + (f" ({', '.join(told)})" if told else ""),
+        reserve_bytes=reserve,
     )
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import partial
 
 from homelab.placement.candidates import Candidates, largest_context, too_large
-from homelab.placement.devices import Slot, names_of
-from homelab.placement.layout import Placement, Unplaced
+from homelab.placement.devices import GIB, Slot, names_of
+from homelab.placement.layout import Because, Placement, Unplaced
 
 SMALLEST_CONTEXT = 2048
 
@@ -33,49 +33,167 @@ class Explainer:
     def explained(self, p: Placement, *, short: bool) -> Placement:
         """The placement with its reason, and with why not in the other places of its variant and the better
         ones. `short`: a larger context was asked for."""
-        model = self.inventory.models[p.model]
-        rejected: list[str] = []
-        also: list[Placement] = []
-        for index, variant in enumerate(model.variants[: p.variant + 1]):
-            for slot in self.known.matching(p.model, variant):
-                if slot.node == p.node and tuple(g.uuid for g in slot.gpus) == p.gpus and index == p.variant:
-                    continue
-                outcome = self._least(p.model, index, slot, without=p)
-                if isinstance(outcome, str):
-                    rejected.append(self._line(p.model, index, slot, outcome))
-                elif index == p.variant:
-                    also.append(outcome)
-        parts = [self._why(p, also)]
-        if model.context is not None and model.context.min != model.context.max:
-            full = "the largest context asked for"
-            parts.append(
-                f"the largest context that fits (asked: up to {model.context.max})" if short else full
-            )
-        return replace(p, reason="; ".join(parts), elsewhere=tuple(dict.fromkeys(rejected)))
+        outcomes = self._outcomes(p)
+        rejected = [self._line(p.model, i, s, why) for i, s, why in outcomes if isinstance(why, str)]
+        also = [q for i, _, q in outcomes if isinstance(q, Placement) and i == p.variant]
+        place, in_short = self._place(p, also)
+        reasons = [*self._variant(p), place, *self._besides(p), *self.may_be_away(p)]
+        return replace(
+            p,
+            reason="; ".join([*reasons, *self._context(p, short=short)]),
+            summary="largest context that fits" if short else in_short,
+            elsewhere=tuple(dict.fromkeys(rejected)),
+        )
 
-    def _why(self, p: Placement, also: Sequence[Placement]) -> str:
+    def because(self, p: Placement) -> Because:
+        """All that there is to say of one placement of the decision."""
+        outcomes = self._outcomes(p)
+        elsewhere = [
+            self._line(p.model, i, s, o if isinstance(o, str) else self._passed_over(p, i, o))
+            for i, s, o in outcomes
+        ]
+        return Because(
+            here=tuple(p.reason.split("; ")),
+            elsewhere=tuple(dict.fromkeys(elsewhere)),
+            change=tuple(dict.fromkeys([*self._more_here(p), *self._ways(p.model, outcomes, p)])),
+        )
+
+    def missing(self, model: str) -> Because:
+        """All that there is to say of a model that found no place, or not for each of its replicas."""
+        found = self.unplaced(model, sum(p.model == model for p in self.placements))
+        outcomes = [
+            (i, slot, self._least(model, i, slot))
+            for i, variant in enumerate(self.inventory.models[model].variants)
+            for slot in self.known.matching(model, variant)
+        ]
+        return Because(
+            here=(), elsewhere=found.details, change=tuple(dict.fromkeys(self._ways(model, outcomes, None)))
+        )
+
+    def _outcomes(self, p: Placement) -> list[tuple[int, Slot, Placement | str]]:
+        """What p's model would be in each other place, as its variant or a better one."""
+        return [
+            (index, slot, self._least(p.model, index, slot, without=p))
+            for index, variant in enumerate(self.inventory.models[p.model].variants[: p.variant + 1])
+            for slot in self.known.matching(p.model, variant)
+            if (slot.node, tuple(g.uuid for g in slot.gpus), index) != (p.node, p.gpus, p.variant)
+        ]
+
+    def _passed_over(self, p: Placement, index: int, there: Placement) -> str:
+        """Why a place that would hold it was not taken."""
+        if p.kept:
+            return "would hold it too; what runs stays where it is"
+        if index < p.variant:
+            return "would hold it now, but only by itself"
+        for q in self.placements:
+            if q.model == p.model and (q.node, q.gpus) == (there.node, there.gpus):
+                return "has another replica of it"
+        left = min(self.free[there.node, n] for n in names_of(there.gpus)) - there.bytes
+        return f"would hold it too, with {left / GIB:.1f} GiB to spare"
+
+    def _more_here(self, p: Placement) -> list[str]:
+        """What would give it more context where it is."""
+        asked = self.inventory.models[p.model].context
+        slot = self.known.slot(p.node, p.gpus)
+        if asked is None or slot is None or p.request.context >= asked.max:
+            return []
+        draft = self.known.draft(p.model, p.variant, slot)
+        if isinstance(draft, str):
+            return []
+        found = []
+        for rival in self.placements:
+            if (
+                rival.model != p.model
+                and rival.node == p.node
+                and set(names_of(rival.gpus)) & set(names_of(p.gpus))
+            ):
+                fits = partial(self._fitting, draft, slot, without=(p, rival))
+                most = largest_context(p.request.context, asked.max, fits)
+                if most is not None and most.request.context > p.request.context:
+                    found.append(f"without `{rival.model}` its context would be {most.request.context}")
+        fewer = partial(self._fitting, draft, slot, concurrency=1, without=(p,))
+        if p.request.concurrency > 1:
+            most = largest_context(p.request.context, asked.max, fewer)
+            if most is not None and most.request.context > p.request.context:
+                found.append(f"with `concurrency: 1` its context would be {most.request.context}")
+        return found
+
+    def _ways(
+        self, name: str, outcomes: Sequence[tuple[int, Slot, Placement | str]], p: Placement | None
+    ) -> list[str]:
+        """The first simple change that would take it to each other place."""
+        ways: list[str] = []
+        for index, slot, outcome in outcomes:
+            if isinstance(outcome, Placement):
+                alone = self.inventory.models[name].replicas == 1 and len(slot.gpus) < 2
+                if p is not None and index == p.variant and alone:
+                    gpu = f", gpu: {slot.gpus[0].index}" if slot.gpus else ""
+                    ways.append(self._line(name, index, slot, f"`node: {slot.node}{gpu}` puts it there"))
+                continue
+            draft = self.known.draft(name, index, slot)
+            if isinstance(draft, str) or (name, index, slot.node, slot.label) in self.refused:
+                continue
+            if way := self._way(draft, slot, () if p is None else (p,)):
+                ways.append(self._line(name, index, slot, way))
+        return ways
+
+    def _way(self, draft: Placement, slot: Slot, without: Sequence[Placement]) -> str:
+        fitting = partial(self._fitting, draft, slot, without=without)
+        context = draft.request.context
+        shorter = largest_context(SMALLEST_CONTEXT, context, fitting) if context > SMALLEST_CONTEXT else None
+        if shorter is not None:
+            return f"with `context: {shorter.request.context}` it fits there"
+        if draft.request.concurrency > 1 and fitting(context, concurrency=1):
+            return "with `concurrency: 1` it fits there"
+        for rival in sorted(self.placements, key=self._rank):
+            if rival.model != draft.model and self._fitting(draft, slot, context, without=(*without, rival)):
+                return f"without `{rival.model}` it fits there"
+        return ""
+
+    def _rank(self, p: Placement) -> tuple[int, int, str]:
+        """Who would be missed least."""
+        return self.inventory.models[p.model].priority, p.bytes, p.model
+
+    def _variant(self, p: Placement) -> list[str]:
+        if len(self.inventory.models[p.model].variants) < 2:
+            return []
+        if p.variant == 0:
+            return ["first choice of variant"]
+        return [f"variant {p.variant + 1}: the better ones fit nowhere beside the rest"]
+
+    def _context(self, p: Placement, *, short: bool) -> list[str]:
+        asked = self.inventory.models[p.model].context
+        if asked is None or asked.min == asked.max:
+            return []
+        if short:
+            return [f"the largest context that fits (asked: up to {asked.max})"]
+        return ["the largest context asked for"]
+
+    def _place(self, p: Placement, also: Sequence[Placement]) -> tuple[str, str]:
+        """Why in this place, at length and in a few words."""
         model = self.inventory.models[p.model]
-        parts = []
-        if len(model.variants) > 1:
-            parts.append(
-                "first choice of variant"
-                if p.variant == 0
-                else f"variant {p.variant + 1}: the better ones fit nowhere beside the rest"
-            )
         if model.node is not None:
-            parts.append(f"pinned to {model.node}" + (f" GPU {model.gpu}" if model.gpu is not None else ""))
-        elif not also:
-            parts.append("the only place that holds it")
-        else:
-            parts.append(self._decisive(p, also))
+            return f"pinned to {model.node}" + (
+                f" GPU {model.gpu}" if model.gpu is not None else ""
+            ), "pinned"
+        if not also:
+            return "the only place that holds it", "only place that fits"
+        return self._decisive(p, also)
+
+    def _besides(self, p: Placement) -> list[str]:
+        parts = []
         kept = sum(q.model == p.model and q.kept for q in self.placements)
-        if kept < min(self.keepable.get(p.model, 0), model.replicas):
+        if kept < min(self.keepable.get(p.model, 0), self.inventory.models[p.model].replicas):
             parts.append("not where it runs now: that place is needed for what fits nowhere else")
-        if model.replicas > 1:
-            mine = [q for q in self.placements if q.model == p.model]
-            number = next(i for i, q in enumerate(mine, 1) if (q.service, q.node) == (p.service, p.node))
-            parts.append(f"replica {number} of {model.replicas}")
-        return ", ".join([*parts, *self.may_be_away(p)])
+        return [*parts, *self._replica(p)]
+
+    def _replica(self, p: Placement) -> list[str]:
+        replicas = self.inventory.models[p.model].replicas
+        if replicas < 2:
+            return []
+        mine = [q for q in self.placements if q.model == p.model]
+        number = next(i for i, q in enumerate(mine, 1) if (q.service, q.node) == (p.service, p.node))
+        return [f"replica {number} of {replicas}"]
 
     def may_be_away(self, p: Placement) -> list[str]:
         """What to know of a model that answers only as long as a machine is there that often is not."""
@@ -88,18 +206,18 @@ class Explainer:
             else "only on machines that may be away"
         ]
 
-    def _decisive(self, p: Placement, also: Sequence[Placement]) -> str:
-        """What tells this place from the others that would hold it too."""
+    def _decisive(self, p: Placement, also: Sequence[Placement]) -> tuple[str, str]:
+        """What tells this place from the others that would hold it too, at length and in a few words."""
         places = len(also) + 1
         if p.gpus and not any(q.gpus for q in also):
-            return f"the only GPU of {places} places"
+            return f"the only GPU of {places} places", "only GPU that fits"
         if self.known.there(p.source, p.node) > max(self.known.there(q.source, q.node) for q in also):
-            return f"its weights lie here, of {places} places"
+            return f"of {places} places the one where its weights lie", "its weights lie here"
         others = [q for q in self.placements if q.model == p.model and q is not p]
         beside = {q.node for q in others}
         if beside and p.node not in beside and all(q.node in beside for q in also):
-            return f"away from its other replicas, of {places} places"
-        return f"the tightest fit of {places} places"
+            return f"of {places} places one away from its other replicas", "spread over nodes"
+        return f"the tightest fit of {places} places", f"tightest of {places} places"
 
     def unplaced(self, name: str, number: int) -> Unplaced:
         """Why a replica has no place, in every place that it might have had, and what would give it one."""
@@ -164,12 +282,11 @@ class Explainer:
         for slot, draft in drafts if model.concurrency > 1 else ():
             if self._fitting(draft, slot, draft.request.context, concurrency=1):
                 return f"on {slot.node} {slot.label} with `concurrency: 1`"
-        rivals = sorted(
-            self.placements, key=lambda p: (self.inventory.models[p.model].priority, p.bytes, p.model)
-        )
-        for rival in rivals:
+        for rival in sorted(self.placements, key=self._rank):
             for slot, draft in drafts:
-                if rival.model != name and self._fitting(draft, slot, draft.request.context, without=rival):
+                if rival.model != name and self._fitting(
+                    draft, slot, draft.request.context, without=(rival,)
+                ):
                     return f"on {slot.node} {slot.label} without `{rival.model}`"
         return ""
 
@@ -180,7 +297,7 @@ class Explainer:
         context: int,
         *,
         concurrency: int | None = None,
-        without: Placement | None = None,
+        without: Sequence[Placement] = (),
     ) -> Placement | None:
         p = self.known.sized(draft, context, concurrency=concurrency)
         if isinstance(p, str):
@@ -188,17 +305,14 @@ class Explainer:
         free, ram = self._left(slot, without)
         return None if too_large(p, free, "", ram) else p
 
-    def _left(self, slot: Slot, without: Placement | None) -> tuple[int, int]:
-        """Bytes free on a slot and in its node's RAM, as if one of the placements were not there."""
-        mine = without is not None and without.node == slot.node
+    def _left(self, slot: Slot, without: Sequence[Placement]) -> tuple[int, int]:
+        """Bytes free on a slot and in its node's RAM, as if some of the placements were not there."""
+        gone = [p for p in without if p.node == slot.node]
         free = min(
-            self.free[slot.node, n]
-            + (without.bytes if mine and without is not None and n in names_of(without.gpus) else 0)
+            self.free[slot.node, n] + sum(p.bytes for p in gone if n in names_of(p.gpus))
             for n in names_of(slot.gpus)
         )
-        return free, self.ram[slot.node] + (
-            without.footprint.host_bytes if mine and without is not None and without.gpus else 0
-        )
+        return free, self.ram[slot.node] + sum(p.footprint.host_bytes for p in gone if p.gpus)
 
     def _least(
         self, name: str, index: int, slot: Slot, *, without: Placement | None = None
@@ -212,7 +326,7 @@ class Explainer:
         p = self.known.sized(draft, draft.request.context)
         if isinstance(p, str):
             return p
-        free, ram = self._left(slot, without)
+        free, ram = self._left(slot, () if without is None else (without,))
         return too_large(p, free, slot.explained, ram) or p
 
     def _line(self, name: str, index: int, slot: Slot, why: str) -> str:

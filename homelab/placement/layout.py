@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from homelab.engines import Device, Footprint, Launch, Request
 from homelab.hosting import Hosting, Runtime
@@ -15,8 +15,9 @@ from homelab.program import Program, image_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """One instance of a model on one node: `reason` says why there, `elsewhere` why not in the places that
-    were better or as good."""
+    """One instance of a model on one node: `reason` says why there, `summary` the same in a few words,
+    `elsewhere` why not in the places that were better or as good. `quantization` is empty where it is not
+    known."""
 
     model: str
     service: str
@@ -35,6 +36,8 @@ class Placement:
     footprint: Footprint
     gpu_memory_utilization: float | None
     reason: str
+    summary: str = ""
+    quantization: str = ""
     elsewhere: tuple[str, ...] = ()
     kept: bool = False
 
@@ -70,6 +73,7 @@ class Placement:
             "engine": self.engine,
             "runtime": self.runtime,
             "source": self.source,
+            "quantization": self.quantization,
             "gpus": list(self.gpus),
             "port": self.port,
             "context": self.request.context,
@@ -96,14 +100,33 @@ class Unplaced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Because:
+    """All that there is to say of one decision: why `here`, why not `elsewhere` (as `place: why`), and what
+    would `change` it (as `place: what`, or what would make more of it where it is)."""
+
+    here: tuple[str, ...]
+    elsewhere: tuple[str, ...]
+    change: tuple[str, ...]
+
+
+class Explains(Protocol):
+    """What knows a decision well enough to be asked about it."""
+
+    def because(self, p: Placement) -> Because: ...
+    def missing(self, model: str) -> Because: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """The decision: what goes where, what does not, and what each device has left. `gap` is how far from
-    the best it may be, for instance `2 replicas with a place`; None when it is proven to be the best."""
+    the best it may be, for instance `2 replicas with a place`; None when it is proven to be the best.
+    `explains` answers for it: worked out only when somebody asks, for it takes longer than the decision."""
 
     placements: tuple[Placement, ...]
     unplaced: tuple[Unplaced, ...]
     slots: tuple[Slot, ...]
     gap: str | None = None
+    explains: Explains | None = field(default=None, repr=False, compare=False)
 
     @property
     def proof(self) -> str:

@@ -70,6 +70,8 @@ def revive(
             footprint=footprint,
             gpu_memory_utilization=n["gpu_memory_utilization"],
             reason="runs here already",
+            summary="runs here already",
+            quantization=str(n.get("quantization", ""))[:32],
             kept=True,
         )
     except Refused:

@@ -118,13 +118,14 @@ def test_deploy_without_a_terminal_wants_yes(home: House) -> None:
 def test_deploy_brings_all_of_it_up(home: House, hub: Hub) -> None:
     said = home.homelab("deploy", "--yes")
     for model, words in {
-        "hubbed": r"\S+",
-        "own": r"\S+",
-        "pair": r"\S+",
+        "hubbed": r'"\S+',
+        "own": r'"\S+',
+        "pair": r'"\S+',
         "vectors": "576 dimensions",
         "ranks": r"order (0, 1|1, 0)$",
     }.items():
-        assert re.search(rf"^{model} on \S+/{model} answers in [\d.]+ s: {words}", said.out, re.MULTILINE)
+        line = rf"^{model} +on \S+/{model} +ready in [\d.]+ s +(first token|answer) [\d.]+ s +{words}"
+        assert re.search(line, said.out, re.MULTILINE)
     assert f"Gateway  {home.url}" in said.out
     assert set(home.running()) == SERVICES
     # The engine itself fetched the file that was asked for, into the cache of the node's user.

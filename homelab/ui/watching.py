@@ -1,0 +1,75 @@
+"""A screen that is shown anew as the house changes, until somebody has seen enough."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import termios
+import tty
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from homelab import ui
+
+QUIT = (b"q", b"Q", b"\x04")
+
+
+@contextmanager
+def _keys(pressed: Callable[[bytes], None]) -> Iterator[None]:
+    """Single keys as they are pressed; ^C stays what it is. The terminal is as it was afterwards."""
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    loop = asyncio.get_running_loop()
+    tty.setcbreak(descriptor)
+    loop.add_reader(descriptor, lambda: pressed(os.read(descriptor, 64)))
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+async def watching(screens: AsyncIterator[Callable[[int], Sequence[Text]]]) -> None:
+    """Show each screen, made for the terminal's width, in place of the one before, until q or ^C; the last
+    one stays in the terminal."""
+    enough = asyncio.Event()
+    last: Callable[[int], Sequence[Text]] | None = None
+
+    async def show(live: Live) -> None:
+        nonlocal last
+        async for last in screens:
+            room = ui.out.size.height - 1
+            lines = list(last(ui.width()))
+            more = [Text(f"… {len(lines) - room + 1} more lines", "dim")] if len(lines) > room else []
+            shown = [*lines[: room - len(more)], *more, Text("q to quit", "dim")]
+            live.update(Group(*(_unwrapped(line) for line in shown)), refresh=True)
+
+    def pressed(keys: bytes) -> None:
+        if not keys or any(key in keys for key in QUIT):
+            enough.set()
+
+    try:
+        with Live(console=ui.out, screen=True, auto_refresh=False) as live, _keys(pressed):
+            showing = asyncio.create_task(show(live))
+            waiting = asyncio.create_task(enough.wait())
+            try:
+                await asyncio.wait([showing, waiting], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                # What they hold is let go of before the terminal is given back.
+                stopped = [task for task in (showing, waiting) if task.cancel()]
+                await asyncio.gather(*stopped, return_exceptions=True)
+            if showing not in stopped:
+                showing.result()
+    finally:
+        if last is not None:
+            ui.show(last(ui.width()))
+
+
+def _unwrapped(line: Text) -> Text:
+    line.no_wrap, line.overflow = True, "ellipsis"
+    return line
