@@ -564,7 +564,9 @@ def ask(
         )
     )
     ui.write(answer.text)
-    ui.say(f"{model} on {answer.served_by or 'unknown'}, {answer.seconds:.1f} s")
+    first = answer.first_token_seconds
+    token = f"first token {first:.2f} s, " if first is not None else ""
+    ui.say(f"{model} on {answer.served_by or 'unknown'}, {token}{answer.seconds:.1f} s")
 
 
 @app.command(rich_help_panel=USE)

@@ -120,7 +120,7 @@ def test_a_node_that_says_evil_things_is_planned_and_discovered_on_a_terminal_wi
     command = [sys.executable, "-m", "homelab", "plan", "--facts", "facts.json"]
     code, shown = at_terminal(command, [], env=env(house / "home", PYTHONPATH=str(ROOT)), folder=house)
     assert code == 0, shown
-    assert "GiB [bold]a]0;titleb[31mcd2Jef" in shown
+    assert "GiB  [bold]a]0;titleb[31mc d2Jef" in shown
     assert not steers(shown)
 
 

@@ -85,6 +85,8 @@ class Explainer:
             return "would hold it too; what runs stays where it is"
         if index < p.variant:
             return "would hold it now, but only by itself"
+        if self.inventory.nodes[there.node].away and not self.inventory.nodes[p.node].away:
+            return "would hold it too, but that machine may be away"
         for q in self.placements:
             if q.model == p.model and (q.node, q.gpus) == (there.node, there.gpus):
                 return "has another replica of it"
@@ -217,7 +219,27 @@ class Explainer:
         beside = {q.node for q in others}
         if beside and p.node not in beside and all(q.node in beside for q in also):
             return f"of {places} places one away from its other replicas", "spread over nodes"
-        return f"the tightest fit of {places} places", f"tightest of {places} places"
+        if all(len(q.gpus) > len(p.gpus) for q in also):
+            return f"of {places} places the one with the fewest GPUs", "fewest GPUs"
+        away = self.inventory.nodes[p.node].away
+        if not away and all(self.inventory.nodes[q.node].away for q in also):
+            return f"of {places} places the one on a machine that is always there", "always there"
+        taken = {(q.node, q.gpus) for q in others}
+        rivals = [
+            q
+            for q in also
+            if len(q.gpus) <= len(p.gpus)
+            and (away or not self.inventory.nodes[q.node].away)
+            and (q.node, q.gpus) not in taken
+        ]
+        if all(self._size(p) <= self._size(q) for q in rivals):
+            return f"the tightest fit of {len(rivals) + 1} places", f"tightest of {len(rivals) + 1} places"
+        return f"one of {places} places that hold it", f"one of {places} places"
+
+    def _size(self, p: Placement) -> int:
+        """What was free in a place before anything was put there."""
+        slot = self.known.slot(p.node, p.gpus)
+        return slot.free_bytes if slot is not None else 0
 
     def unplaced(self, name: str, number: int) -> Unplaced:
         """Why a replica has no place, in every place that it might have had, and what would give it one."""

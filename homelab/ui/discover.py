@@ -39,7 +39,7 @@ def lines(inventory: Inventory, survey: Survey, seconds: float, width: int) -> l
         facts = report.facts
         unified = unified or any(g.memory_kind == "unified" for g in facts.gpus)
         free += sum(g.memory_free_bytes or 0 for g in facts.gpus) or facts.memory_available_bytes
-        runs_with = _runs_with(facts, brief=width < 100)
+        runs_with = _runs_with(facts, brief=width < 120)
         for i, cells in enumerate(_devices(facts)):
             rows.add(name if i == 0 else "", *cells, runs_with if i == 0 else "")
     out = rows.lines(width) + silent
