@@ -24,7 +24,7 @@ AS_ABOVE = "[the plan again, as above]"
 VARIES = (
     (re.compile(r"[█▓▚▒░·]{2,}"), "BAR"),
     (re.compile(r'"[^"]*("|…)'), "SAID"),
-    (re.compile(r"\b(workstation|laptop)/coder\b"), "ONE/coder"),
+    (re.compile(r"\b(workstation|server|laptop)/coder\b"), "ONE/coder"),
     (re.compile(r"\d+(\.\d+)+[\w.+-]*|\b\d+:\d\d\b"), "N"),
     (re.compile(r" +"), " "),
 )
