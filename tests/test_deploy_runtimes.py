@@ -7,9 +7,11 @@ import gc
 import json
 import shlex
 import socketserver
+import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -164,9 +166,16 @@ class _Engine(BaseHTTPRequestHandler):
             self.server.left.set()
 
 
-def test_a_pull_that_is_interrupted_ends_at_once(tmp_path: Path) -> None:
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder for a socket, whose path is short."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_pull_that_is_interrupted_ends_at_once(short_path: Path) -> None:
     """Docker ends a pull when nobody listens to it any more."""
-    service = engine_of(MODEL, docker=DOCKER.model_copy(update={"socket": str(tmp_path / "docker.sock")}))
+    service = engine_of(MODEL, docker=DOCKER.model_copy(update={"socket": str(short_path / "docker.sock")}))
     told: list[Event] = []
 
     async def interrupted() -> None:
@@ -182,7 +191,7 @@ def test_a_pull_that_is_interrupted_ends_at_once(tmp_path: Path) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    with Docker(tmp_path / "docker.sock") as engine:
+    with Docker(short_path / "docker.sock") as engine:
         begun = time.monotonic()
         asyncio.run(interrupted())  # returns when its threads have ended
         assert time.monotonic() - begun < 10

@@ -98,7 +98,7 @@ def test_plan_shows_and_changes_nothing(home: House) -> None:
     assert (
         "7 create on" in said.out
         and "no prompt can leave the house" in said.out
-        and said.out.rstrip().endswith("Next: homelab deploy")
+        and said.out.rstrip().splitlines()[-1].startswith("Next: homelab deploy ")
     )
     document = home.homelab("plan", "--json").json
     assert {c["action"] for c in document["changes"]} == {"create"} and document["unplaced"] == []

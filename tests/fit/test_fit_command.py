@@ -215,14 +215,13 @@ def test_exit_codes_and_json(tmp_path: Path) -> None:
 def test_the_split_of_the_device_is_drawn(tmp_path: Path) -> None:
     _, fits, _ = command("qwen3-4b", "--engine", "vllm", "--gpu", "24GiB", cwd=tmp_path)
     assert (
-        re.search(r"^\[#+weights#+\|.*\|\.+free\.+\]  24.0 GiB$", fits, re.MULTILINE)
+        re.search(r"^█+▓.*·+ +24.0 GiB$", fits, re.MULTILINE)
+        and re.search(r"^█ weights \d.*· free \d", fits, re.MULTILINE)
         and "flags --max-model-len" in fits
     )
     _, short, _ = command("qwen3-32b", "--engine", "vllm", "--gpu", "16GiB", cwd=tmp_path)
     assert (
-        re.search(r"^\[#+weights#+\|.*>  16.0 GiB$", short, re.MULTILINE)
-        and "free." not in short
-        and "flags" not in short
+        re.search(r"^█+.*> 16.0 GiB$", short, re.MULTILINE) and "· free" not in short and "flags" not in short
     )
 
 
