@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -159,7 +159,7 @@ def _home(ctx: typer.Context) -> None:
     from homelab import ui
 
     if ctx.obj is None and not Path("inventory.yml").exists():
-        ui.write(
+        ui.sentence(
             "Every GPU in the house becomes one private LLM endpoint. There is no inventory.yml here yet."
         )
         ui.next_steps("homelab init", "it lies elsewhere: homelab -i FILE", "all verbs: homelab --help")
@@ -174,12 +174,12 @@ def _home(ctx: typer.Context) -> None:
     secrets = asyncio.run(pipeline.secrets_of(household, survey))
     now = asyncio.run(health.status(household.inventory, survey, secrets))
     again = _again(household)
-    if not any(True for _ in deployed(household.inventory, survey)):
+    if any(not household.inventory.nodes[n].away for n in errors):
+        step = f"homelab discover{again}"
+    elif not any(True for _ in deployed(household.inventory, survey)):
         step = f"homelab plan{again}, then homelab deploy{again}"
     elif now.unhealthy:
         step = f"homelab status{again}"
-    elif any(not household.inventory.nodes[n].away for n in errors):
-        step = f"homelab discover{again}"
     else:
         step = f"homelab top{again}, homelab connect{again}"
     ui.show(screen.house(now, step, ui.width()))
@@ -397,6 +397,9 @@ def deploy(
 
             with _changing(), Progress() as progress:
                 _fail(tuple(asyncio.run(pipeline.clear(household, decided, progress))))
+    if secrets is None:  # nothing is deployed, and nothing could be
+        _unreachable(household, errors)
+        return
     front = next((s for s in decided.services if s.role == "gateway"), None)
     address = front.unit.url if front else _remembered_address(household)
     connect_screen.deployed(address, str(state.key_file(cluster)) if secrets else None, _again(household))
@@ -652,7 +655,7 @@ def _watch_status(household: Household, survey: Survey, secrets: Secrets | None)
                 yield functools.partial(screen.lines, now)
 
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(watching(screens()))
+        raise typer.Exit(asyncio.run(watching(screens())))
 
 
 @app.command(rich_help_panel=SEE, short_help="The whole house on one live screen.")
@@ -674,7 +677,7 @@ def top(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     secrets = asyncio.run(pipeline.secrets_of(household, survey))
 
     async def why(model: str) -> list[Text]:
-        plan, _ = await pipeline.plan_now(household, everything=True)
+        plan, _ = await pipeline.plan_now(household, for_reasons=True)
         return reasons.lines(plan, model, shown.size.width - 2)
 
     def logs(node: str, service: str) -> AsyncGenerator[str, None]:
@@ -710,7 +713,7 @@ def logs(
     from homelab import ui
 
     household = _household(ctx, inventory)
-    services = _instances(household, model, node)
+    services, _ = _instances(household, model, node)
     line = functools.partial(ui.log_line, colours=color)
     asyncio.run(reading.show(household.inventory, services, line, follow=follow, tail=tail))
 
@@ -736,8 +739,12 @@ def restart(
     from homelab.ui.progress import Progress
 
     household = _household(ctx, inventory)
-    services = _instances(household, model, node, changing=True)
-    where = ", ".join(dict.fromkeys(n for n, _ in services))
+    found, errors = _instances(household, model, node, changing=True)
+    # Of another model, a service may have this one's name.
+    services = [(n, s) for n, s in found if model in (s.serves if s.role == "engine" else (s.role,))]
+    if not services:
+        raise DeployError(f"No `{model}` is deployed", hint=f"homelab status{_again(household)}")
+    where = ", ".join(dict.fromkeys(n if s.name == model else f"{n} ({s.name})" for n, s in services))
     if not yes:
         if not ui.is_terminal():
             again = f"homelab restart {model}{_again(household)} --yes"
@@ -752,10 +759,12 @@ def restart(
                     name,
                     service.name,
                     lambda: pipeline.plan_now(household),
-                    progress,
+                    # Its error ends the command, and is shown then.
+                    lambda event: progress(replace(event, error=None)),
                 )
             )
     ui.write(f"{model} runs again on {where}")
+    _unreachable(household, errors)
 
 
 @app.command(rich_help_panel=DO)
@@ -799,12 +808,12 @@ def remove(
         if not models and not errors:
             state.forget(cluster)
     if models:
-        ui.write(
+        ui.sentence(
             f"Removed. Take {', '.join(models)} out of `{household.path}` too, or the "
             "next deploy brings it back"
         )
     elif not errors:
-        ui.write(
+        ui.sentence(
             f"Nothing of cluster `{cluster}` runs any more on these nodes. Weights and caches stay: "
             "~/.cache/huggingface, ~/.cache/homelab"
         )
@@ -934,8 +943,9 @@ def _survey(household: Household, *, changing: bool = False) -> tuple[Survey, di
 
 def _instances(
     household: Household, model: str, node: str | None, *, changing: bool = False
-) -> list[tuple[str, DeployedService]]:
-    """The services of a model (or of the gateway), each with its node; there is at least one."""
+) -> tuple[list[tuple[str, DeployedService]], dict[str, NodeError]]:
+    """The services of a model (or of the gateway), each with its node; there is at least one. And the nodes
+    that could not be asked."""
     from homelab import logs as reading
     from homelab.inventory import did_you_mean
 
@@ -949,7 +959,7 @@ def _instances(
             f"No `{model}` is deployed{where}{did_you_mean(model, [k for k in known if k != model])}",
             hint=f"homelab status{_again(household)}",
         )
-    return services
+    return services, errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

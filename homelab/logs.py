@@ -10,6 +10,7 @@ from homelab.deploy import compose, native
 from homelab.facts import DeployedService, Survey
 from homelab.inventory import Inventory
 from homelab.nodes import connect
+from homelab.plan import ALIVE
 
 LOGS = {"docker": compose.logs_command, "native": native.logs_command}
 
@@ -34,7 +35,9 @@ async def follow(
     the node.
 
     Raises NodeError when the node is lost."""
-    for _, found in instances(inventory, survey, service, node)[:1]:
+    named = [s for n, s in instances(inventory, survey, service, node) if s.name == service]
+    # An old revision may lie beside the one that runs.
+    for found in sorted(named, key=lambda s: s.state not in ALIVE)[:1]:
         command = LOGS[found.runtime](found, follow=True, tail=tail)
         async with connect(node, inventory.nodes[node]) as session:
             async with aclosing(session.lines(command)) as lines:

@@ -207,16 +207,19 @@ def make_plan(household: Household, survey: Survey, secrets: Secrets, options: O
     return diff(household.inventory, layout, services, survey, options or Options())
 
 
-async def plan_now(household: Household, *, everything: bool = False) -> tuple[Plan, Secrets]:
-    """The plan of this moment, with the keys of what is deployed. `everything`: with the headers of models
-    that stay as they are, which only reasons need.
+async def plan_now(household: Household, *, for_reasons: bool = False) -> tuple[Plan, Secrets]:
+    """The plan of this moment, with the keys of what is deployed. `for_reasons`: with the headers of models
+    that stay as they are, and with stand-ins where there are no keys.
 
-    Raises DeployError where nothing is deployed."""
+    Raises DeployError where nothing is deployed, NodeError where that cannot be known."""
     check_variables(household)
     discovery = listed(household, await survey_nodes(household))
-    survey = await with_models(household, discovery.survey, everything=everything)
+    survey = await with_models(household, discovery.survey, everything=for_reasons)
     secrets = await secrets_of(household, survey)
+    if secrets is None and for_reasons:
+        secrets = placeholder_secrets()
     if secrets is None:
+        may_make_secrets(household, survey)
         raise DeployError(
             f"Nothing is deployed for cluster `{household.inventory.cluster}`", hint="homelab deploy"
         )

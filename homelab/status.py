@@ -144,7 +144,8 @@ async def _gateway(
     inventory: Inventory, front: tuple[str, DeployedService] | None, away: Collection[str]
 ) -> GatewayStatus:
     if front is None:
-        return GatewayStatus(node=inventory.gateway.node, url=None, state="missing", healthy=False)
+        state = "not reached" if inventory.gateway.node in away else "missing"
+        return GatewayStatus(node=inventory.gateway.node, url=None, state=state, healthy=False)
     node, service = front
     url = url_of(service)
     # A stranger on its port may answer, too.

@@ -131,6 +131,8 @@ class _Nodes:
             command = bundle.launch_command(
                 bundle.fingerprint(), request, python=node.python, watch=self._seconds
             )
+            # What it says beside its documents was heard in the first look: be it a Python that is too old.
+            command = f"exec 2>/dev/null\n{command}"
             patience, heard = self._seconds + SILENCE_SECONDS, 0.0
             async with aclosing(session.lines(command)) as lines:
                 try:

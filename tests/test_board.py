@@ -157,7 +157,7 @@ def test_a_gateway_that_is_not_there_is_missing_and_of_a_silent_node_not_known()
         (5, None, None, ""),
         (0, None, 10, "░░░░░"),
         (10, None, 10, "█████"),
-        (99, 99, 10, "████│"),
+        (99, 99, 10, "█████"),
         (2, 8, 10, "█░░│░"),
         (None, 8, 10, "░░░│░"),
         (0, 1, 1000, "│░░░░"),

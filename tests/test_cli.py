@@ -78,7 +78,7 @@ def test_alone_it_shows_the_house_in_five_lines(homelab, tmp_path: Path) -> None
     assert [line.split()[0] for line in lines] == ["gateway", "models", "nodes", "wrong", "next"]
     assert all(len(line) <= 80 for line in lines)
     assert "missing" in lines[0] and "0 of 1" in lines[1] and "1 of 2" in lines[2]
-    assert "gone cannot be reached" in lines[3] and "homelab plan" in lines[4]
+    assert "not reached: gone" in lines[3] and "homelab discover" in lines[4]
 
 
 def test_alone_without_an_inventory_it_says_how_to_begin(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -121,11 +121,11 @@ def test_why_answers_from_the_same_plan(homelab) -> None:  # type: ignore[no-unt
     assert done.returncode == 0, done.stderr
     (mine,) = (p for p in plan["placements"] if p["model"] == "qwen3-30b")
     assert f"{mine['gpu_memory_utilization']:.3f}" in done.stdout and f"{mine['context']} × 4" in done.stdout
-    for part in ("What it takes", "Why here", "Why not there", "What would change it"):
+    for part in ("What it takes, in GiB", "Why here", "Why not there", "What would change it"):
         assert f"\n{part}\n" in done.stdout
     assert "the only place that holds it" in done.stdout
     assert "server GPU 0 (vllm)" in done.stdout
-    assert "with `concurrency: 1` its context would be 40960" in done.stdout
+    assert "with `concurrency: 1` there is room for 40960 tokens" in done.stdout
     everything = homelab("plan", "-v", "--facts", "facts.json").stdout
     assert everything.count("Why here") == len(plan["placements"])
     assert homelab("why", "qwen3-31b", "--facts", "facts.json").returncode == 2

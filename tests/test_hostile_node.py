@@ -361,6 +361,7 @@ def fits(lines: Sequence[Text]) -> None:
     """No line is wider than the terminal, but for a word that is."""
     for line in lines:
         text = terminal.harmless(line.plain)
+        assert not {"\n", "\t"} & set(text), text
         assert cell_len(text) <= 80 or any(cell_len(word) > 60 for word in text.split()), text
 
 

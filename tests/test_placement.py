@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
 
-from homelab.facts import Facts, Process, Survey
+from homelab.facts import Facts, MigDevice, Process, Survey
 from homelab.inventory import Inventory, load
 from homelab.placement import Layout, Placement, place, unsettled
+from homelab.plan import diff
 from homelab.program import PythonEnvironment
 from homelab.render import render
 from tests.machines import (
@@ -311,3 +313,76 @@ def test_the_example_household_is_placed_whole() -> None:
         ("qwen3-4b", "vllm"),
         ("tiny", "llamacpp"),
     }
+
+
+SPREAD = """\
+gateway: {node: pi}
+nodes:
+  pi: {host: 192.168.1.2}
+  server: {host: 192.168.1.11}
+  laptop: {host: 192.168.1.12, away: true}
+models:
+  q: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: {min: 4096, max: 40960}, node: laptop}
+"""
+
+
+def test_a_model_on_a_machine_that_sleeps_can_be_asked_about() -> None:
+    inventory = load(SPREAD, "i")
+    found = survey(HUB, pi=pi(), server=server(), laptop=laptop())
+    plan = diff(
+        inventory, place(inventory, found), render(inventory, place(inventory, found), found, KEYS, {}), found
+    )
+    there = laptop(services=deployed(plan.services, "laptop"))
+    asleep = survey(HUB, pi=pi(), server=server(), laptop="asleep").model_copy(
+        update={"remembered": {"laptop": there}}
+    )
+    layout = place(inventory, asleep)
+    assert layout.explains is not None
+    (p,) = layout
+    assert p.kept
+    found_out = layout.explains.because(p)
+    assert "its node does not answer: left as it was" in found_out.here
+    assert found_out.change == ()
+
+
+def test_two_slices_of_a_gpu_are_two_places() -> None:
+    slices = tuple(
+        MigDevice(
+            uuid=f"MIG-{n}", name="MIG 3g.20gb", memory_total_bytes=20 * GIB, memory_free_bytes=20 * GIB
+        )
+        for n in (0, 1)
+    )
+    card = gpu("NVIDIA A100-SXM4-40GB", 40000).model_copy(update={"mig": True, "mig_devices": slices})
+    inventory = load(
+        SPREAD.replace("node: laptop}", "node: server, replicas: 2}").replace("max: 40960", "max: 36864"), "i"
+    )
+    layout = place(inventory, survey(HUB, pi=pi(), server=machine("server", card), laptop="asleep"))
+    assert sorted(p.gpus for p in layout) == [("MIG-0",), ("MIG-1",)]
+    assert layout.explains is not None
+    for p in layout:
+        assert all("has another replica" in line for line in layout.explains.because(p).elsewhere)
+
+
+def test_what_a_suggestion_says_comes_true() -> None:
+    """`node: … puts it there`, and for what has no place `context: N` and `concurrency: 1`."""
+    text = (
+        SPREAD.replace(", node: laptop}", "}").replace("{min: 4096, max: 40960}", "8192")
+        + "  r: {engine: vllm, source: Qwen/Qwen3-30B-A3B-AWQ, context: 40960, node: server, gpu: 1}\n"
+    )
+    house = survey(HUB, pi=pi(), server=server(), laptop=laptop())
+    layout = place(load(text, "i"), house)
+    assert layout.explains is not None
+    (q,) = layout
+    pins = [c for c in layout.explains.because(q).change if "puts it there" in c]
+    assert pins
+    for line in pins:
+        there = re.search(r"`(node: .*)` puts it there", line)
+        assert there is not None
+        pinned = load(text.replace("context: 8192}", f"context: 8192, {there[1]}}}"), "i")
+        (moved,) = (p for p in place(pinned, house) if p.model == "q")
+        assert line.startswith(f"{moved.node} ") and (moved.node, moved.gpus) != (q.node, q.gpus)
+    ways = layout.explains.missing("r").change
+    shorter = [re.search(r"`(context: \d+)`", line) for line in ways]
+    assert shorter and shorter[0] is not None
+    again = load(text.replace("context: 40960", shorter[0][1]), "i")
+    assert {p.model for p in place(again, house)} == {"q", "r"}

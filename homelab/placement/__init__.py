@@ -82,7 +82,7 @@ class _Choices:
         self.single = {(s.node, n): s for s in self.slots if len(s.gpus) <= 1 for n in names_of(s.gpus)}
         # The order of names, the last thing that decides: the first model gets the first of two places.
         self.order = {
-            (s.node, s.label): i
+            (s.node, s.key): i
             for i, s in enumerate(sorted(self.slots, key=lambda s: (s.node, len(s.gpus), s.label)))
         }
         self.placements: list[Placement] = []
@@ -143,10 +143,10 @@ class _Choices:
             for slot in known.matching(name, variant):
                 draft = known.draft(name, index, slot)
                 if isinstance(draft, str):
-                    self.refused[name, index, slot.node, slot.label] = draft
+                    self.refused[name, index, slot.node, slot.key] = draft
                     continue
                 if any((slot.node, n) in self.full for n in names_of(slot.gpus)):
-                    self.refused[name, index, slot.node, slot.label] = (
+                    self.refused[name, index, slot.node, slot.key] = (
                         "what runs there holds more than is free: nothing new beside it"
                     )
                     continue
@@ -155,18 +155,18 @@ class _Choices:
                 for context in rungs(known.context(model, shape)):
                     p = known.sized(draft, context)
                     if isinstance(p, str):
-                        self.refused.setdefault((name, index, slot.node, slot.label), p)
+                        self.refused.setdefault((name, index, slot.node, slot.key), p)
                         break
                     if too_large(p, slot.free_bytes, "", known.ram(slot.node)):
                         break
-                    self.refused.pop((name, index, slot.node, slot.label), None)
+                    self.refused.pop((name, index, slot.node, slot.key), None)
                     self._add(
                         number,
                         p,
                         tuple((self.device[slot.node, n], p.bytes) for n in names_of(slot.gpus)),
                         host=p.footprint.host_bytes if slot.gpus else 0,
                         free=max(0, slot.free_bytes),
-                        place=self.order[slot.node, slot.label] * (len(self.names) - number),
+                        place=self.order[slot.node, slot.key] * (len(self.names) - number),
                         avoidable=len(slot.gpus) > 1 and self._alone(p, slot),
                     )
 

@@ -104,7 +104,8 @@ class Candidates:
         if weights is None:
             return f"nothing is known about {source}"
         if weights.header is None:
-            return weights.error or f"{source} is not there"
+            error = weights.error or "it is not there"
+            return error if source in error else f"{source}: {error}"
         if id(weights) not in self._shapes:
             try:
                 self._shapes[id(weights)] = from_header(weights.header)
@@ -186,7 +187,7 @@ class Candidates:
 
     def draft(self, name: str, index: int, slot: Slot) -> Placement | str:
         """A placement without its numbers, or why there can be none whatever the memory."""
-        key = (name, index, slot.node, slot.label)
+        key = (name, index, slot.node, slot.key)
         if key not in self._drafts:
             self._drafts[key] = self._draft(name, index, slot)
         return self._drafts[key]

@@ -32,7 +32,13 @@ class Slot:
 
     @property
     def label(self) -> str:
-        return " + ".join(f"GPU {g.index}" for g in self.gpus) if self.gpus else "RAM"
+        names = (f"GPU {g.index} {g.name}" if g.mig else f"GPU {g.index}" for g in self.gpus)
+        return " + ".join(names) if self.gpus else "RAM"
+
+    @property
+    def key(self) -> str:
+        """What tells it from the other slots of its node; two slices of a GPU have one index."""
+        return "+".join(g.uuid for g in self.gpus) or "ram"
 
 
 def slots_of(inventory: Inventory, name: str, facts: Facts) -> list[Slot]:

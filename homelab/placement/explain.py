@@ -90,14 +90,15 @@ class Explainer:
         for q in self.placements:
             if q.model == p.model and (q.node, q.gpus) == (there.node, there.gpus):
                 return "has another replica of it"
-        left = min(self.free[there.node, n] for n in names_of(there.gpus)) - there.bytes
+        slot = self.known.slot(there.node, there.gpus)
+        left = self._left(slot, (p,))[0] - there.bytes if slot is not None else 0
         return f"would hold it too, with {left / GIB:.1f} GiB to spare"
 
     def _more_here(self, p: Placement) -> list[str]:
-        """What would give it more context where it is."""
+        """What would make room for more context where it is. What runs keeps what it has."""
         asked = self.inventory.models[p.model].context
-        slot = self.known.slot(p.node, p.gpus)
-        if asked is None or slot is None or p.request.context >= asked.max:
+        slot = self.known.slot(p.node, p.gpus) if p.node in self.known.facts else None
+        if asked is None or slot is None or p.kept or p.request.context >= asked.max:
             return []
         draft = self.known.draft(p.model, p.variant, slot)
         if isinstance(draft, str):
@@ -112,12 +113,12 @@ class Explainer:
                 fits = partial(self._fitting, draft, slot, without=(p, rival))
                 most = largest_context(p.request.context, asked.max, fits)
                 if most is not None and most.request.context > p.request.context:
-                    found.append(f"without `{rival.model}` its context would be {most.request.context}")
+                    found.append(f"without `{rival.model}` there is room for {most.request.context} tokens")
         fewer = partial(self._fitting, draft, slot, concurrency=1, without=(p,))
         if p.request.concurrency > 1:
             most = largest_context(p.request.context, asked.max, fewer)
             if most is not None and most.request.context > p.request.context:
-                found.append(f"with `concurrency: 1` its context would be {most.request.context}")
+                found.append(f"with `concurrency: 1` there is room for {most.request.context} tokens")
         return found
 
     def _ways(
@@ -129,11 +130,11 @@ class Explainer:
             if isinstance(outcome, Placement):
                 alone = self.inventory.models[name].replicas == 1 and len(slot.gpus) < 2
                 if p is not None and index == p.variant and alone:
-                    gpu = f", gpu: {slot.gpus[0].index}" if slot.gpus else ""
+                    gpu = f", gpu: {self._gpu(slot)}" if slot.gpus else ""
                     ways.append(self._line(name, index, slot, f"`node: {slot.node}{gpu}` puts it there"))
                 continue
             draft = self.known.draft(name, index, slot)
-            if isinstance(draft, str) or (name, index, slot.node, slot.label) in self.refused:
+            if isinstance(draft, str) or (name, index, slot.node, slot.key) in self.refused:
                 continue
             if way := self._way(draft, slot, () if p is None else (p,)):
                 ways.append(self._line(name, index, slot, way))
@@ -144,13 +145,21 @@ class Explainer:
         context = draft.request.context
         shorter = largest_context(SMALLEST_CONTEXT, context, fitting) if context > SMALLEST_CONTEXT else None
         if shorter is not None:
-            return f"with `context: {shorter.request.context}` it fits there"
+            return f"with `context: {shorter.request.context}` it would fit there"
         if draft.request.concurrency > 1 and fitting(context, concurrency=1):
-            return "with `concurrency: 1` it fits there"
+            return "with `concurrency: 1` it would fit there"
         for rival in sorted(self.placements, key=self._rank):
             if rival.model != draft.model and self._fitting(draft, slot, context, without=(*without, rival)):
-                return f"without `{rival.model}` it fits there"
+                return f"without `{rival.model}` it would fit there"
         return ""
+
+    def _gpu(self, slot: Slot) -> int | str:
+        """How the inventory names a GPU: by its index, where that is one GPU's alone."""
+        (gpu,) = slot.gpus
+        same = [
+            s for s in self.known.slots if s.node == slot.node and [g.index for g in s.gpus] == [gpu.index]
+        ]
+        return gpu.index if len(same) == 1 else gpu.uuid
 
     def _rank(self, p: Placement) -> tuple[int, int, str]:
         """Who would be missed least."""
@@ -161,6 +170,9 @@ class Explainer:
             return []
         if p.variant == 0:
             return ["first choice of variant"]
+        tried = [o for i, _, o in self._outcomes(p) if i < p.variant]
+        if tried and all(isinstance(o, str) and not o.startswith("needs ") for o in tried):
+            return [f"variant {p.variant + 1}: the better ones can run nowhere"]
         return [f"variant {p.variant + 1}: the better ones fit nowhere beside the rest"]
 
     def _context(self, p: Placement, *, short: bool) -> list[str]:
@@ -282,7 +294,7 @@ class Explainer:
         for index, variant in enumerate(model.variants):
             for slot in self.known.matching(name, variant):
                 draft = self.known.draft(name, index, slot)
-                if isinstance(draft, str) or (name, index, slot.node, slot.label) in self.refused:
+                if isinstance(draft, str) or (name, index, slot.node, slot.key) in self.refused:
                     continue
                 drafts.append((slot, draft))
         if not drafts:
@@ -334,7 +346,9 @@ class Explainer:
             self.free[slot.node, n] + sum(p.bytes for p in gone if n in names_of(p.gpus))
             for n in names_of(slot.gpus)
         )
-        return free, self.ram[slot.node] + sum(p.footprint.host_bytes for p in gone if p.gpus)
+        # What runs holds its RAM already: that was never taken from what is free.
+        ram = sum(p.footprint.host_bytes for p in gone if p.gpus and not p.kept)
+        return free, self.ram[slot.node] + ram
 
     def _least(
         self, name: str, index: int, slot: Slot, *, without: Placement | None = None
@@ -345,11 +359,32 @@ class Explainer:
         draft = self.known.draft(name, index, slot)
         if isinstance(draft, str):
             return draft
+        if why := self._taken(draft, without):
+            return why
         p = self.known.sized(draft, draft.request.context)
         if isinstance(p, str):
             return p
         free, ram = self._left(slot, () if without is None else (without,))
         return too_large(p, free, slot.explained, ram) or p
+
+    def _taken(self, draft: Placement, without: Placement | None) -> str:
+        """What others of the decision leave no room for beside memory: a port that is one a node, and disk
+        for what is fetched."""
+        beside = [
+            p
+            for p in self.placements
+            if p.node == draft.node
+            and (without is None or (p.service, p.node) != (without.service, without.node))
+        ]
+        port = self.inventory.models[draft.model].port
+        if port is not None and any(p.model == draft.model for p in beside):
+            return f"another replica has port {port} there"
+        needed = self.known.fetch(draft.source, draft.node)
+        sources = {p.source for p in beside if not p.kept} - {draft.source}
+        others = sum(self.known.fetch(source, draft.node) for source in sources)
+        if needed and needed + others > self.known.disk(draft.node):
+            return f"disk too small: {needed / GIB:.1f} GiB to fetch beside {others / GIB:.1f} GiB for others"
+        return ""
 
     def _line(self, name: str, index: int, slot: Slot, why: str) -> str:
         variants = self.inventory.models[name].variants

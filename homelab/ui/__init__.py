@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -55,7 +56,12 @@ def width(console: Screen | None = None) -> int:
     console, columns = console or out, os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns) > 0:
         return int(columns)
-    return console.width if console.is_terminal else UNBOUNDED
+    if console.is_terminal:
+        return console.width
+    # `homelab plan | less`: somebody reads it on the terminal that errors go to.
+    if err.is_terminal and stat.S_ISFIFO(os.fstat(1).st_mode):
+        return err.width
+    return UNBOUNDED
 
 
 def show(lines: Iterable[Text]) -> None:
@@ -74,6 +80,11 @@ def error(e: HomelabError) -> None:
         shown += wrapped(Text.assemble(("hint:", "cyan"), " ", e.hint), room, rest="  ")
     for text in shown:
         err.print(text)
+
+
+def sentence(text: str) -> None:
+    """Prose among the data, broken at spaces."""
+    show(wrapped(text, width(), rest="  "))
 
 
 def next_steps(*steps: str) -> None:

@@ -62,6 +62,8 @@ def wrapped(text: Text | str, width: int, *, first: str = "", rest: str = "") ->
     `rest` before the others. A word that is wider stays whole, so that it can be copied, unless it is of a
     script that has no spaces."""
     text = Text(text) if isinstance(text, str) else text
+    # What starts a line of its own would be taken for ours.
+    text.plain = text.plain.replace("\n", " ").replace("\t", " ")
     ends, used, room = [], 0, max(width - cell_len(first), 8)
     for word in WORD.finditer(text.plain):
         size = cell_len(word[0].rstrip())
@@ -106,7 +108,15 @@ class Rows:
 
     def add(self, *cells: str | Text) -> None:
         made = (c if isinstance(c, Text) else Text(c) for c in cells)
-        self.rows.append([t if "\n" not in t.plain else Text(plain(t.plain), t.style) for t in made])
+        self.rows.append([Text(plain(t.plain), t.style) if {"\n", "\t"} & set(t.plain) else t for t in made])
+
+    def natural(self) -> int:
+        """How wide it is with nothing cut."""
+        widest = [
+            max([cell_len(c.head), *(row[i].cell_len for row in self.rows)])
+            for i, c in enumerate(self.columns)
+        ]
+        return sum(widest) + GAP * (len(widest) - 1)
 
     def widths(self, width: int) -> list[int]:
         """How wide each column is shown; 0 where it is left out."""

@@ -16,7 +16,8 @@ def deployed(url: str, key_file: str | None, again: str) -> None:
 
 def connections(access: Access, again: str) -> None:
     """How clients reach the gateway: address, key and model. What is to be pasted is not broken."""
-    ui.write(f"Gateway  {access.url}   key in {access.key_file}")
+    line = f"Gateway  {access.url}   key in {access.key_file}"
+    ui.write(line if len(line) <= ui.width() else f"Gateway  {access.url}\n  key in {access.key_file}")
     ui.write()
     for client in clients().values():
         ui.write(f"{client.TITLE}:")

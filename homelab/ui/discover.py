@@ -26,7 +26,8 @@ def lines(inventory: Inventory, survey: Survey, seconds: float, width: int) -> l
     """The table of nodes and devices, problems below it, and what is now true."""
     rows = Rows(COLUMNS)
     silent: list[Text] = []
-    reachable, free, unified = 0, 0, False
+    answered: list[Facts] = []
+    unified = False
     for name, report in survey.nodes.items():
         if report.facts is None:
             away = inventory.nodes[name].away
@@ -35,10 +36,9 @@ def lines(inventory: Inventory, survey: Survey, seconds: float, width: int) -> l
             )
             silent += wrapped(Text.assemble((name, "yellow"), f": {_silent(report)}"), width, rest="  ")
             continue
-        reachable += 1
         facts = report.facts
         unified = unified or any(g.memory_kind == "unified" for g in facts.gpus)
-        free += sum(g.memory_free_bytes or 0 for g in facts.gpus) or facts.memory_available_bytes
+        answered.append(facts)
         runs_with = _runs_with(facts, brief=width < 120)
         for i, cells in enumerate(_devices(facts)):
             rows.add(name if i == 0 else "", *cells, runs_with if i == 0 else "")
@@ -47,11 +47,24 @@ def lines(inventory: Inventory, survey: Survey, seconds: float, width: int) -> l
         for problem in report.facts.problems if report.facts else ():
             said = Text.assemble((name, "yellow"), f": {problem.source}: {problem.message}")
             out += wrapped(said, width, rest="  ")
-    told = (
-        f"{counted(len(survey.nodes), 'node')}, {reachable} reachable, {gib(free)} GiB free, {seconds:.1f} s"
-    )
+    nodes, free = counted(len(survey.nodes), "node"), gib(free_bytes(answered))
+    told = f"{nodes}, {len(answered)} reachable, {free} GiB free, {seconds:.1f} s"
     out += wrapped(told + ("  * unified memory, shared with the system" if unified else ""), width, rest="  ")
     return out
+
+
+def free_bytes(answered: Sequence[Facts]) -> int | None:
+    """What models could use of these machines now: of GPUs, where there are some, else of RAM. None where
+    nothing is known of any."""
+    known = [
+        size
+        for facts in answered
+        for size in (
+            [g.memory_free_bytes for g in facts.gpus] if facts.gpus else [facts.memory_available_bytes]
+        )
+        if size is not None
+    ]
+    return sum(known) if known else None
 
 
 def _devices(facts: Facts) -> Iterator[list[str]]:
@@ -113,5 +126,6 @@ def _runs_with(facts: Facts, *, brief: bool) -> str:
         return f"docker: {docker.error or 'no answer'}"
     if brief and docker.compose_version:
         return f"docker {docker.version}"
-    compose = f"compose {docker.compose_version}" if docker.compose_version else "no compose plugin"
-    return f"docker {docker.version}, {compose}"
+    if not docker.compose_version:
+        return f"no compose plugin, docker {docker.version}"
+    return f"docker {docker.version}, compose {docker.compose_version}"

@@ -20,7 +20,7 @@ TERMS = (Column(head="TERM"), Column(head="GiB", right=True), Column(head="WHERE
 CATALOG = (
     Column(head="MODEL", least=14, middle=True),
     Column(head="DEVICE", least=10, middle=True),
-    Column(head="VARIANT", least=14, middle=True),
+    Column(head="VARIANT", least=22),
     Column(head="GiB", right=True),
     Column(head="CONTEXT", right=True),
     Column(head="LICENCE", least=8, drop=1),

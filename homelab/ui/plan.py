@@ -48,10 +48,8 @@ def lines(plan: Plan, width: int, *, verbose: bool = False) -> list[Text]:
     changes = {c.place: c for c in plan.changes}
     kept = [c for c in plan.changes if c.action == "keep"]
     quiet = set() if verbose or len(kept) <= MOST_KEPT else {c.place for c in kept}
-    table = Rows(_columns(SERVICES, width))
     order = [key for key in placed if key in changes and key not in quiet]
-    for key in order:
-        table.add(*_service(changes[key], placed[key], width))
+    table = _services([(changes[key], placed[key]) for key in order], width)
     head, *body = table.lines(width, indent=INDENT)
     rows = dict(zip(order, body, strict=True))
     out: list[Text] = [head] if rows else []
@@ -71,6 +69,8 @@ def lines(plan: Plan, width: int, *, verbose: bool = False) -> list[Text]:
                 out += because(plan, p, width, indent=6)
                 out.append(Text())
     rest = [c for c in plan.changes if c.place not in shown and c.place not in quiet]
+    if any(not u.unreachable for u in plan.layout.unplaced):
+        rest = []  # nothing of it comes to pass, and none of it need
     if rest and rows and out[-1]:
         out.append(Text())
     out += _rest(rest, width, head=not rows)
@@ -82,21 +82,31 @@ def lines(plan: Plan, width: int, *, verbose: bool = False) -> list[Text]:
     return out + list(_below(plan, width))
 
 
-def _columns(columns: Sequence[Column], width: int) -> Sequence[Column]:
-    """On a narrow terminal the mark says the action."""
-    return columns if width >= 100 else (Column(), *columns[1:])
+def _services(rows: Sequence[tuple[Change, Placement]], width: int) -> Rows:
+    """A row for each service. Where they would not fit, the mark alone says the action; what no row has a
+    figure for is left out."""
+    budgeted = any(p.gpu_memory_utilization is not None for _, p in rows)
+    for brief in (False, True):
+        columns = [c for c in SERVICES if budgeted or c.head != "UTIL"]
+        table = Rows([Column(), *columns[1:]] if brief else columns)
+        for change, p in rows:
+            cells = _service(change, p, brief=brief)
+            table.add(*(cells if budgeted else [*cells[:5], *cells[6:]]))
+        if table.natural() + INDENT <= width:
+            break
+    return table
 
 
-def _action(change: Change, width: int) -> Text:
+def _action(change: Change, *, brief: bool) -> Text:
     mark, colour = MARKS[change.action]
-    return Text(mark if width < 100 else f"{mark} {change.action}", colour)
+    return Text(mark if brief else f"{mark} {change.action}", colour)
 
 
-def _service(change: Change, p: Placement, width: int) -> list[str | Text]:
+def _service(change: Change, p: Placement, *, brief: bool) -> list[str | Text]:
     why = {"replace": change.reason, "restart": change.reason, "move": f"{change.reason}, {p.summary}"}
     utilization = p.gpu_memory_utilization
     return [
-        _action(change, width),
+        _action(change, brief=brief),
         p.service,
         engine_of(p),
         f"{tokens(p.request.context)} × {p.request.concurrency}",
@@ -122,10 +132,10 @@ def _rest(changes: Sequence[Change], width: int, *, head: bool) -> list[Text]:
     """What is on no device of the plan: the gateway, and what goes."""
     if not changes:
         return []
-    table = Rows(_columns(OTHERS, width))
+    table = Rows(OTHERS)
     for change in changes:
         reason = "up to date" if change.action == "keep" else change.reason
-        table.add(_action(change, width), change.service, f"on {change.node}", _few_words(reason))
+        table.add(_action(change, brief=False), change.service, f"on {change.node}", _few_words(reason))
     first, *body = table.lines(width, indent=INDENT)
     out = [first] if head else []
     for change, row in zip(changes, body, strict=True):
@@ -233,8 +243,10 @@ def summary(plan: Plan, inventory: Inventory, width: int) -> list[Text]:
     nodes = counted(len({c.node for c in plan.todo}), "node")
     nothing = "Nothing can be changed" if plan.layout.unplaced else "Everything is up to date"
     said = [" · ".join(parts) + f" on {nodes}" if parts else nothing]
-    if plan.layout.unplaced:
-        said.append(f"{len(plan.layout.unplaced)} without a place")
+    if short := dict.fromkeys(u.model for u in plan.layout.unplaced if not u.unreachable):
+        said = [f"Nothing will be changed as long as there is no place for {', '.join(short)}"]
+    elif plan.layout.unplaced:
+        said.append(f"{counted(len(plan.layout.unplaced), 'instance')} without a place")
     cloud = ", ".join(sorted(inventory.cloud))
     said.append(f"prompts to {cloud} leave the house" if cloud else "no prompt can leave the house")
     return wrapped(" · ".join(said), width, rest="  ")

@@ -75,13 +75,16 @@ def fitted(text: str, cells: int, *, right: bool = False) -> str:
 
 
 def bar(used: int | None, planned: int | None, total: int | None, cells: int) -> str:
-    """█ is used and ░ is not; `│` is where what is planned ends. Nothing where no total is known."""
+    """█ is used and ░ is not; `│` is where what is planned ends, beyond what is used. Nothing where no total
+    is known."""
     if not cells or not total or (used is None and planned is None):
         return ""
     filled = round(cells * min(1.0, (used or 0) / total))
     drawn = ["█"] * filled + ["░"] * (cells - filled)
     if planned:
-        drawn[max(0, min(cells, round(cells * min(1.0, planned / total))) - 1)] = "│"
+        end = max(0, min(cells, round(cells * min(1.0, planned / total))) - 1)
+        if end >= filled:
+            drawn[end] = "│"
     return "".join(drawn)
 
 

@@ -7,7 +7,7 @@ from rich.text import Text
 from homelab.facts import Facts
 from homelab.status import GatewayStatus, Instance, Status
 from homelab.ui.cells import Column, Rows, counted, gib, tokens, wrapped
-from homelab.ui.discover import together
+from homelab.ui.discover import free_bytes, together
 from homelab.ui.why import short_name
 
 MODELS = (
@@ -101,16 +101,13 @@ def house(status: Status, next_step: str, width: int) -> list[Text]:
     """The whole house in five lines: gateway, models, nodes, what is wrong, what to type."""
     healthy = [m.name for m in status.models if m.healthy]
     up = [report.facts for report in status.nodes.values() if report.facts is not None]
-    free = sum(
-        sum(g.memory_free_bytes or 0 for g in facts.gpus) or facts.memory_available_bytes for facts in up
-    )
     g, found = status.gateway, wrong(status)
     answers = Text("healthy", "green") if g.healthy else Text(_not_healthy(g), "red")
     names = ", ".join(healthy) or "none"
     said = [
         ("gateway", Text.assemble(f"{g.url or '-'}  on {g.node}  ", answers)),
         ("models", Text(f"{len(healthy)} of {len(status.models)} answer: {names}")),
-        ("nodes", Text(f"{len(up)} of {len(status.nodes)} are there, {gib(free)} GiB free")),
+        ("nodes", Text(f"{len(up)} of {len(status.nodes)} reached, {gib(free_bytes(up))} GiB free")),
         ("wrong", Text("; ".join(found), "yellow") if found else Text("nothing", "green")),
         ("next", Text(next_step)),
     ]
@@ -125,15 +122,22 @@ def _one_line(head: str, text: Text, width: int) -> Text:
 
 
 def wrong(status: Status) -> list[str]:
-    """What is wrong in a house, the worst first; nothing where all is well."""
+    """What is wrong in a house, the causes first; nothing where all is well."""
     found = []
+    silent = [n for n, r in sorted(status.nodes.items()) if r.facts is None and n not in status.away]
+    if silent:
+        found.append(f"not reached: {', '.join(silent)}")
     if not status.gateway.healthy and status.gateway.node not in status.away:
         found.append(f"the gateway: {_not_healthy(status.gateway)}")
     if down := [m for m in status.unhealthy if m != "gateway"]:
         found.append(f"{', '.join(down)} {'does' if len(down) == 1 else 'do'} not answer")
-    silent = [n for n, r in sorted(status.nodes.items()) if r.facts is None and n not in status.away]
-    if silent:
-        found.append(f"{', '.join(silent)} cannot be reached")
+    # What runs may hang: it is asked, and says nothing.
+    found += [
+        f"{x.service} on {x.node}: {x.detail}"
+        for m in status.models
+        for x in m.instances
+        if x.state == "running" and x.detail
+    ]
     problems = {n: len(r.facts.problems) for n, r in sorted(status.nodes.items()) if r.facts}
     found += [f"{counted(k, 'problem')} on {n}" for n, k in problems.items() if k]
     return found

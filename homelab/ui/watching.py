@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import termios
+import time
 import tty
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,25 +36,33 @@ def _keys(pressed: Callable[[bytes], None]) -> Iterator[None]:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-async def watching(screens: AsyncIterator[Callable[[int], Sequence[Text]]]) -> None:
+async def watching(screens: AsyncIterator[Callable[[int], Sequence[Text]]]) -> int:
     """Show each screen, made for the terminal's width, in place of the one before, until q or ^C; the last
-    one stays in the terminal."""
-    enough = asyncio.Event()
+    one stays in the terminal. Gives back the exit status: that of the signal that ended it, else 0."""
+    enough, code = asyncio.Event(), 0
     last: Callable[[int], Sequence[Text]] | None = None
 
     async def show(live: Live) -> None:
         nonlocal last
         async for last in screens:
-            room = ui.out.size.height - 1
+            room = max(ui.out.size.height - 1, 1)
             lines = list(last(ui.width()))
             more = [Text(f"… {len(lines) - room + 1} more lines", "dim")] if len(lines) > room else []
-            shown = [*lines[: room - len(more)], *more, Text("q to quit", "dim")]
+            clock = f"{time.strftime('%H:%M:%S')}   q to quit"
+            shown = [*lines[: room - len(more)], *more, Text(clock, "dim")]
             live.update(Group(*(_unwrapped(line) for line in shown)), refresh=True)
 
     def pressed(keys: bytes) -> None:
         if not keys or any(key in keys for key in QUIT):
             enough.set()
 
+    def signalled(number: int) -> None:
+        nonlocal code
+        code = 128 + number
+        enough.set()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, signalled, number)
     try:
         with Live(console=ui.out, screen=True, auto_refresh=False) as live, _keys(pressed):
             showing = asyncio.create_task(show(live))
@@ -68,6 +78,7 @@ async def watching(screens: AsyncIterator[Callable[[int], Sequence[Text]]]) -> N
     finally:
         if last is not None:
             ui.show(last(ui.width()))
+    return code
 
 
 def _unwrapped(line: Text) -> Text:

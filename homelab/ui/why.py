@@ -67,12 +67,6 @@ def engine_of(p: Placement) -> str:
     return f"{p.engine} {quantization}".rstrip()
 
 
-def where(plan: Plan, p: Placement) -> str:
-    """`server GPU 0 + GPU 1`."""
-    gpus = {g.uuid: g.index for slot in plan.layout.slots if slot.node == p.node for g in slot.gpus}
-    return f"{p.node} {' + '.join(f'GPU {gpus[u]}' if u in gpus else 'GPU' for u in p.gpus) or 'RAM'}"
-
-
 def _head(p: Placement, width: int) -> list[Text]:
     numbers = f"{p.request.context} × {p.request.concurrency}, {gib(p.bytes)} GiB"
     if p.gpu_memory_utilization is not None:
@@ -97,7 +91,7 @@ def _what_happens(change: Change | None, width: int) -> list[Text]:
 def because(plan: Plan, p: Placement, width: int, *, indent: int = 0) -> list[Text]:
     """What one instance takes, why it is here, why not there, and what would change it."""
     found = plan.layout.explains.because(p) if plan.layout.explains is not None else None
-    out = _section("What it takes", list(_terms(p)), width, indent)
+    out = _section("What it takes, in GiB", list(_terms(p)), width, indent)
     if found is None:
         return out + _section("Why here", [p.reason], width, indent)
     out += _section("Why here", found.here, width, indent)
@@ -119,12 +113,14 @@ def grouped(found: Sequence[str]) -> list[str]:
     """Lines as `place: why`: those with the same reason in one, without those that could never have been
     meant."""
     places: dict[str, list[str]] = {}
-    for line in found:
+    # Where nothing else is to be said, it is the reason.
+    meant = [line for line in found if NEVER_MEANT not in line] or found
+    for line in meant:
         place, colon, why = line.partition(": ")
-        if not colon:
-            places.setdefault(line, [])
-        elif NEVER_MEANT not in why:
+        if colon:
             places.setdefault(why, []).append(place)
+        else:
+            places.setdefault(line, [])
     return [f"{', '.join(there)}: {why}" if there else why for why, there in places.items()]
 
 
