@@ -22,8 +22,7 @@ def test_two_vllm_instances_on_one_gpu_come_up_and_answer(
     shutil.copytree(lab.tiny_model(tmp_path / "tiny"), node.folder / "disk/srv/tiny")
     tiny = {"engine": "vllm", "source": "/srv/tiny", "context": 1024, "concurrency": 2}
     home.write(gateway="box", models={"one": tiny, "two": {**tiny, "context": 512}})
-    said = home.homelab("plan")
-    assert "gpu-memory-utilization" in said.out
+    assert "gpu-memory-utilization" in home.homelab("why", "one").out
     home.homelab("deploy", "--yes", within=900)
     for model in ("one", "two"):
         assert home.chat(model).status_code == 200
