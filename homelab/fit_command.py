@@ -190,8 +190,18 @@ def what_document(rows: Sequence[Row]) -> dict[str, Any]:
 def places_named(gpu: str | None) -> list[Place]:
     if gpu is None:
         return []
-    device = cards.parse_gpu(gpu)
-    return [Place(device=device, free_bytes=device.total_bytes, label=device.name)]
+    card, device = cards.find_gpu(gpu, load_cards())
+    if card is None or not card.unified:
+        return [Place(device=device, free_bytes=device.total_bytes, label=device.name)]
+    share = f"{device.name}, {card.usable_bytes / fit.GiB:.1f} GiB for models"
+    return [
+        Place(device=device, free_bytes=card.usable_bytes, label=f"{share} {card.note}".rstrip()),
+    ]
+
+
+@cache
+def load_cards() -> cards.Cards:
+    return cards.parse((Path(cards.__file__).parent / "cards.yml").read_text())
 
 
 def run(

@@ -12,19 +12,16 @@ from pathlib import Path
 import yaml
 
 import homelab
+from homelab.cards import parse_gpu
 from homelab.facts import Survey, Weights
+from homelab.fit_command import load_cards
 from homelab.inventory import load
 from homelab.models.catalog import Catalog, parse
 from homelab.placement import Layout, place
 from tests.machines import gpu, machine
 
-# GiB that CUDA reports, and a card that does. All are of compute capability 8.9.
-CARDS = {
-    8: (7.65, "RTX 4060"),
-    16: (15.6, "RTX 4060 Ti"),
-    24: (23.52, "RTX 4090"),
-    48: (47.5, "RTX 6000 Ada"),
-}
+# Cards of usual sizes. All are of compute capability 8.9.
+CARDS = {8: "RTX 4060", 16: "RTX 4060 Ti 16GB", 24: "RTX 4090", 48: "RTX 6000 Ada"}
 FP8 = {"kv-cache-dtype": "fp8"}
 Q8 = {"cache-type-k": "q8_0", "cache-type-v": "q8_0"}
 
@@ -76,8 +73,10 @@ def catalog() -> Catalog:
 
 def planned(size: int, asks: tuple[Ask, ...]) -> Layout:
     """The plan for one machine with one card."""
-    total, name = CARDS[size]
-    card = gpu(f"NVIDIA {name}", int(total * 1024)).model_copy(update={"compute_capability": "8.9"})
+    device = parse_gpu(CARDS[size], load_cards())
+    card = gpu(f"NVIDIA {device.name}", device.total_bytes // 2**20).model_copy(
+        update={"compute_capability": device.compute_capability}
+    )
     models, known = {}, {}
     for number, ask in enumerate(asks):
         entry = catalog().entries[ask.model]

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from homelab import fit
-from homelab.cards import parse_gpu
 from homelab.engines import ArgValue, Device, Request
 from homelab.errors import InventoryError
 from homelab.fit import Candidate, Place, parse_tokens
@@ -182,32 +181,6 @@ def test_what_an_engine_refuses_does_not_fit_and_says_why() -> None:
     assert found.verdict == "does-not-fit"
     assert "40960" in found.reason
     assert found.alternatives[0].request.context <= 40960
-
-
-@pytest.mark.parametrize(
-    ("text", "gib", "count"),
-    [
-        ("24GiB", 24, 1),
-        ("24 GB", 22.35, 1),
-        ("23.5gib", 23.5, 1),
-        ("RTX 4090", 23.52, 1),
-        ("NVIDIA GeForce RTX 3090", 23.57, 1),
-        ("2x RTX 3090", 23.57, 2),
-        ("rtx 4060 ti", 15.6, 1),
-        ("4x24GiB", 24, 4),
-        ("8192MiB", 8, 1),
-    ],
-)
-def test_a_gpu_is_a_size_or_a_name(text: str, gib: float, count: int) -> None:
-    device = parse_gpu(text)
-    assert device.total_bytes / GIB == pytest.approx(gib, abs=0.01)
-    assert device.count == count
-
-
-@pytest.mark.parametrize("text", ["RTX", "", "24", "0GiB", "-3GiB", "99x RTX 3090"])
-def test_a_gpu_that_is_not_known_is_refused(text: str) -> None:
-    with pytest.raises(InventoryError):
-        parse_gpu(text)
 
 
 def test_tokens_as_people_write_them() -> None:
