@@ -73,6 +73,8 @@ class Card:
             memory_kind="unified" if self.unified else "dedicated",
             compute_capability=self.compute_capability,
             count=count,
+            gb_per_s=self.gb_per_s,
+            tflops=self.tflops,
         )
 
 

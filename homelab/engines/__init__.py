@@ -65,7 +65,8 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What a model may be placed on: a GPU (or several alike), or a machine's RAM (`vendor` is `cpu`)."""
+    """What a model may be placed on: a GPU (or several alike), or a machine's RAM (`vendor` is `cpu`).
+    `gb_per_s` of its memory and `tflops` in FP16, each of one, where they are known."""
 
     vendor: str
     name: str
@@ -74,18 +75,24 @@ class Device:
     compute_capability: str | None = None
     wsl: bool = False
     count: int = 1
+    gb_per_s: float | None = None
+    tflops: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What is asked of an engine: `context` tokens for each of `concurrency` requests at once, and the
-    user's own engine arguments, canonical. `outputs`: one of the engine's `OUTPUTS`; empty: its first."""
+    user's own engine arguments, canonical. `outputs`: one of the engine's `OUTPUTS`; empty: its first.
+    `speculative`: tokens that the model's own prediction layers draft at a time, 0 for none. `drafter`: the
+    other model that `args` name for it, None where none is named or its header is not known."""
 
     kind: Kind
     context: int
     concurrency: int
     args: Mapping[str, ArgValue] = field(default_factory=dict)
     outputs: str = ""
+    speculative: int = 0
+    drafter: ModelShape | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
