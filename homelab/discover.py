@@ -48,7 +48,13 @@ async def discover(
     A node that does not answer is a report with its error, never an exception. `meanwhile` runs in a thread
     while the nodes answer: what the caller needs afterwards can be imported there."""
     sources = sorted(
-        {v.source for m in inventory.models.values() for v in m.variants if v.parsed.where != "controller"}
+        {
+            s.text
+            for m in inventory.models.values()
+            for v in m.variants
+            for s in v.reads
+            if s.where != "controller"
+        }
     )
     engines_used = {v.engine for m in inventory.models.values() for v in m.variants}
     programs = sorted({p for name in engines_used if (p := engines()[name].OFFER.executable)})
@@ -189,7 +195,7 @@ async def read_models(
 
     `./` sources are relative to `base`, the inventory's folder. What cannot be read has an `error`."""
     turns = asyncio.Semaphore(ASKED_AT_ONCE)
-    wanted = {v.source: v.parsed for n in sorted(names) for v in inventory.models[n].variants}
+    wanted = {s.text: s for n in sorted(names) for v in inventory.models[n].variants for s in v.reads}
 
     def there(name: str, source: str) -> bool:
         facts = survey.nodes[name].facts

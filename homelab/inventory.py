@@ -141,6 +141,24 @@ class Variant(Strict):
     def parsed(self) -> Source:
         return parse_source(self.source)
 
+    @property
+    def drafter(self) -> Source | None:
+        """The model that `args` name to draft for this one, where that is a source on the hub or a whole
+        path on the node."""
+        named = engines()[self.engine].drafter(self.args)
+        try:
+            source = parse_source(named) if named else None
+        except ValueError:  # `ngram`, or a file that only the engine's image has
+            return None
+        ours = source is not None and (source.where == "hub" or source.text.startswith("/"))
+        return source if ours and named != self.source else None
+
+    @property
+    def reads(self) -> tuple[Source, ...]:
+        """All sources that its engine loads."""
+        drafter = self.drafter
+        return (self.parsed, drafter) if drafter is not None else (self.parsed,)
+
     @field_validator("engine")
     @classmethod
     def _known(cls, value: str) -> str:

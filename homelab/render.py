@@ -87,7 +87,12 @@ def _engine(
     environment = {**QUIET, **engine.environment(launch)}
     keys = {engine.KEY_VARIABLE: secrets.engine_key(p.node, p.service)}
     wanted = {"model": asked.of_model(model), **asked.of_place(inventory, p.node, p.engine)}
-    if variant.parsed.where == "hub":
+    drafter = variant.drafter
+    if drafter is not None and drafter.where == "node":
+        folder = posixpath.dirname(drafter.text) if drafter.format == "gguf" else drafter.text
+        if folder not in (m.target for m in mounts):
+            mounts = (*mounts, Mount(source=folder, target=folder, read_only=True))
+    if any(source.where == "hub" for source in variant.reads):
         if inventory.hub.endpoint:
             environment["HF_ENDPOINT"] = wanted["hub"] = inventory.hub.endpoint
         if token := secrets.resolve(inventory.hub.token, environ):

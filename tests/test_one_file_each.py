@@ -49,6 +49,10 @@ def canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     return names(args, {"w": "wheels"}, REFUSED)
 
 
+def drafter(args: Mapping[str, ArgValue]) -> str | None:
+    return None
+
+
 def device_count(args: Mapping[str, ArgValue]) -> int | None:
     return None
 

@@ -242,6 +242,39 @@ def test_weights_that_the_disk_cannot_hold_are_refused_unless_they_are_there() -
     assert only(place(inventory(QWEN4B, nodes), survey(HUB, workstation=there)))
 
 
+DRAFTED = """q:
+    engine: vllm
+    source: Qwen/Qwen3-4B-AWQ
+    args: {speculative-config: '{"model": "MODEL", "num_speculative_tokens": 3}'}"""
+
+
+def test_the_model_that_drafts_is_known_to_the_engine_and_is_fetched_too() -> None:
+    nodes = "workstation: {host: 192.168.1.10}"
+    drafted = inventory(DRAFTED.replace("MODEL", "Qwen/Qwen3-0.6B"), nodes)
+    assert [s.text for s in drafted.models["q"].variants[0].reads] == ["Qwen/Qwen3-4B-AWQ", "Qwen/Qwen3-0.6B"]
+    small = HUB["Qwen/Qwen3-4B-AWQ"].model_copy(update={"source": "Qwen/Qwen3-0.6B"})
+    known = survey({**HUB, "Qwen/Qwen3-0.6B": small}, workstation=workstation())
+    placed = only(place(drafted, known))
+    assert placed.request.drafter is not None
+    unknown = only(place(drafted, survey(HUB, workstation=workstation())))
+    assert unknown.request.drafter is None
+    full = survey({**HUB, "Qwen/Qwen3-0.6B": small}, workstation=workstation(disk_gib=5))
+    assert "disk too small for the weights: 5.00 GiB to fetch" in place(drafted, full).unplaced[0].reason
+
+
+@pytest.mark.parametrize("named", ["ngram", "~/draft", "./draft", "Qwen/Qwen3-4B-AWQ"])
+def test_what_is_no_other_model_drafts_nothing(named: str) -> None:
+    assert inventory(DRAFTED.replace("MODEL", named)).models["q"].variants[0].drafter is None
+
+
+def test_a_container_sees_the_file_that_drafts() -> None:
+    drafted = TINY.replace("context: 4096", "args: {model-draft: /drafts/small.gguf}")
+    seen = survey({}, server=server(weights=(tiny_gguf(),)))
+    wanted = inventory(drafted, "server: {host: 192.168.1.11}", "server")
+    engine = next(s for s in render(wanted, place(wanted, seen), seen, KEYS, {}) if s.unit.role == "engine")
+    assert any("/drafts:/drafts:ro" in f.content for f in engine.files)
+
+
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [

@@ -158,6 +158,7 @@ SPELLINGS = {
     "mmproj-url": "mmu",
     "no-mmproj": "no-mmproj-auto",
     "spec-draft-model": "md model-draft",
+    "spec-draft-hf": "hfd hfrd hf-repo-draft",
     "threads": "t",
     "threads-batch": "tb",
     "n-predict": "n predict",
@@ -184,6 +185,12 @@ def canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
 def device_count(args: Mapping[str, ArgValue]) -> int | None:
     """Left open: llama.cpp spreads over whatever it is given."""
     return None
+
+
+def drafter(args: Mapping[str, ArgValue]) -> str | None:
+    """A GGUF file, or a repository with one."""
+    named = args.get("spec-draft-model") or args.get("spec-draft-hf")
+    return named if isinstance(named, str) else None
 
 
 def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:

@@ -153,6 +153,15 @@ def device_count(args: Mapping[str, ArgValue]) -> int | None:
     return _number(args, "tensor-parallel-size", 1) if "tensor-parallel-size" in args else None
 
 
+def drafter(args: Mapping[str, ArgValue]) -> str | None:
+    """The `model` of `speculative-config`."""
+    try:
+        named = json.loads(str(args.get("speculative-config"))).get("model")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return named if isinstance(named, str) else None
+
+
 def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     """What one vLLM instance takes on each GPU, in bytes, by terms: what its budget must hold, and the CUDA
     context outside of it.

@@ -193,7 +193,8 @@ class _Choices:
         place: int,
         avoidable: bool = False,
     ) -> None:
-        fetch = self.known.fetch(p.source, p.node) if not p.kept else 0
+        variant = self.known.inventory.models[p.model].variants[p.variant]
+        fetch = self.known.fetch_all(variant, p.node) if not p.kept else 0
         self.placements.append(p)
         self.options.append(
             Option(

@@ -113,6 +113,12 @@ class Candidates:
                 self._shapes[id(weights)] = e.message
         return self._shapes[id(weights)]
 
+    def drafter(self, variant: Variant, node: str) -> ModelShape | None:
+        """The shape of the model that drafts for this one; None where none does, or nobody can read it."""
+        source = variant.drafter
+        shape = self.shape(source.text, node) if source is not None else None
+        return shape if isinstance(shape, ModelShape) else None
+
     def there(self, source: str, node: str) -> int:
         """Bytes of the weights if they lie on that node."""
         local = self._weights.get(node, {}).get(source)
@@ -132,6 +138,10 @@ class Candidates:
             else 0
         )
         return max(0, size - (local.bytes if local else 0))
+
+    def fetch_all(self, variant: Variant, node: str) -> int:
+        """The same for all that it loads."""
+        return sum(self.fetch(s.text, node) for s in variant.reads)
 
     def disk(self, node: str) -> int:
         """Bytes that weights may still take on a node; without bound where its disk is not known. Never less
@@ -208,7 +218,7 @@ class Candidates:
             return shape
         if shape.format not in engine.FORMATS:
             return f"{engine.NAME} does not read {shape.format} files"
-        if (needed := self.fetch(variant.source, slot.node)) > self.disk(slot.node):
+        if (needed := self.fetch_all(variant, slot.node)) > self.disk(slot.node):
             disk = next(d for d in facts.disks if d.purpose == "models")
             return (
                 f"disk too small for the weights: {gib(needed)} GiB to fetch, "
@@ -235,6 +245,7 @@ class Candidates:
                 context=self.context(model, shape).min,
                 concurrency=model.concurrency,
                 args=variant.args,
+                drafter=self.drafter(variant, slot.node),
             ),
             footprint=Footprint(terms=(), kv_cache_bytes=0, kv_cache_tokens=0),
             gpu_memory_utilization=None,
@@ -261,6 +272,7 @@ class Candidates:
             draft.device,
             draft.version,
             id(shape),
+            id(request.drafter),
             context,
             request.concurrency,
         )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from homelab.inventory import Variant
 from homelab.placement.candidates import Candidates, largest_context, too_large
 from homelab.placement.devices import GIB, Slot, names_of
 from homelab.placement.layout import Because, Placement, Unplaced
@@ -379,12 +380,16 @@ class Explainer:
         port = self.inventory.models[draft.model].port
         if port is not None and any(p.model == draft.model for p in beside):
             return f"another replica has port {port} there"
-        needed = self.known.fetch(draft.source, draft.node)
-        sources = {p.source for p in beside if not p.kept} - {draft.source}
+        ours = {s.text for s in self._asked(draft).reads}
+        needed = sum(self.known.fetch(source, draft.node) for source in ours)
+        sources = {s.text for p in beside if not p.kept for s in self._asked(p).reads} - ours
         others = sum(self.known.fetch(source, draft.node) for source in sources)
         if needed and needed + others > self.known.disk(draft.node):
             return f"disk too small: {needed / GIB:.1f} GiB to fetch beside {others / GIB:.1f} GiB for others"
         return ""
+
+    def _asked(self, p: Placement) -> Variant:
+        return self.inventory.models[p.model].variants[p.variant]
 
     def _line(self, name: str, index: int, slot: Slot, why: str) -> str:
         variants = self.inventory.models[name].variants
