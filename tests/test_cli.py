@@ -123,9 +123,9 @@ def test_why_answers_from_the_same_plan(homelab) -> None:  # type: ignore[no-unt
     assert f"{mine['gpu_memory_utilization']:.3f}" in done.stdout and f"{mine['context']} × 4" in done.stdout
     for part in ("What it takes, in GiB", "Why here", "Why not there", "What would change it"):
         assert f"\n{part}\n" in done.stdout
-    assert "the only place that holds it" in done.stdout
+    assert "the tightest fit of 2 places" in done.stdout
     assert "server GPU 0 (vllm)" in done.stdout
-    assert "with `concurrency: 1` there is room for 40960 tokens" in done.stdout
+    assert "server GPU 1 (vllm): `node: server, gpu: 1` puts it there" in done.stdout
     everything = homelab("plan", "-v", "--facts", "facts.json").stdout
     assert everything.count("Why here") == len(plan["placements"])
     assert homelab("why", "qwen3-31b", "--facts", "facts.json").returncode == 2

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from homelab.engines import Device, Request, vllm
-from homelab.models.paged_kv import Element, Paging, pool
+from homelab.models.paged_kv import Draft, Element, Paging, pool, prediction_layers
 from tests.models.examples import safetensors
 
 GIB = 2**30
+STEP = 16  # tokens of a block, where the model is no hybrid
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "data" / "vllm.jsonl").read_text().splitlines()]
 
 
@@ -19,7 +20,11 @@ def compared(row: dict[str, Any]) -> list[tuple[str, float, float]]:
     """(what, logged, ours) of one case."""
     options = dict(row.get("paging", {}))
     element = Element(bytes=1) if options.pop("fp8", False) else Element()
-    found = pool(safetensors(row["model"]), row["context"], Paging(element=element, **options))
+    shape, mtp = safetensors(row["model"]), options.pop("mtp", False)
+    paging = Paging(element=element, **options)
+    own = prediction_layers(shape) if mtp else ()
+    draft = Draft(layers=own, element=element, tensor_parallel=paging.tensor_parallel)
+    found = pool(shape, row["context"], paging, draft)
     out = []
     if "tokens" in row:
         ours = (
@@ -29,13 +34,13 @@ def compared(row: dict[str, Any]) -> list[tuple[str, float, float]]:
     if "needed_gib" in row:
         out.append(("GiB needed", row["needed_gib"], found.block_bytes * found.blocks_per_request / GIB))
     if "longest" in row:
-        out.append(
-            (
-                "longest context",
-                float(row["longest"]),
-                float(int(row["available_gib"] * GIB) // found.block_bytes * found.block_tokens),
-            )
-        )
+        blocks = int(row["available_gib"] * GIB) // found.block_bytes
+        fits = [
+            tokens
+            for tokens in range(STEP, row["context"], STEP)
+            if pool(shape, tokens, paging, draft).blocks_per_request <= blocks
+        ]
+        out.append(("longest context", float(row["longest"]), float(fits[-1])))
     return out
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from homelab.engines import (
@@ -29,8 +30,8 @@ from homelab.engines import (
     whole,
 )
 from homelab.engines import canonical as canonical_names
-from homelab.models.paged_kv import Element, Paging, Pool, pool
-from homelab.models.shape import ModelShape
+from homelab.models.paged_kv import Draft, Element, Paging, Pool, pool, prediction_layers
+from homelab.models.shape import Layer, ModelShape
 from homelab.program import Offer
 
 NAME = "vllm"
@@ -51,16 +52,21 @@ OUTPUTS: tuple[str, ...] = ()
 
 GiB = 2**30
 BATCHED_TOKENS = 2048
-# With asynchronous scheduling, the default, two batches are under way at once (`config/vllm.py`
-# max_concurrent_batches).
-BATCHES = 2
 SAMPLER_BYTES = 20  # an element of `requests * vocab`; from one published log, so rounded up from there
 # Measured on other people's machines; see docs/memory.md for each.
-NON_TORCH = int(0.15 * GiB)
+NON_TORCH, NON_TORCH_PARALLEL = int(0.15 * GiB), int(0.38 * GiB)
 CUDA_CONTEXT, CUDA_CONTEXT_WSL, NCCL = int(0.5 * GiB), int(1.3 * GiB), int(0.3 * GiB)
-RESERVE, RESERVE_HYBRID = int(0.3 * GiB), GiB
+# What an instance took beyond its budget and its context, at most, after long prompts (club-3090, releases
+# 0.22 to 0.27 at `max-num-batched-tokens` 4096 and 8192): 0.16 GiB of Gemma-4-31B, 0.47 with experts
+# (Gemma-4-26B-A4B), 0.58 of a hybrid (Qwen3.6-35B-A3B), 1.31 of one with speculation (27B), whose scratch is
+# profiled only in part (vllm#44209); on Blackwell 2.40 on each of two GPUs, 3.31 on one.
+RESERVE = {"dense": int(0.3 * GiB), "experts": GiB // 2, "hybrid": GiB, "hybrid, speculative": int(1.4 * GiB)}
+RESERVE_BLACKWELL, RESERVE_BLACKWELL_PARALLEL = int(3.4 * GiB), int(2.5 * GiB)
 VISION_PROFILE = GiB
 PROCESS = 2 * GiB  # RAM of the server and of each further rank: libraries, tokenizer, what is loading
+# Quantisations whose layers look for scales of the cache; with e5m2 they are refused
+# (`layers/attention/attention.py`).
+SCALED_CACHE = frozenset({"fp8", "modelopt", "modelopt_fp4", "modelopt_mixed"})
 DTYPES = {
     "auto": Element(),
     "bfloat16": Element(),
@@ -73,6 +79,7 @@ DTYPES |= {
     "fp8_per_token_head": Element(bytes=1, scale_bytes=4),
 }
 DTYPES |= {"int4_per_token_head": Element(bytes=0.5, scale_bytes=4)}
+STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 FIT_ARGS = {"kv-cache-dtype": frozenset(DTYPES)}
 REFUSED = {
     "host": "write where the node's services listen as its `address`",
@@ -117,6 +124,11 @@ SYNONYMS = {
 }
 # What takes the place of an argument of ours, beside the argument itself.
 INSTEAD = {"enable-auto-tool-choice": "no-enable-auto-tool-choice"}
+# What stands for a drafter whose header is not known, from the sizes of published ones: bytes of an EAGLE or
+# DFlash head or an assistant for the square of the model's hidden width (1.75 GB for Qwen3.6-27B, 2.9 for
+# Gemma-4-31B, 0.85 for Gemma-4-12B), and its layers. Another model that drafts is taken for Qwen3-0.6B.
+DRAFTER_BYTES, DRAFTER_LAYERS = 100, {"eagle": 1, "eagle3": 1, "dflash": 5, "dspark": 5, "mtp": 0}
+SMALL_MODEL_BYTES, SMALL_MODEL_LAYERS = int(1.5e9), 28
 # Without a parser named, vLLM returns a model's tool calls as plain text. By the start of the
 # architecture's name.
 TOOL_PARSERS = {
@@ -153,15 +165,6 @@ def device_count(args: Mapping[str, ArgValue]) -> int | None:
     return _number(args, "tensor-parallel-size", 1) if "tensor-parallel-size" in args else None
 
 
-def drafter(args: Mapping[str, ArgValue]) -> str | None:
-    """The `model` of `speculative-config`."""
-    try:
-        named = json.loads(str(args.get("speculative-config"))).get("model")
-    except (ValueError, AttributeError, RecursionError):
-        return None
-    return named if isinstance(named, str) else None
-
-
 def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     """What one vLLM instance takes on each GPU, in bytes, by terms: what its budget must hold, and the CUDA
     context outside of it.
@@ -172,24 +175,31 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     context = _number(args, "max-model-len", request.context)
     seqs = _number(args, "max-num-seqs", request.concurrency)
     _check(shape, request, device, args, context, tp)
+    drafts = _speculation(args, request)
+    if drafts:
+        _check_drafts(shape, request, drafts, tp)
+    draft = _draft(shape, request, args, drafts, tp) if drafts else None
     batched = _number(
         args,
         "max-num-batched-tokens",
         BATCHED_TOKENS if request.kind == "chat" else max(BATCHED_TOKENS, context),
     )
+
+    def cache_pool(batched: int) -> Pool:
+        if not shape.causal:
+            return Pool(block_bytes=0, blocks_per_request=0, block_tokens=16)
+        return pool(shape, context, _paging(shape, request, device, drafts, tp, batched), draft)
+
     # A prompt's chunk ends on a block, so a hybrid's large block must fit into a batch.
-    kv = (
-        pool(shape, context, _paging(shape, args, tp, batched))
-        if shape.causal
-        else Pool(block_bytes=0, blocks_per_request=0, block_tokens=16)
-    )
+    kv = cache_pool(batched)
+    rows = seqs * (1 + (drafts.tokens if drafts else 0))
     if "max-num-batched-tokens" not in args:
-        batched = max(batched, seqs, kv.block_tokens if shape.hybrid else 0)
-        kv = pool(shape, context, _paging(shape, args, tp, batched)) if shape.causal else kv
+        batched = max(batched, rows, kv.block_tokens if shape.hybrid else 0)
+        kv = cache_pool(batched)
     cache = kv.bytes(seqs)
     if "kv-cache-memory-bytes" in args:
         cache = _number(args, "kv-cache-memory-bytes", cache)
-    sizes = _graph_sizes(args, seqs)
+    sizes = _graph_sizes(args, seqs, drafts.tokens if drafts else 0)
     ours: dict[str, ArgValue] = {
         "max-model-len": context,
         "max-num-seqs": seqs,
@@ -202,17 +212,25 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     if tp > 1:
         ours["tensor-parallel-size"] = tp
     ours |= _kind_flags(shape, request, args)
-    weights = _weights(shape, args, tp)
+    weights = _weights(shape, args, tp, drafts)
     offloaded = min(weights, int(_fraction(args, "cpu-offload-gb") * GiB))
     host: Literal["context", "host"] = "host" if device.memory_kind == "dedicated" else "context"
+    known = drafts is None or drafts.model is None or request.drafter is not None
     terms = (
         Term(name="weights", bytes=weights - offloaded, grade="exact" if tp == 1 else "bounded"),
-        Term(name="kv_cache", bytes=cache, grade=_cache_grade(shape, args)),
-        Term(name="activation", bytes=_activation(shape, request, seqs, batched, tp), grade="bounded"),
+        Term(
+            name="drafter",
+            bytes=_drafter_weights(shape, request, drafts, tp) if drafts else 0,
+            grade="bounded" if known else "empirical",
+        ),
+        Term(name="kv_cache", bytes=cache, grade=_cache_grade(shape, drafts) if known else "empirical"),
+        Term(
+            name="activation", bytes=_activation(shape, request, drafts, rows, batched, tp), grade="bounded"
+        ),
         Term(name="vision", bytes=VISION_PROFILE if _sees(shape, args) else 0, grade="empirical"),
-        Term(name="cuda_graphs", bytes=_graphs(sizes), grade="empirical"),
-        Term(name="non_torch", bytes=NON_TORCH, grade="empirical"),
-        Term(name="reserve", bytes=RESERVE_HYBRID if shape.hybrid else RESERVE, grade="empirical"),
+        Term(name="cuda_graphs", bytes=_graphs(shape, sizes), grade="empirical"),
+        Term(name="non_torch", bytes=NON_TORCH_PARALLEL if tp > 1 else NON_TORCH, grade="empirical"),
+        Term(name="reserve", bytes=_reserve(shape, device, drafts, tp), grade="empirical"),
         Term(
             name="cuda_context",
             bytes=(CUDA_CONTEXT_WSL if device.wsl else CUDA_CONTEXT) + (NCCL if tp > 1 else 0),
@@ -223,11 +241,19 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
         Term(name="process", bytes=PROCESS * tp, grade="empirical", where=host),
     )
     return Footprint(
-        terms=tuple(t for t in terms if t.bytes or t.name not in ("vision", "weights_host")),
+        terms=tuple(t for t in terms if t.bytes or t.name not in ("drafter", "vision", "weights_host")),
         kv_cache_bytes=cache,
         kv_cache_tokens=context * seqs if cache else 0,
         flags={name: value for name, value in ours.items() if name not in args},
     )
+
+
+def drafter(args: Mapping[str, ArgValue]) -> str | None:
+    """The other model that canonical arguments name to draft tokens, None without one."""
+    try:
+        return _speculative_config(args).model
+    except Unsupported:
+        return None
 
 
 def command(launch: Launch) -> list[str]:
@@ -288,6 +314,8 @@ def offloads(shape: ModelShape, device: Device) -> tuple[Offload, ...]:
 
 def notes(shape: ModelShape, request: Request, device: Device) -> Iterator[str]:
     yield from shape.notes
+    if (named := drafter(request.args)) is not None and request.drafter is None:
+        yield f"what {named} takes, which drafts for this model, is a guess: its header could not be read"
 
 
 def served_context(document: Any) -> int | None:
@@ -314,11 +342,18 @@ def _check(
         raise Unsupported(
             f"vLLM needs compute capability 7.5, and {device.name} has {device.compute_capability}"
         )
-    dtype = str(args.get("kv-cache-dtype", "auto"))
-    if dtype in ("fp8", "fp8_e4m3", "fp8_per_token_head") and capability < 8.9:
+    dtype = _cache_dtype(shape, args)
+    if dtype in ("fp8", "fp8_e4m3", "fp8_per_token_head") and not (
+        capability >= 8.9 or (capability >= 8 and dtype != "fp8_per_token_head" and _flashinfer(shape))
+    ):
         raise Unsupported(
-            f"an FP8 (e4m3) KV cache needs compute capability 8.9, and {device.name} has "
+            f"an FP8 (e4m3) KV cache needs compute capability 8.9 for this model, and {device.name} has "
             f"{device.compute_capability}: use `kv-cache-dtype: fp8_e5m2` or int8_per_token_head"
+        )
+    if dtype == "fp8_e5m2" and shape.quantization in SCALED_CACHE:
+        raise Unsupported(
+            "vLLM refuses `kv-cache-dtype: fp8_e5m2` for checkpoints that are FP8 themselves: use `fp8`, or "
+            "int8_per_token_head where the GPU has no e4m3"
         )
     if dtype not in DTYPES:
         raise Unsupported(
@@ -347,45 +382,260 @@ def _check(
         )
 
 
-def _paging(shape: ModelShape, args: Mapping[str, ArgValue], tp: int, batched: int) -> Paging:
-    caching = not _on(args, "no-enable-prefix-caching")
-    speculative = _speculative(args)
-    return Paging(
-        element=DTYPES[str(args.get("kv-cache-dtype", "auto"))],
-        dtype_bytes=shape.dtype_bytes,
-        tensor_parallel=tp,
-        in_flight=BATCHES * batched,
-        # Prefix caching holds the running state, the one before it, and (0.33) a checkpoint inside a prompt.
-        states=3 if caching else 1,
-        speculative=speculative,
-        alignment=64 if caching else 16,
-        block=_number(args, "block-size", 64 if shape.mla else 16),
-        hybrid_manager=not _on(args, "disable-hybrid-kv-cache-manager"),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Speculation:
+    """How tokens are drafted: how many at a time, by what `method`, by which other `model` (None: by layers
+    of the model's own, or without a model), in what cache."""
+
+    tokens: int = 0
+    method: str = ""
+    model: str | None = None
+    kv_cache_dtype: str | None = None
+    tensor_parallel: int | None = None
+    any_vocabulary: bool = False
+
+    @property
+    def own_layers(self) -> bool:
+        return self.model is None and self.method.endswith("mtp")
+
+
+def _speculative_config(args: Mapping[str, ArgValue]) -> _Speculation:
+    """`speculative-config` as vLLM reads it (0.33: `config/speculative.py`)."""
+    if "speculative-config" not in args:
+        return _Speculation()
+    try:
+        config = json.loads(str(args["speculative-config"]))
+        tokens, parallel = config.get("num_speculative_tokens"), config.get("draft_tensor_parallel_size")
+        tokens, parallel = int(tokens or 0), int(parallel or 0) or None
+    except (ValueError, TypeError, AttributeError):
+        raise Unsupported(
+            "vLLM's `speculative-config` is JSON with whole numbers, such as "
+            '\'{"method":"mtp","num_speculative_tokens":2}\'; homelab must read it to compute the memory'
+        ) from None
+    model = str(config["model"]) if config.get("model") else None
+    method = str(config.get("method") or "")
+    if model in ("ngram", "[ngram]") or method in ("ngram", "ngram_gpu", "suffix", "custom_class"):
+        model, method = None, method or "ngram"
+    lower = (model or "").lower()
+    if model and not method:
+        kinds = {"eagle-": "eagle", "eagle3": "eagle3", "dflash": "dflash", "dspark": "dspark"}
+        method = next((m for part, m in kinds.items() if part in lower), "")
+        method = method or ("mtp" if "assistant" in lower or "-mtp" in lower else "draft_model")
+    return _Speculation(
+        tokens=tokens,
+        method=method,
+        model=model,
+        kv_cache_dtype=str(config["kv_cache_dtype"]) if config.get("kv_cache_dtype") else None,
+        tensor_parallel=parallel,
+        any_vocabulary=bool(config.get("use_heterogeneous_vocab")),
     )
 
 
-def _weights(shape: ModelShape, args: Mapping[str, ArgValue], tp: int) -> int:
+def _speculation(args: Mapping[str, ArgValue], request: Request) -> _Speculation | None:
+    if "speculative-config" in args:
+        return _speculative_config(args)
+    return _Speculation(tokens=request.speculative, method="mtp") if request.speculative else None
+
+
+def _check_drafts(shape: ModelShape, request: Request, drafts: _Speculation, tp: int) -> None:
+    """What vLLM 0.33 refuses of speculation (`config/speculative.py`)."""
+    if drafts.own_layers:
+        if not shape.mtp_layers:
+            raise Unsupported(
+                "this model has no layers that predict tokens ahead, so `method: mtp` has nothing to draft "
+                "with: leave `speculative-config` out, or name a drafter as its `model`"
+            )
+        if drafts.tokens > shape.mtp_layers and drafts.tokens % shape.mtp_layers:
+            raise Unsupported(
+                f"its {shape.mtp_layers} prediction layers draft a multiple of {shape.mtp_layers} tokens, "
+                f"not {drafts.tokens}"
+            )
+    if drafts.tensor_parallel not in (None, 1, tp):
+        raise Unsupported(
+            f"a drafter runs on one GPU or on all {tp}: `draft_tensor_parallel_size` is not "
+            f"{drafts.tensor_parallel}"
+        )
+    if (other := request.drafter) is None or drafts.model is None:
+        return
+    if other.format not in FORMATS:
+        raise Unsupported("vLLM 0.33 reads drafters as safetensors, not GGUF: name another repository")
+    if _drafts_as_model(drafts, other) and other.vocab != shape.vocab and not drafts.any_vocabulary:
+        raise Unsupported(
+            f"{drafts.model} cannot draft for this model: its vocabulary has {other.vocab} entries, and the "
+            f"model's {shape.vocab}; name a drafter of the same family"
+        )
+
+
+def _drafts_as_model(drafts: _Speculation, other: ModelShape) -> bool:
+    """Whether the drafter is a language model by itself, not a head for this one."""
+    heads = ("Eagle", "DFlash", "DSpark", "MTP", "Assistant")
+    return drafts.method == "draft_model" and not any(part in other.architecture for part in heads)
+
+
+def _draft(
+    shape: ModelShape, request: Request, args: Mapping[str, ArgValue], drafts: _Speculation, tp: int
+) -> Draft | None:
+    """What speculation caches beside the model, at the drafter's own type where one is set
+    (`v1/spec_decode/llm_base_proposer.py`)."""
+    dtype = _cache_dtype(shape, args)
+    if drafts.own_layers:
+        return Draft(layers=prediction_layers(shape), element=DTYPES[dtype], tensor_parallel=tp)
+    if drafts.model is None:
+        return None
+    if (own := drafts.kv_cache_dtype or dtype) not in DTYPES:
+        raise Unsupported(
+            f"homelab cannot compute the memory of `kv_cache_dtype: {own}` in `speculative-config`; it can "
+            f"for {', '.join(sorted(DTYPES))}"
+        )
+    if request.drafter is None:
+        layers = _guessed_layers(shape, drafts)
+    elif request.drafter.architecture.startswith("Gemma4") and "Assistant" in request.drafter.architecture:
+        layers = ()  # its layers attend to the model's own cache (`models/gemma4_mtp.py`)
+    else:
+        layers = request.drafter.layers
+    return Draft(layers=layers, element=DTYPES[own], tensor_parallel=drafts.tensor_parallel or tp)
+
+
+def _guessed_layers(shape: ModelShape, drafts: _Speculation) -> tuple[Layer, ...]:
+    count = DRAFTER_LAYERS.get(drafts.method, SMALL_MODEL_LAYERS)
+    return (Layer(attention="full", heads=16, kv_heads=8, key_dim=128, value_dim=128),) * count
+
+
+def _drafter_weights(shape: ModelShape, request: Request, drafts: _Speculation, tp: int) -> int:
+    """Bytes of another model's tensors on one rank. What it shares with the model after loading, its input
+    table and output layer, is counted: both are there at the peak."""
+    if drafts.model is None:
+        return 0
+    ranks = drafts.tensor_parallel or tp
+    if other := request.drafter:
+        rope = (other.max_context or 0) * other.rope_dim * other.dtype_bytes
+        split = other.weights_bytes - other.replicated_bytes
+        return math.ceil(split / ranks) + other.replicated_bytes + rope
+    head = drafts.method in DRAFTER_LAYERS
+    return math.ceil((DRAFTER_BYTES * shape.hidden**2 if head else SMALL_MODEL_BYTES) / ranks)
+
+
+def _cache_dtype(shape: ModelShape, args: Mapping[str, ArgValue]) -> str:
+    """The type of the cache: what is set, else what the checkpoint's quantisation asks for (0.33:
+    `utils/torch_utils.py` resolve_kv_cache_dtype_string, `layers/attention/attention.py`)."""
+    dtype = str(args.get("kv-cache-dtype", "auto"))
+    return shape.kv_cache_dtype if dtype == "auto" else dtype
+
+
+def _flashinfer(shape: ModelShape) -> bool:
+    """Whether FlashInfer serves every layer: on Ampere it alone reads an e4m3 cache (0.33:
+    `v1/attention/backends/flashinfer.py`, `platforms/cuda.py`)."""
+    return (
+        not shape.mla
+        and not shape.architecture.startswith(("GptOss", "Gemma"))
+        and all(layer.key_dim in (64, 128, 256, 512) for layer in shape.layers if layer.attention != "none")
+    )
+
+
+def _paging(
+    shape: ModelShape,
+    request: Request,
+    device: Device,
+    drafts: _Speculation | None,
+    tp: int,
+    batched: int,
+) -> Paging:
+    args = request.args
+    states, alignment = _states(shape, args, device)
+    return Paging(
+        element=DTYPES[_cache_dtype(shape, args)],
+        dtype_bytes=shape.dtype_bytes,
+        tensor_parallel=tp,
+        in_flight=_batches(request) * batched,
+        states=states,
+        speculative=drafts.tokens if drafts else 0,
+        alignment=alignment,
+        block=_number(args, "block-size", 64 if shape.mla else 16),
+        hybrid_manager=not _on(args, "disable-hybrid-kv-cache-manager"),
+        state_dtype_bytes=STATE_BYTES.get(str(args.get("mamba-ssm-cache-dtype"))),
+        conv_dtype_bytes=STATE_BYTES.get(str(args.get("mamba-cache-dtype"))),
+    )
+
+
+def _batches(request: Request) -> int:
+    """Batches under way at once: two with asynchronous scheduling, which is on for text generation
+    (`config/vllm.py` max_concurrent_batches)."""
+    asynchronous = request.args.get("async-scheduling", True) and not _on(request.args, "no-async-scheduling")
+    return 2 if request.kind == "chat" and asynchronous else 1
+
+
+def _states(shape: ModelShape, args: Mapping[str, ArgValue], device: Device) -> tuple[int, int]:
+    """The recurrent states that one request holds, and what a hybrid's block is rounded up to.
+
+    Without prefix caching one. With it the running state, the one before it, and a checkpoint inside a
+    prompt where the layers can write one: Mamba 2 always, Qwen's gated delta rule where FlashInfer computes
+    it, in steps of 64 tokens (compute capability 9, 10 or 12), Kimi's likewise (`v1/kv_cache_interface.py`
+    MambaSpec, `layers/mamba/`, `platforms/interface.py` _align_hybrid_block_size)."""
+    if (
+        shape.recurrent is None
+        or _on(args, "no-enable-prefix-caching")
+        or args.get("enable-prefix-caching") is False
+    ):
+        return 1, 16
+    scan = shape.recurrent.scan
+    major = int(float(device.compute_capability or 9))
+    backend = str(args.get("gdn-prefill-backend", "auto"))
+    if scan == "gated-delta" and backend in ("auto", "flashinfer") and major in (9, 10, 12):
+        return 3, 64
+    if scan == "kda" and major in (9, 10, 12):
+        return 3, 16
+    return (3 if scan in ("mamba2", "other") else 2), 16
+
+
+def _reserve(shape: ModelShape, device: Device, drafts: _Speculation | None, tp: int) -> int:
+    if not shape.hybrid:
+        return RESERVE["experts" if shape.experts else "dense"]
+    if not drafts:
+        return RESERVE["hybrid"]
+    if float(device.compute_capability or 0) >= 10:
+        return RESERVE_BLACKWELL if tp == 1 else RESERVE_BLACKWELL_PARALLEL
+    return RESERVE["hybrid, speculative"]
+
+
+def _weights(shape: ModelShape, args: Mapping[str, ArgValue], tp: int, drafts: _Speculation | None) -> int:
     """Bytes of the tensors that one rank loads, and its table of rotary embeddings."""
     loaded = shape.weights_bytes
-    if "speculative-config" not in args:
+    if drafts is None or not drafts.own_layers:
         loaded -= shape.mtp_bytes
-    if not _sees(shape, args):
-        loaded -= shape.vision_bytes
+    vision = shape.vision_bytes if _sees(shape, args) else 0
+    loaded -= shape.vision_bytes - vision
     rope = (shape.max_context or 0) * shape.rope_dim * shape.dtype_bytes
     if tp == 1:
         return loaded + rope
-    split = loaded - shape.replicated_bytes
+    # The vision tower is split like the rest, unless each rank is to hold a whole one (`config/multimodal.py`
+    # mm_encoder_tp_mode).
+    whole = shape.replicated_bytes + (vision if args.get("mm-encoder-tp-mode") == "data" else 0)
     copies = (
         shape.kv_projection_bytes * (tp - shape.kv_heads) // (tp * shape.kv_heads)
         if 0 < shape.kv_heads < tp
         else 0
     )
-    return math.ceil(split / tp) + shape.replicated_bytes + copies + rope
+    return math.ceil((loaded - whole) / tp) + whole + copies + rope
 
 
-def _activation(shape: ModelShape, request: Request, seqs: int, batched: int, tp: int) -> int:
-    """The larger of two peaks that vLLM profiles: a forward pass over a full batch, and sampling for every
-    request at once."""
+def _activation(
+    shape: ModelShape, request: Request, drafts: _Speculation | None, rows: int, batched: int, tp: int
+) -> int:
+    """The larger of the peaks that vLLM profiles one after another: a forward pass over a full batch, that of
+    a drafter over the same batch with the model's hidden states at hand, and sampling for every request at
+    once, `rows` with the drafted tokens."""
+    forward = _forward(shape, batched, tp)
+    if drafts and (drafts.model or drafts.own_layers):
+        other = request.drafter if drafts.model else None
+        inputs = 3 if drafts.method == "eagle3" else 1
+        hidden = batched * shape.hidden * shape.dtype_bytes * (1 + inputs)
+        forward = max(
+            forward, hidden + (_forward(other, batched, drafts.tensor_parallel or tp) if other else 0)
+        )
+    return max(forward, rows * shape.vocab * SAMPLER_BYTES) if request.kind == "chat" else forward
+
+
+def _forward(shape: ModelShape, batched: int, tp: int) -> int:
     query = (
         max(
             (layer.heads * layer.key_dim for layer in shape.layers if layer.attention in ("full", "sliding")),
@@ -401,11 +651,13 @@ def _activation(shape: ModelShape, request: Request, seqs: int, batched: int, tp
     forward = batched * width * 102 // 100  # logged peaks were up to 0.5 % above the formula
     if r := shape.recurrent:  # the chunked scan's scratch, which profiling sees only in part
         forward += batched * (r.state_elements // 64 + 2 * r.conv_channels) * 2 // tp
-    return max(forward, seqs * shape.vocab * SAMPLER_BYTES) if request.kind == "chat" else forward
+    return forward
 
 
-def _graph_sizes(args: Mapping[str, ArgValue], seqs: int) -> list[int] | None:
-    """Batch sizes to capture, no larger than the number of requests; None when there are no graphs."""
+def _graph_sizes(args: Mapping[str, ArgValue], seqs: int, speculative: int) -> list[int] | None:
+    """Batch sizes to capture, no larger than the number of requests; None when there are no graphs. With
+    speculation a request is as many tokens as are verified at once, and only multiples of that are used
+    (`config/vllm.py`, `config/compilation.py` adjust_cudagraph_sizes_for_spec_decode)."""
     if _on(args, "enforce-eager"):
         return None
     if isinstance(text := args.get("compilation-config"), str):
@@ -415,17 +667,22 @@ def _graph_sizes(args: Mapping[str, ArgValue], seqs: int) -> list[int] | None:
             sizes = None
         return [int(s) for s in sizes] if isinstance(sizes, list) else list(range(51))
     steps = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
-    return [s for s in steps if s < seqs] + [seqs] if seqs <= 512 else steps
+    requests = [s for s in steps if s < seqs] + [seqs] if seqs <= 512 else steps
+    return [n * (1 + speculative) for n in requests]
 
 
-def _graphs(sizes: list[int] | None) -> int:
-    """0.11 GiB was seen for 4 sizes, 0.36 for 16, 0.52 for 51 (twice captured); not better than a third of
-    a GiB."""
-    return int(min(0.6, 0.1 + 0.02 * len(sizes)) * GiB) if sizes else 0
+def _graphs(shape: ModelShape, sizes: list[int] | None) -> int:
+    """From logs of 0.19 to 0.27: dense, 0.10 GiB for 8 sizes and 0.55 for 51; recurrent layers, 0.49 for 5;
+    experts, 0.25 for 5, 0.39 to 0.47 for 3 and 1.4 for the 35 sizes of 256 requests. Not better than a third
+    of a GiB."""
+    if not sizes:
+        return 0
+    start = 0.35 if shape.hybrid or shape.experts else 0.1
+    return int((start + (0.03 if shape.experts else 0.01) * len(sizes)) * GiB)
 
 
-def _cache_grade(shape: ModelShape, args: Mapping[str, ArgValue]) -> Grade:
-    return "bounded" if shape.hybrid or shape.notes or "speculative-config" in args else "exact"
+def _cache_grade(shape: ModelShape, drafts: _Speculation | None) -> Grade:
+    return "bounded" if shape.hybrid or shape.notes or drafts else "exact"
 
 
 def _sees(shape: ModelShape, args: Mapping[str, ArgValue]) -> bool:
@@ -441,11 +698,6 @@ def _kind_flags(shape: ModelShape, request: Request, args: Mapping[str, ArgValue
     if parser is None or "tool-call-parser" in args:
         return {}
     return {"enable-auto-tool-choice": True, "tool-call-parser": parser}
-
-
-def _speculative(args: Mapping[str, ArgValue]) -> int:
-    match = re.search(r'"num_speculative_tokens"\s*:\s*(\d+)', str(args.get("speculative-config", "")))
-    return int(match[1]) if match else 0
 
 
 def _on(args: Mapping[str, Any], name: str) -> bool:

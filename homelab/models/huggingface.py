@@ -177,6 +177,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         mtp_layers=int(_first(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0),
         tied_embeddings=tied,
         quantization=_quantization(config, outer),
+        kv_cache_dtype=_kv_cache_dtype(config, outer),
         kind=_kind(architecture, encoder),
         causal=not encoder,
         notes=tuple(notes),
@@ -283,15 +284,21 @@ def _recurrent(config: Mapping[str, Any], model_type: str) -> Recurrent | None:
             state_elements=values * key_dim * value_dim,
             heads=values,
             state_dtype_bytes=state_bytes,
+            scan="gated-delta",
         )
     if isinstance(linear := config.get("linear_attn_config"), Mapping):
         heads, dim = int(linear["num_heads"]), int(linear["head_dim"])
         rows = int(linear.get("short_conv_kernel_size") or 4) - 1
         return Recurrent(
-            conv_rows=rows, conv_channels=3 * heads * dim, state_elements=heads * dim * dim, heads=heads
+            conv_rows=rows,
+            conv_channels=3 * heads * dim,
+            state_elements=heads * dim * dim,
+            heads=heads,
+            scan="kda",
         )
     if conv := config.get("conv_L_cache"):
-        return Recurrent(conv_rows=int(conv) - 1, conv_channels=int(config["hidden_size"]), state_elements=0)
+        channels = int(config["hidden_size"])
+        return Recurrent(conv_rows=int(conv) - 1, conv_channels=channels, state_elements=0, scan="conv")
     heads = int(need(config, "mamba_num_heads", "mamba_n_heads", what="config.json"))
     dim = int(need(config, "mamba_head_dim", "mamba_d_head", what="config.json"))
     state = int(need(config, "ssm_state_size", "mamba_d_state", what="config.json"))
@@ -302,6 +309,7 @@ def _recurrent(config: Mapping[str, Any], model_type: str) -> Recurrent | None:
         state_elements=heads * dim * state,
         heads=heads,
         state_dtype_bytes=state_bytes,
+        scan="mamba2",
     )
 
 
@@ -368,6 +376,25 @@ def _quantization(config: Mapping[str, Any], outer: Mapping[str, Any]) -> str:
     if isinstance(quantization, Mapping):
         return str(quantization.get("quant_method") or quantization.get("quant_algo") or "unknown")
     return "none"
+
+
+def _kv_cache_dtype(config: Mapping[str, Any], outer: Mapping[str, Any]) -> str:
+    """The cache that the checkpoint's quantisation asks for, `auto` where it asks for none (0.33:
+    `utils/torch_utils.py` get_kv_cache_quant_algo_string, `layers/attention/attention.py`)."""
+    asked = config.get("quantization_config") or outer.get("quantization_config")
+    if not isinstance(asked, Mapping):
+        return "auto"
+    inner = asked.get("quantization")
+    inner = inner if isinstance(inner, Mapping) else asked
+    scheme = inner.get("kv_cache_scheme") or asked.get("kv_cache_scheme")
+    if not str(asked.get("quant_method") or "").startswith("modelopt"):
+        return "fp8" if scheme else "auto"
+    algorithm = scheme or inner.get("kv_cache_quant_algo") or asked.get("kv_cache_quant_algo")
+    if isinstance(algorithm, Mapping):
+        bits, float_ = algorithm.get("num_bits"), algorithm.get("type") == "float"
+        static = algorithm.get("dynamic") is False
+        algorithm = "fp8" if float_ and static and bits == 8 else "nvfp4" if float_ and bits == 4 else ""
+    return {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}.get(str(algorithm or "").lower(), "auto")
 
 
 def _kind(architecture: str, encoder: bool) -> Purpose:

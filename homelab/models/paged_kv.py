@@ -1,11 +1,16 @@
 """How an engine that pages its KV cache spends memory on a request: layers in groups of equal size, one
 block table for each group, one pool for all. vLLM 0.33.0, `v1/core/kv_cache_planning.py` and
-`v1/kv_cache_interface.py`; the formulas are derived anew."""
+`v1/kv_cache_interface.py`; the formulas are derived anew. Older releases differ in what `Paging` holds:
+
+* batches in flight were counted once before 0.26, by `max_num_batched_tokens` alone (0.22 to 0.25.1:
+  `SlidingWindowSpec.max_admission_blocks_per_request`), since then twice (0.27.1: `max_in_flight_tokens`);
+* states: 1 without prefix caching, which was the default for hybrids until 0.25.1 (`config/model.py`
+  `is_prefix_caching_supported`), 2 with it until 0.27.1 (`MambaSpec.max_memory_usage_bytes`)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from homelab.models.shape import Layer, ModelShape
 
@@ -24,8 +29,9 @@ class Element:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paging:
     """What the arithmetic depends on beside the model: `in_flight` tokens are scheduled and not yet
-    settled, `states` recurrent states are held for one request, `alignment` is what a hybrid model's block
-    is rounded up to, in tokens."""
+    settled, `states` recurrent states are held for one request and `speculative` more, one for each drafted
+    token, `alignment` is what a hybrid model's block is rounded up to, in tokens. `state_dtype_bytes` and
+    `conv_dtype_bytes` of a state's elements where they are not what the model says."""
 
     element: Element = Element()
     dtype_bytes: int = 2
@@ -36,6 +42,18 @@ class Paging:
     alignment: int = 64
     block: int = BLOCK
     hybrid_manager: bool = True
+    state_dtype_bytes: int | None = None
+    conv_dtype_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """What speculation caches beside the model: layers of its own, which take pages of the same pool, how
+    their numbers are stored, and over how many GPUs they are split."""
+
+    layers: tuple[Layer, ...]
+    element: Element
+    tensor_parallel: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +81,9 @@ class _Page:
     window: int = 0
 
 
-def pool(shape: ModelShape, context: int, paging: Paging) -> Pool:
+def pool(shape: ModelShape, context: int, paging: Paging, draft: Draft | None = None) -> Pool:
     """The pool that serves requests of `context` tokens, for each rank."""
-    pages = _pages(shape, paging)
+    pages = _pages(shape, paging, draft)
     if not pages:
         return Pool(block_bytes=0, blocks_per_request=0, block_tokens=paging.block)
     kinds = {(p.kind, p.window) for p in pages}
@@ -87,7 +105,15 @@ def pool(shape: ModelShape, context: int, paging: Paging) -> Pool:
     )
 
 
-def _pages(shape: ModelShape, paging: Paging) -> list[_Page]:
+def prediction_layers(shape: ModelShape) -> tuple[Layer, ...]:
+    """The layers that cache keys and values in a model's own prediction layers: each is built as the model's
+    layers with attention are (vLLM 0.33: `qwen3_5_mtp.py`, `deepseek_mtp.py`, `nemotron_h_mtp.py`)."""
+    attending = [layer for layer in shape.layers if layer.attention != "none"]
+    growing = [layer for layer in attending if layer.attention != "sliding"] or attending
+    return tuple(replace(growing[-1], recurrent=False) for _ in range(shape.mtp_layers if growing else 0))
+
+
+def _pages(shape: ModelShape, paging: Paging, draft: Draft | None) -> list[_Page]:
     block = paging.block
     tokens = {
         index: _token_bytes(layer, paging)
@@ -103,12 +129,27 @@ def _pages(shape: ModelShape, paging: Paging) -> list[_Page]:
     out = []
     for index, layer in enumerate(shape.layers):
         if layer.attention != "none":
-            sliding = layer.attention == "sliding" and paging.hybrid_manager
-            window = (layer.window or 0) if sliding else 0
-            out.append(_Page("sliding" if sliding else "full", block, block * tokens[index], window))
+            out.append(_attention_page(layer, block, tokens[index], paging))
         if layer.recurrent and state:
             out.append(_Page("state", block, state))
+    if draft:
+        own = replace(paging, element=draft.element, tensor_parallel=draft.tensor_parallel)
+        out += [
+            _attention_page(layer, block, _token_bytes(layer, own), paging)
+            for layer in draft.layers
+            if layer.attention != "none"
+        ]
     return out
+
+
+def _attention_page(layer: Layer, block: int, token_bytes: int, paging: Paging) -> _Page:
+    sliding = layer.attention == "sliding" and paging.hybrid_manager
+    return _Page(
+        "sliding" if sliding else "full",
+        block,
+        block * token_bytes,
+        (layer.window or 0) if sliding else 0,
+    )
 
 
 def _unified(pages: list[_Page]) -> list[_Page]:
@@ -133,7 +174,7 @@ def _blocks(page: _Page, context: int, paging: Paging) -> int:
 def _token_bytes(layer: Layer, paging: Paging) -> int:
     element = paging.element
     if layer.attention == "mla":  # one latent vector, whole on every rank
-        return int(layer.key_dim * element.bytes) + element.scale_bytes
+        return int(layer.key_dim * element.bytes) + 2 * element.scale_bytes
     heads = max(1, layer.kv_heads // paging.tensor_parallel)
     return int(heads * ((layer.key_dim + layer.value_dim) * element.bytes + 2 * element.scale_bytes))
 
@@ -145,6 +186,8 @@ def _state_bytes(shape: ModelShape, paging: Paging) -> int:
     if r is None:
         return 0
     rows = r.conv_rows + paging.speculative
-    return (
-        rows * r.conv_channels * paging.dtype_bytes + r.state_elements * r.state_dtype_bytes
-    ) // paging.tensor_parallel
+    conv, state = (
+        paging.conv_dtype_bytes or paging.dtype_bytes,
+        paging.state_dtype_bytes or r.state_dtype_bytes,
+    )
+    return (rows * r.conv_channels * conv + r.state_elements * state) // paging.tensor_parallel

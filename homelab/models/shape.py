@@ -18,6 +18,7 @@ Attention = Literal["full", "sliding", "mla", "none"]
 Purpose = Literal["chat", "embedding", "rerank"]
 MAX_LAYERS = 2048
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
+Scan = Literal["gated-delta", "kda", "mamba2", "conv", "other"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +40,14 @@ class Layer:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recurrent:
     """The state that one recurrent layer keeps for one request, in elements: a convolution window and a
-    matrix state."""
+    matrix state. `scan` is how the layer computes it."""
 
     conv_rows: int
     conv_channels: int
     state_elements: int
     heads: int = 1
     state_dtype_bytes: int = 4
+    scan: Scan = "other"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,8 @@ class ModelShape:
     `replicated_bytes` (what tensor parallelism copies to every rank instead of splitting).
 
     `intermediate` is the widest activation of a token: a dense layer's, or that of all experts which one
-    token visits; `expert_intermediate` the latter alone."""
+    token visits; `expert_intermediate` the latter alone. `kv_cache_dtype` is the cache that the checkpoint's
+    quantisation asks for, in vLLM's words."""
 
     format: Format
     architecture: str
@@ -88,6 +91,7 @@ class ModelShape:
     tied_embeddings: bool = False
     dtype_bytes: int = 2
     quantization: str = "none"
+    kv_cache_dtype: str = "auto"
     kind: Purpose = "chat"
     pooling: Pooling | None = None
     causal: bool = True

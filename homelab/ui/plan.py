@@ -55,9 +55,10 @@ def lines(plan: Plan, width: int, *, verbose: bool = False) -> list[Text]:
     out: list[Text] = [head] if rows else []
     shown: set[tuple[str, str]] = set()
     for slots, here in _devices(plan.layout):
-        mine = [p for p in here if (p.node, p.service) in rows and (p.node, p.service) not in shown]
-        if not mine:
+        changing = [p for p in here if (p.node, p.service) in rows]
+        if not changing:
             continue
+        mine = [p for p in changing if (p.node, p.service) not in shown]
         if len(out) > 1 and out[-1]:
             out.append(Text())
         out += _device(slots, here, width)

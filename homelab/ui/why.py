@@ -68,10 +68,12 @@ def engine_of(p: Placement) -> str:
 
 
 def _head(p: Placement, width: int) -> list[Text]:
-    numbers = f"{p.request.context} × {p.request.concurrency}, {gib(p.bytes)} GiB"
+    each = " on each" if p.device.count > 1 else ""
+    numbers = f"{p.request.context} × {p.request.concurrency}, {gib(p.bytes)} GiB{each}"
     if p.gpu_memory_utilization is not None:
         numbers += f", gpu-memory-utilization {p.gpu_memory_utilization:.3f}"
-    title = Text.assemble((p.service, "bold"), f" on {p.node}, {short_name(p.device.name)}")
+    several = f"{p.device.count} × " if p.device.count > 1 else ""
+    title = Text.assemble((p.service, "bold"), f" on {p.node}, {several}{short_name(p.device.name)}")
     return [
         *wrapped(title, width, rest="  "),
         *wrapped(f"{engine_of(p)}, {numbers}", width, first="  ", rest="  "),

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from homelab.engines import ArgValue, Device, Footprint, Launch, Load, Request, Unsupported, engines, vllm
-from tests.models.examples import GIB, gguf, safetensors
+from tests.models.examples import GIB, SAFETENSORS, gguf, safetensors
 
 ADA = Device(vendor="nvidia", name="RTX 4090", total_bytes=int(23.52 * GIB), compute_capability="8.9")
 AMPERE = Device(vendor="nvidia", name="RTX 3090", total_bytes=int(23.57 * GIB), compute_capability="8.6")
@@ -161,6 +162,95 @@ def test_where_ram_is_the_gpus_memory_everything_is_counted_there() -> None:
     )
 
 
+MTP = '{"method": "mtp", "num_speculative_tokens": 3}'
+DRAFTER = '{"model": "Org/Small", "num_speculative_tokens": 3}'
+
+
+def test_layers_of_its_own_that_draft_are_loaded_and_cached() -> None:
+    shape = replace(safetensors("qwen3.6-27b"), mtp_bytes=850_000_000)
+    plain, asked = (vllm.footprint(shape, ask(**a), ADA) for a in ({}, {"speculative_config": MTP}))
+    assert terms(asked)["weights"] - terms(plain)["weights"] == 850_000_000
+    assert terms(asked)["kv_cache"] > terms(plain)["kv_cache"] * 1.05
+    key = vllm.footprint(shape, replace(ask(), speculative=3), ADA)
+    assert terms(key) == terms(asked)
+    with pytest.raises(Unsupported, match="no layers that predict"):
+        vllm.footprint(safetensors("qwen3-4b"), ask(speculative_config=MTP), ADA)
+
+
+def test_another_model_that_drafts_takes_weights_and_cache_of_its_own() -> None:
+    shape, small = safetensors("qwen3-8b"), replace(safetensors("qwen3-4b"), weights_bytes=8_000_000_000)
+    plain = vllm.footprint(shape, ask(), ADA)
+    asked = vllm.footprint(shape, replace(ask(speculative_config=DRAFTER), drafter=small), ADA)
+    rotary = 40960 * 128 * 2
+    assert terms(asked)["drafter"] == 8_000_000_000 + rotary
+    assert terms(asked)["kv_cache"] == pytest.approx(
+        2 * terms(plain)["kv_cache"], rel=0.001
+    )  # 36 more layers
+    own = ask(speculative_config=DRAFTER[:-1] + ', "kv_cache_dtype": "fp8"}')
+    less = vllm.footprint(shape, replace(own, drafter=small), ADA)
+    assert terms(less)["kv_cache"] < terms(asked)["kv_cache"]
+
+
+def test_a_drafter_that_nobody_could_read_is_guessed_and_not_nothing() -> None:
+    guessed = vllm.footprint(safetensors("qwen3-8b"), ask(speculative_config=DRAFTER), ADA)
+    assert terms(guessed)["drafter"] > GIB
+    assert {t.name: t.grade for t in guessed.terms}["drafter"] == "empirical"
+    (note,) = vllm.notes(safetensors("qwen3-8b"), ask(speculative_config=DRAFTER), ADA)
+    assert "Org/Small" in note
+
+
+def test_a_drafter_of_another_vocabulary_is_refused() -> None:
+    request = replace(ask(speculative_config=DRAFTER), drafter=safetensors("llama-3.1-8b"))
+    with pytest.raises(Unsupported, match="128256 entries, and the model's 151936"):
+        vllm.footprint(safetensors("qwen3-8b"), request, ADA)
+
+
+@pytest.mark.parametrize("written", ["{", "[]", '{"num_speculative_tokens": "many"}', "mtp"])
+def test_speculation_that_cannot_be_read_is_refused(written: str) -> None:
+    with pytest.raises(Unsupported, match="speculative-config"):
+        vllm.footprint(safetensors("qwen3-8b"), ask(speculative_config=written), ADA)
+    assert vllm.drafter({"speculative-config": written}) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [(DRAFTER, "Org/Small"), (MTP, None), ('{"method": "ngram"}', None), ('{"model": "[ngram]"}', None)],
+)
+def test_the_model_that_drafts_is_named(config: str, model: str | None) -> None:
+    assert vllm.drafter({"speculative-config": config}) == model
+
+
+def test_states_depend_on_prefix_caching_and_on_what_computes_them() -> None:
+    """0.33 `MambaSpec.max_memory_usage_bytes`: a checkpoint in a prompt only where FlashInfer writes one."""
+    shape = safetensors("qwen3.6-27b")
+    blackwell = replace(ADA, compute_capability="12.0")
+    one, two, three = (
+        terms(vllm.footprint(shape, ask(**a), device))["kv_cache"]
+        for a, device in (({"no_enable_prefix_caching": True}, ADA), ({}, ADA), ({}, blackwell))
+    )
+    assert one < two < three
+
+
+def test_fp8_cache_on_ampere_is_for_models_that_flashinfer_serves() -> None:
+    assert vllm.footprint(safetensors("qwen3.6-27b"), ask(kv_cache_dtype="fp8"), AMPERE)
+
+
+def test_a_checkpoint_may_ask_for_its_cache() -> None:
+    asked = {"kv_cache_scheme": {"num_bits": 8, "type": "float"}, "quant_method": "compressed-tensors"}
+    shape = safetensors("qwen3-8b", config=SAFETENSORS["qwen3-8b"] | {"quantization_config": asked})
+    half, whole = (
+        terms(vllm.footprint(shape, ask(**a), ADA))["kv_cache"] for a in ({}, {"kv_cache_dtype": "bfloat16"})
+    )
+    assert half == pytest.approx(whole / 2, rel=0.001)
+
+
+def test_tensor_parallel_takes_more_outside_of_torch_and_graphs_grow_with_their_number() -> None:
+    shape = safetensors("qwen3.6-35b-a3b")
+    few, many = (terms(vllm.footprint(shape, ask(concurrency=n), PAIR)) for n in (4, 256))
+    assert few["non_torch"] == int(0.38 * GIB)
+    assert many["cuda_graphs"] == pytest.approx(1.4 * GIB, rel=0.1)
+
+
 def test_the_context_is_larger_on_wsl() -> None:
     wsl = Device(vendor="nvidia", name="RTX 4090", total_bytes=1, compute_capability="8.9", wsl=True)
     assert terms(vllm.footprint(safetensors("qwen3-4b"), ask(), wsl))["cuda_context"] == int(1.3 * GIB)
@@ -177,7 +267,8 @@ def test_the_context_is_larger_on_wsl() -> None:
             Device(vendor="amd", name="R9700", total_bytes=1),
             "NVIDIA GPUs only",
         ),
-        (safetensors("qwen3-4b"), ask(kv_cache_dtype="fp8"), AMPERE, "capability 8.9"),
+        (safetensors("gemma-4-31b"), ask(kv_cache_dtype="fp8"), AMPERE, "capability 8.9"),
+        (safetensors("qwen3-4b"), ask(kv_cache_dtype="fp8_per_token_head"), AMPERE, "capability 8.9"),
         (safetensors("qwen3-4b"), ask(kv_cache_dtype="turboquant_k8v4"), ADA, "cannot compute"),
         (safetensors("qwen3-4b"), ask(max_num_seqs="many"), ADA, "is a number"),
         (

@@ -262,8 +262,8 @@ def test_unified_memory_has_a_pool_and_the_engines_that_run_there(
 def test_engines_are_told_what_a_named_card_can_compute() -> None:
     fp8 = {"kv-cache-dtype": "fp8"}
     assert run("qwen3-4b", engine="vllm", gpu="RTX 4090", args=fp8).verdict == "fits"
-    found = run("qwen3-4b", engine="vllm", gpu="RTX 3090", args=fp8)
-    assert "needs compute capability 8.9, and RTX 3090 has 8.6" in found.reason
+    found = run("qwen3-4b", engine="vllm", gpu="RTX 2080 Ti", args=fp8)
+    assert "needs compute capability 8.9 for this model, and RTX 2080 Ti has 7.5" in found.reason
     assert "needs compute capability 7.5" in run("qwen3-4b", engine="vllm", gpu="P40").reason
 
 

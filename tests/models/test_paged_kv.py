@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from homelab.models.paged_kv import Element, Paging, pool
+from homelab.models.paged_kv import Draft, Element, Paging, pool, prediction_layers
 from tests.models.examples import GIB, safetensors
 
 FP8 = Element(bytes=1)
@@ -47,6 +47,33 @@ def test_bytes_of_one_request_are_those_that_vllm_asked_for(
 ) -> None:
     found = pool(safetensors(model), context, paging)
     assert found.block_bytes * found.blocks_per_request / GIB == pytest.approx(logged_gib, abs=0.005)
+
+
+def test_a_prediction_layer_has_a_cache_of_its_own() -> None:
+    """0.25.1 with three drafts on two GPUs (club-3090#849): 14.68 GiB hold 841 541 tokens. And what a release
+    of 0.27 with four drafts and states of 16 bits asked for and offered (qwen38-27b-rtx3090#39)."""
+    shape = safetensors("qwen3.6-27b")
+    split = Draft(layers=prediction_layers(shape), element=FP8, tensor_parallel=2)
+    paging = Paging(element=FP8, tensor_parallel=2, states=1, speculative=3)
+    found = pool(shape, 262144, paging, split)
+    assert int(14.68 * GIB) // found.block_bytes / found.blocks_per_request * 262144 == pytest.approx(
+        841541, abs=1
+    )
+    whole = Draft(layers=prediction_layers(shape), element=Element())
+    paging = Paging(states=2, alignment=16, speculative=4, state_dtype_bytes=2)
+    found = pool(shape, 65536, paging, whole)
+    assert found.block_bytes * found.blocks_per_request / GIB == pytest.approx(4.76, abs=0.005)
+    blocks = int(1.56 * GIB) // found.block_bytes
+    longest, longer = (pool(shape, n, paging, whole).blocks_per_request for n in (15984, 16000))
+    assert longest <= blocks < longer
+
+
+def test_a_scale_beside_each_head_of_each_token_makes_pages_wider() -> None:
+    """0.33 `TritonAttentionBackend.customize_spec`, `MLACommonBackend.customize_spec`: two scales of four
+    bytes in both."""
+    paging = Paging(element=Element(bytes=1, scale_bytes=4))
+    assert pool(safetensors("qwen3-8b"), 8192, paging).block_bytes == 36 * 16 * 8 * (2 * 128 + 2 * 4)
+    assert pool(safetensors("glm-4.7-flash"), 8192, paging).block_bytes == 47 * 16 * (576 + 2 * 4)
 
 
 def test_a_hybrid_block_is_the_one_that_vllm_chose() -> None:
