@@ -1,5 +1,5 @@
 """How well homelab's memory figures hold, as the tables in docs/memory.md:
-python bench/fit [llama|vllm|others|cards …]"""
+python bench/fit [llama|vllm|household|others|cards …]"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
+import household  # noqa: E402
 import llama  # noqa: E402
 import others  # noqa: E402
 import vllm_logs  # noqa: E402
@@ -17,6 +18,7 @@ from tests import cards  # noqa: E402
 PARTS = {
     "llama": llama.main,
     "vllm": vllm_logs.main,
+    "household": household.main,
     "others": others.main,
     "cards": lambda: print(cards.table()),
 }
