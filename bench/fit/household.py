@@ -43,7 +43,7 @@ PROJECTOR = {
 
 @dataclass(frozen=True)
 class Compared:
-    """One run, on the card that takes most, in MiB: what is predicted, the margin beside it, what was seen."""
+    """One run, on the card that takes most, in MiB."""
 
     row: dict[str, Any]
     predicted: float
@@ -193,8 +193,8 @@ def main() -> None:
     worst = min(done, key=lambda c: c.error)
     print(
         f"\n{len(done)} runs: median of the sizes of errors {statistics.median(sizes):.1%}, most under "
-        f"{worst.error:+.1%} ({worst.row['case']}), most over {max(c.error for c in done):+.1%}, under by more "
-        f"than the margin {sum(c.beyond > 0 for c in done)}."
+        f"{worst.error:+.1%} ({worst.row['case']}), most over {max(c.error for c in done):+.1%}, "
+        f"under by more than the margin: {sum(c.beyond > 0 for c in done)}."
     )
     for row, reason in refused:
         print(f"\nRefused, though it ran: {row['case']}: {reason}")
