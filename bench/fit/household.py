@@ -105,24 +105,19 @@ def shape(row: Mapping[str, Any]) -> ModelShape:
     model = row["model"]
     entry = load_catalog().entries[model["catalog"]]
     if changes := model.get("config"):
-        entry = _changed(entry, changes)
+        entry = changed(entry, changes)
     weights = model["weights"]
     variant = Variant(source=entry.repo, weights=weights)
     document = entry.document(variant)
     size, with_mtp = model.get("bytes"), model.get("bytes_with_mtp", False)
     if variant.format == "gguf":
-        trunk = document["tensors"]
-        layer = _prediction_layer(entry.text, model["mtp"]) if "mtp" in model else []
-        if layer:
-            architecture = document["metadata"]["general.architecture"]
-            document["metadata"][f"{architecture}.block_count"] += 1
-            document["metadata"][f"{architecture}.nextn_predict_layers"] = 1
-        if with_mtp:
-            trunk, layer = trunk + layer, []
+        if "mtp" in model and with_mtp:
+            add_prediction_layer(document, entry.text, model["mtp"])
         if size:
-            factor = size / sum(t[3] for t in trunk)
-            trunk = [[*t[:3], int(t[3] * factor)] for t in trunk]
-        document["tensors"] = trunk + layer
+            factor = size / sum(t[3] for t in document["tensors"])
+            document["tensors"] = [[*t[:3], int(t[3] * factor)] for t in document["tensors"]]
+        if "mtp" in model and not with_mtp:
+            add_prediction_layer(document, entry.text, model["mtp"])
         document["file_bytes"] = sum(t[3] for t in document["tensors"])
         if mmproj := row.get("mmproj_bytes"):
             header = {"metadata": PROJECTOR, "tensors": [["v.all", [1], "F16", mmproj]]}
@@ -136,6 +131,14 @@ def shape(row: Mapping[str, Any]) -> ModelShape:
         document["groups"] = {n: [g[0], int(g[1] * factor), g[2]] for n, g in document["groups"].items()}
     document["tensor_bytes"] = sum(g[1] for g in document["groups"].values())
     return from_header(document)
+
+
+def add_prediction_layer(document: dict[str, Any], config: Mapping[str, Any], type_: str) -> None:
+    """Puts a prediction layer (MTP) of this type of weights behind the others of a GGUF."""
+    architecture = document["metadata"]["general.architecture"]
+    document["metadata"][f"{architecture}.block_count"] += 1
+    document["metadata"][f"{architecture}.nextn_predict_layers"] = 1
+    document["tensors"] += _prediction_layer(config, type_)
 
 
 def _prediction_layer(config: Mapping[str, Any], type_: str) -> list[list[Any]]:
@@ -156,7 +159,7 @@ def _prediction_layer(config: Mapping[str, Any], type_: str) -> list[list[Any]]:
     return out
 
 
-def _changed(entry: Entry, changes: Mapping[str, Any]) -> Entry:
+def changed(entry: Entry, changes: Mapping[str, Any]) -> Entry:
     """A model of the same kind with other dimensions."""
     text = {**entry.text, **changes}
     config = {**entry.config, "text_config": text} if "text_config" in entry.config else text

@@ -1,11 +1,11 @@
 """Writes a GGUF header document back into a file of the model's full size, all holes: enough for whatever
-asks only what a model would take."""
+asks only what a model would take; or with weights, for what runs."""
 
 from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def _text(value: str) -> bytes:
 
 
 def _value(value: Any) -> bytes:
-    """Type and value; whole numbers as int32, as llama.cpp's own converter mostly writes them (uint32)."""
+    """Type and value; whole numbers as uint32, in lists as int32, mostly as llama.cpp's own converter."""
     if isinstance(value, bool):
         return struct.pack("<IB", 7, value)
     if isinstance(value, int):
@@ -34,13 +34,19 @@ def _value(value: Any) -> bytes:
         return struct.pack("<I", 8) + _text(value)
     if isinstance(value, list):
         items = [_value(v) for v in value]
-        kind = items[0][:4] if items else struct.pack("<I", 4)
+        numbers = not items or items[0][:4] == struct.pack("<I", 4)
+        kind = struct.pack("<I", 5) if numbers else items[0][:4]
         return struct.pack("<I", 9) + kind + struct.pack("<Q", len(items)) + b"".join(i[4:] for i in items)
     return _value(0)  # a list that the document could not carry
 
 
-def write(path: Path, document: Mapping[str, Any]) -> Path:
-    """A file of this header, grown to the size that its tensors need."""
+def write(
+    path: Path,
+    document: Mapping[str, Any],
+    data: Callable[[str, str, int], Iterator[bytes]] | None = None,
+) -> Path:
+    """A file of this header, grown to the size that its tensors need; `data` gives a tensor's bytes for its
+    name, type and size."""
     metadata = {k: v for k, v in document["metadata"].items() if v is not None and not isinstance(v, Mapping)}
     out, offset = b"", 0
     for name, dimensions, word, size in document["tensors"]:
@@ -52,5 +58,11 @@ def write(path: Path, document: Mapping[str, Any]) -> Path:
     head = b"GGUF" + struct.pack("<IQQ", 3, len(document["tensors"]), len(metadata)) + pairs + out
     with path.open("wb") as file:
         file.write(head)
-        file.truncate(-(-len(head) // ALIGNMENT) * ALIGNMENT + offset)
+        start = -(-len(head) // ALIGNMENT) * ALIGNMENT
+        file.truncate(start + offset)
+        for name, _, word, size in document["tensors"] if data else ():
+            file.seek(start)
+            assert data is not None
+            file.writelines(data(name, word, size))
+            start += -(-size // ALIGNMENT) * ALIGNMENT
     return path
