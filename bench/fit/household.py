@@ -125,11 +125,15 @@ def shape(row: Mapping[str, Any]) -> ModelShape:
         return from_header(document)
     if "mtp" in model:
         layer = _prediction_layer(entry.text, "BF16")
+        inner = document["config"].get("text_config", document["config"])
+        document["config"] |= {"text_config": {**inner, "mtp_num_hidden_layers": 1}}
         document["groups"]["mtp.layers.*.weight"] = [len(layer), sum(t[3] for t in layer), "BF16"]
     if size:
         factor = size / sum(g[1] for g in document["groups"].values())
         document["groups"] = {n: [g[0], int(g[1] * factor), g[2]] for n, g in document["groups"].items()}
     document["tensor_bytes"] = sum(g[1] for g in document["groups"].values())
+    if method := model.get("quant_method"):
+        document["config"]["quantization_config"] = {"quant_method": method}
     return from_header(document)
 
 
