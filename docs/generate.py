@@ -305,6 +305,7 @@ def generated() -> Mapping[str, str]:
         "plan of the example": example_plan(),
         "a fit": a_fit(),
         "cards": cards_by_size(),
+        "household": household(),
     }
 
 
@@ -428,6 +429,14 @@ def a_fit() -> str:
     """A model of the catalog that does not fit as it is asked for."""
     asked = ("fit", "qwen3-30b-a3b", "--gpu", "RTX 4090", "--context", "32k", "--concurrency", "4")
     return f"```\n$ {shlex.join(('homelab', *asked))}\n{said(*asked)}\n```\n"
+
+
+def household() -> str:
+    """Measured peaks beside the prediction."""
+    sys.path.insert(0, str(ROOT / "bench" / "fit"))
+    import household as measured
+
+    return str(measured.table()) + "\n"
 
 
 def cards_by_size() -> str:

@@ -184,33 +184,47 @@ def results() -> tuple[list[Compared], list[dict[str, Any]], list[tuple[dict[str
     return done, left, refused
 
 
-def main() -> None:
+def table() -> str:
+    """All of it as Markdown."""
     done, left, refused = results()
-    print("### People's own cards: the most that was in use, and what is predicted\n")
-    print("| run | measured, MiB | homelab | error | margin | within it | source |")
-    print("|---|---:|---:|---:|---:|---|---|")
+    out = ["| run | measured, MiB | homelab | error | margin | within it | source |"]
+    out.append("|---|---:|---:|---:|---:|---|---|")
     for c in done:
         within = "yes" if c.beyond <= 0 else f"**{c.beyond:.0f} MiB too little**"
-        source = c.row["source"].partition(":")[2]
-        print(
+        out.append(
             f"| {c.row['case']} | {_number(c.published)} | {_number(c.predicted)} | {c.error:+.1%} | "
-            f"{_number(c.margin)} | {within} | {source} |"
+            f"{_number(c.margin)} | {within} | {_source(c.row['source'])} |"
         )
-    sizes = [abs(c.error) for c in done]
-    worst = min(done, key=lambda c: c.error)
-    print(
-        f"\n{len(done)} runs: median of the sizes of errors {statistics.median(sizes):.1%}, most under "
-        f"{worst.error:+.1%} ({worst.row['case']}), most over {max(c.error for c in done):+.1%}, "
-        f"under by more than the margin: {sum(c.beyond > 0 for c in done)}."
-    )
+    out.append("")
+    for name, engine in (("llama.cpp", "llamacpp"), ("vLLM", "vllm")):
+        of = [c for c in done if c.row["engine"] == engine]
+        median = statistics.median(abs(c.error) for c in of)
+        out.append(
+            f"* {name}: {len(of)} runs, median of the sizes of errors {median:.1%}, from "
+            f"{min(c.error for c in of):+.1%} to {max(c.error for c in of):+.1%}; beyond the margin: "
+            f"{sum(c.beyond > 0 for c in of)}."
+        )
     for row, reason in refused:
-        print(f"\nRefused, though it ran: {row['case']}: {reason}")
-    print("\nLeft out:\n")
+        out.append(f"* Refused, though it ran: {row['case']}: {reason}")
+    out.append("\nLeft out:\n")
     by_reason: dict[str, list[str]] = {}
     for row in left:
         by_reason.setdefault(row["left_out"], []).append(f"{row['case']} ({row['published']})")
-    for reason, cases in by_reason.items():
-        print(f"* {'; '.join(cases)}: {reason}")
+    out += [f"* {'; '.join(cases)}: {reason}" for reason, cases in by_reason.items()]
+    return "\n".join(out)
+
+
+def main() -> None:
+    print("### People's own cards: the most that was in use, and what is predicted\n")
+    print(table())
+
+
+def _source(source: str) -> str:
+    """`BENCHMARKS.md:131` or `club-3090#1380`: the repositories are named once, above the table."""
+    name, _, line = source.partition(":")
+    if not line:
+        return source.rpartition("/")[2]
+    return f"{'qwen38-mtp ' if 'qwen38-mtp' in name else ''}{line.rpartition('/')[2]}"
 
 
 def _number(mib: float) -> str:
