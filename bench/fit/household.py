@@ -4,7 +4,7 @@
 
 `data/household.jsonl` holds a row for each run: the model, the arguments as homelab would be given them, the
 cards, and the most that `nvidia-smi` showed in use, of one card or of each. Where a table tells it in GB, it
-is MiB / 1000: so it is wherever the same tables give both, and what some rows say would not go into the card
+is MiB / 1000, as in most of the rows that give both, and because some would not go into the card
 otherwise. A GGUF whose header is not at hand is the catalog's, grown or shrunk to the published size of the
 file."""
 
@@ -124,6 +124,7 @@ def shape(row: Mapping[str, Any]) -> ModelShape:
             document["projectors"] = {row["args"]["mmproj"]: header}
         return from_header(document)
     if "mtp" in model:
+        document["config"] = changed(entry, {"mtp_num_hidden_layers": 1}).config
         layer = _prediction_layer(entry.text, "BF16")
         inner = document["config"].get("text_config", document["config"])
         document["config"] |= {"text_config": {**inner, "mtp_num_hidden_layers": 1}}
