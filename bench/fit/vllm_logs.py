@@ -8,40 +8,45 @@ from pathlib import Path
 from typing import Any
 
 from homelab.engines import Device, Request, vllm
-from homelab.models.paged_kv import Draft, Element, Paging, pool, prediction_layers
+from homelab.models.paged_kv import Draft, Element, Paging, Pool, pool, prediction_layers
 from tests.models.examples import safetensors
 
 GIB = 2**30
-STEP = 16  # tokens of a block, where the model is no hybrid
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "data" / "vllm.jsonl").read_text().splitlines()]
 
 
 def compared(row: dict[str, Any]) -> list[tuple[str, float, float]]:
     """(what, logged, ours) of one case."""
     options = dict(row.get("paging", {}))
-    element = Element(bytes=1) if options.pop("fp8", False) else Element()
-    shape, mtp = safetensors(row["model"]), options.pop("mtp", False)
-    paging = Paging(element=element, **options)
-    own = prediction_layers(shape) if mtp else ()
-    draft = Draft(layers=own, element=element, tensor_parallel=paging.tensor_parallel)
-    found = pool(shape, row["context"], paging, draft)
+    scale = options.pop("scale_bytes", 0)
+    element = Element(bytes=1, scale_bytes=scale) if options.pop("fp8", False) or scale else Element()
+    shape, paging = safetensors(row["model"]), Paging(element=element, **options)
+    draft = Draft(layers=prediction_layers(shape), element=element, tensor_parallel=paging.tensor_parallel)
+    found = pool(shape, row["context"], paging, draft if row.get("prediction") else None)
     out = []
-    if "tokens" in row:
-        ours = (
-            int(row["available_gib"] * GIB) // found.block_bytes / found.blocks_per_request * row["context"]
-        )
-        out.append(("tokens", float(row["tokens"]), ours))
+    if "tokens" in row or "concurrency" in row:
+        requests = int(row["available_gib"] * GIB) // found.block_bytes / found.blocks_per_request
+        if "tokens" in row:
+            out.append(("tokens", float(row["tokens"]), requests * row["context"]))
+        else:
+            out.append(("requests at once", row["concurrency"], requests))
     if "needed_gib" in row:
         out.append(("GiB needed", row["needed_gib"], found.block_bytes * found.blocks_per_request / GIB))
     if "longest" in row:
-        blocks = int(row["available_gib"] * GIB) // found.block_bytes
-        fits = [
-            tokens
-            for tokens in range(STEP, row["context"], STEP)
-            if pool(shape, tokens, paging, draft).blocks_per_request <= blocks
-        ]
-        out.append(("longest context", float(row["longest"]), float(fits[-1])))
+        out.append(
+            (
+                "longest context",
+                float(row["longest"]),
+                float(_longest(row, found)),
+            )
+        )
     return out
+
+
+def _longest(row: dict[str, Any], found: Pool) -> int:
+    """The longest request that the available memory holds, where only full layers and states take blocks."""
+    fixed = found.blocks_per_request - -(-row["context"] // found.block_tokens)
+    return (int(row["available_gib"] * GIB) // found.block_bytes - fixed) * found.block_tokens
 
 
 def shown(value: float) -> str:
@@ -60,9 +65,10 @@ def main() -> None:
                 f"| {row['case']}{mark} | {row['kind']} | {what} | {shown(logged)} | {shown(ours)} | "
                 f"{ours / logged - 1:+.2%} | {row['source']} |"
             )
+    print("\n\\* Not every setting is in the log:\n")
     for row in ROWS:
         if "note" in row:
-            print(f"\n\\* {row['note']}.")
+            print(f"* {row['case']}: {row['note']}")
     device = Device(vendor="nvidia", name="x", total_bytes=1)
     one = vllm.footprint(
         safetensors("llama-3.1-8b", tensor_bytes=16_060_522_496),

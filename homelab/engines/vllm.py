@@ -672,13 +672,12 @@ def _graph_sizes(args: Mapping[str, ArgValue], seqs: int, speculative: int) -> l
 
 
 def _graphs(shape: ModelShape, sizes: list[int] | None) -> int:
-    """From logs of 0.19 to 0.27: dense, 0.10 GiB for 8 sizes and 0.55 for 51; recurrent layers, 0.49 for 5;
-    experts, 0.25 for 5, 0.39 to 0.47 for 3 and 1.4 for the 35 sizes of 256 requests. Not better than a third
-    of a GiB."""
+    """From logs of 0.19 to 0.27: dense, 0.10 GiB for 8 sizes and 0.55 for 51; with recurrent layers, 0.25 to
+    0.49 for 3 to 5; experts, 1.4 for the 35 sizes of 256 requests. Not better than a third of a GiB."""
     if not sizes:
         return 0
-    start = 0.35 if shape.hybrid or shape.experts else 0.1
-    return int((start + (0.03 if shape.experts else 0.01) * len(sizes)) * GiB)
+    start = 0.35 if shape.hybrid else 0.1
+    return int((start + (0.037 if shape.experts else 0.01) * len(sizes)) * GiB)
 
 
 def _cache_grade(shape: ModelShape, drafts: _Speculation | None) -> Grade:

@@ -136,7 +136,9 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
     )
     output = _sum(groups, lambda name: name.endswith("lm_head.weight"))
     encoder = model_type in ENCODERS
+    predicting = _mtp_layers(config, model_type, groups)
     vision = "vision_config" in outer
+    quantization = _quantization(config, outer)
     notes = (
         []
         if model_type in GENERIC
@@ -163,7 +165,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         ),
         output_bytes=0 if tied else output,
         vision_bytes=_sum(groups, lambda name: name.startswith(VISION)) if vision else 0,
-        mtp_bytes=_sum(groups, lambda name: name.startswith(("mtp.", "model.mtp"))),
+        mtp_bytes=_mtp_bytes(config, groups, predicting),
         replicated_bytes=_sum(groups, _replicated),
         kv_projection_bytes=_sum(
             groups, lambda name: "self_attn.k_proj." in name or "self_attn.v_proj." in name
@@ -174,10 +176,12 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         ),
         rope_dim=_rope_dim(config, layers),
         recurrent=_recurrent(config, model_type) if any(layer.recurrent for layer in layers) else None,
-        mtp_layers=int(_first(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0),
+        mtp_layers=predicting,
         tied_embeddings=tied,
-        quantization=_quantization(config, outer),
-        kv_cache_dtype=_kv_cache_dtype(config, outer),
+        quantization=str(quantization.get("quant_method") or quantization.get("quant_algo") or "unknown")
+        if quantization
+        else "none",
+        kv_cache_dtype=_kv_cache_dtype(quantization),
         kind=_kind(architecture, encoder),
         causal=not encoder,
         notes=tuple(notes),
@@ -271,9 +275,11 @@ def _kinds(config: Mapping[str, Any], model_type: str, count: int) -> list[str]:
 def _recurrent(config: Mapping[str, Any], model_type: str) -> Recurrent | None:
     """vLLM `model_executor/layers/mamba/mamba_utils.py`: convolution rows in the model's dtype, state in
     `mamba_ssm_dtype`."""
-    wide = str(
-        _first(config, "mamba_ssm_dtype", "mamba_ssm_cache_dtype")
-    ) == "float32" or model_type.startswith("qwen3_5")
+    said = _first(config, "mamba_ssm_dtype", "mamba_ssm_cache_dtype")
+    # Nemotron-H keeps it in float32 where its config is silent (vLLM 0.33: `models/config.py`).
+    wide = (
+        said == "float32" or model_type.startswith("qwen3_5") or (said is None and "nemotron_h" in model_type)
+    )
     state_bytes = 4 if wide else 2
     if config.get("linear_num_value_heads"):
         keys, values = int(config["linear_num_key_heads"]), int(config["linear_num_value_heads"])
@@ -297,8 +303,9 @@ def _recurrent(config: Mapping[str, Any], model_type: str) -> Recurrent | None:
             scan="kda",
         )
     if conv := config.get("conv_L_cache"):
-        channels = int(config["hidden_size"])
-        return Recurrent(conv_rows=int(conv) - 1, conv_channels=channels, state_elements=0, scan="conv")
+        return Recurrent(
+            conv_rows=int(conv) - 1, conv_channels=int(config["hidden_size"]), state_elements=0, scan="conv"
+        )
     heads = int(need(config, "mamba_num_heads", "mamba_n_heads", what="config.json"))
     dim = int(need(config, "mamba_head_dim", "mamba_d_head", what="config.json"))
     state = int(need(config, "ssm_state_size", "mamba_d_state", what="config.json"))
@@ -367,34 +374,66 @@ def _replicated(name: str) -> bool:
     )
 
 
-def _quantization(config: Mapping[str, Any], outer: Mapping[str, Any]) -> str:
+def _quantization(config: Mapping[str, Any], outer: Mapping[str, Any]) -> Mapping[str, Any]:
     quantization = (
         config.get("quantization_config")
         or outer.get("quantization_config")
         or config.get("compression_config")
     )
-    if isinstance(quantization, Mapping):
-        return str(quantization.get("quant_method") or quantization.get("quant_algo") or "unknown")
-    return "none"
+    return quantization if isinstance(quantization, Mapping) else {}
 
 
-def _kv_cache_dtype(config: Mapping[str, Any], outer: Mapping[str, Any]) -> str:
-    """The cache that the checkpoint's quantisation asks for, `auto` where it asks for none (0.33:
-    `utils/torch_utils.py` get_kv_cache_quant_algo_string, `layers/attention/attention.py`)."""
-    asked = config.get("quantization_config") or outer.get("quantization_config")
-    if not isinstance(asked, Mapping):
+def _kv_cache_dtype(quantization: Mapping[str, Any]) -> str:
+    """The cache that a checkpoint asks for where nobody sets one (vLLM 0.33: `utils/torch_utils.py`
+    get_kv_cache_quant_algo_string for ModelOpt, `layers/attention/attention.py` for compressed-tensors)."""
+    method = str(quantization.get("quant_method") or "")
+    if method == "compressed-tensors":
+        return "fp8" if quantization.get("kv_cache_scheme") else "auto"
+    if not method.startswith("modelopt"):
         return "auto"
-    inner = asked.get("quantization")
-    inner = inner if isinstance(inner, Mapping) else asked
-    scheme = inner.get("kv_cache_scheme") or asked.get("kv_cache_scheme")
-    if not str(asked.get("quant_method") or "").startswith("modelopt"):
-        return "fp8" if scheme else "auto"
-    algorithm = scheme or inner.get("kv_cache_quant_algo") or asked.get("kv_cache_quant_algo")
-    if isinstance(algorithm, Mapping):
-        bits, float_ = algorithm.get("num_bits"), algorithm.get("type") == "float"
-        static = algorithm.get("dynamic") is False
-        algorithm = "fp8" if float_ and static and bits == 8 else "nvfp4" if float_ and bits == 4 else ""
-    return {"fp8": "fp8_e4m3", "nvfp4": "nvfp4"}.get(str(algorithm or "").lower(), "auto")
+    inner = quantization.get("quantization")
+    places = [inner, quantization] if isinstance(inner, Mapping) else [quantization]
+    named = [place.get(key) for key in ("kv_cache_scheme", "kv_cache_quant_algo") for place in places]
+    asked = next((value for value in named if value), None)
+    if isinstance(asked, Mapping):
+        bits, kind = asked.get("num_bits"), asked.get("type")
+        if kind == "float" and bits == 8 and asked.get("dynamic") is False:
+            return "fp8"
+        return "nvfp4" if kind == "float" and bits == 4 else "auto"
+    return {"fp8": "fp8", "nvfp4": "nvfp4"}.get(str(asked).lower(), "auto")
+
+
+def _mtp_layers(config: Mapping[str, Any], model_type: str, groups: Mapping[str, Any]) -> int:
+    """Layers that predict tokens ahead. vLLM takes one for Qwen3-Next and Qwen3.5 where the config is silent
+    (0.33: `qwen3_next_mtp.py`, `qwen3_5_mtp.py`), here where the files have it."""
+    said = _first(config, "mtp_num_hidden_layers", "num_nextn_predict_layers")
+    if said is None and model_type.startswith(("qwen3_next", "qwen3_5")):
+        return int(any(name.startswith(("mtp.", "model.mtp")) for name in groups))
+    return int(said or 0)
+
+
+def _mtp_bytes(config: Mapping[str, Any], groups: Mapping[str, Any], predicting: int) -> int:
+    """Bytes of the prediction layers: `mtp.` by name, or layers beyond the last (DeepSeek, GLM), of which
+    groups hold no number: their joining projection tells that they are there, and each group's share is one
+    layer in so many. vLLM does not load them without speculation (`get_spec_layer_idx_from_weight_name`)."""
+    named = _sum(groups, lambda name: name.startswith(("mtp.", "model.mtp")))
+    joined = [name for name in groups if ".layers." in name and ".eh_proj." in name]
+    if named or not predicting or not joined:
+        return named
+    count = layer_count(need(config, "num_hidden_layers", what="config.json"))
+    dense = int(config.get("first_k_dense_replace") or 0)
+    shared = (".eh_proj.", ".enorm.", ".hnorm.", ".shared_head.", ".embed_tokens.")
+    total = 0
+    for name, group in groups.items():
+        if ".layers." not in name:
+            continue
+        if any(part in name for part in shared):
+            total += int(group[1])
+        elif ".experts." in name or ".shared_expert" in name or ".mlp.gate." in name:
+            total += int(group[1]) * predicting // (count - dense + predicting)
+        elif ".mlp." not in name:
+            total += int(group[1]) * predicting // (count + predicting)
+    return total
 
 
 def _kind(architecture: str, encoder: bool) -> Purpose:

@@ -6,9 +6,12 @@ from dataclasses import replace
 import pytest
 
 from homelab.engines import ArgValue, Device, Footprint, Launch, Load, Request, Unsupported, engines, vllm
-from tests.models.examples import GIB, SAFETENSORS, gguf, safetensors
+from tests.models.examples import GIB, gguf, safetensors
 
 ADA = Device(vendor="nvidia", name="RTX 4090", total_bytes=int(23.52 * GIB), compute_capability="8.9")
+HOPPER = Device(vendor="nvidia", name="H100", total_bytes=80 * GIB, compute_capability="9.0")
+BLACKWELL = Device(vendor="nvidia", name="RTX 5090", total_bytes=int(31.36 * GIB), compute_capability="12.0")
+MTP = '{"method":"mtp","num_speculative_tokens":3}'
 AMPERE = Device(vendor="nvidia", name="RTX 3090", total_bytes=int(23.57 * GIB), compute_capability="8.6")
 PAIR = Device(
     vendor="nvidia", name="RTX 3090", total_bytes=int(23.57 * GIB), compute_capability="8.6", count=2
@@ -90,6 +93,8 @@ def test_fewer_graphs_for_fewer_requests() -> None:
         for request in (ask(8192, 4), ask(8192, 256), ask(8192, 4, enforce_eager=True))
     )
     assert eager == 0 < few < many <= 0.6 * GIB
+    experts = terms(vllm.footprint(safetensors("qwen3-30b-a3b"), ask(8192, 256), ADA))["cuda_graphs"]
+    assert experts / GIB == pytest.approx(1.4, abs=0.01)  # logged for 256 requests
     flags = vllm.footprint(safetensors("qwen3-4b"), ask(8192, 20), ADA).flags
     assert json.loads(str(flags["compilation-config"])) == {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 20]}
 
@@ -135,7 +140,11 @@ def test_prediction_layers_are_loaded_only_for_speculation() -> None:
 
 def test_a_hybrid_has_the_larger_reserve_and_a_batch_that_holds_a_block() -> None:
     footprint = vllm.footprint(safetensors("qwen3.6-27b"), ask(kv_cache_dtype="fp8"), ADA)
-    assert terms(footprint)["reserve"] == GIB
+    assert (
+        terms(footprint)["reserve"]
+        == GIB
+        > terms(vllm.footprint(safetensors("qwen3-4b"), ask(), ADA))["reserve"]
+    )
     assert int(str(footprint.flags["max-num-batched-tokens"])) >= 1600
     assert next(t.grade for t in footprint.terms if t.name == "kv_cache") == "bounded"
 
@@ -162,95 +171,6 @@ def test_where_ram_is_the_gpus_memory_everything_is_counted_there() -> None:
     )
 
 
-MTP = '{"method": "mtp", "num_speculative_tokens": 3}'
-DRAFTER = '{"model": "Org/Small", "num_speculative_tokens": 3}'
-
-
-def test_layers_of_its_own_that_draft_are_loaded_and_cached() -> None:
-    shape = replace(safetensors("qwen3.6-27b"), mtp_bytes=850_000_000)
-    plain, asked = (vllm.footprint(shape, ask(**a), ADA) for a in ({}, {"speculative_config": MTP}))
-    assert terms(asked)["weights"] - terms(plain)["weights"] == 850_000_000
-    assert terms(asked)["kv_cache"] > terms(plain)["kv_cache"] * 1.05
-    key = vllm.footprint(shape, replace(ask(), speculative=3), ADA)
-    assert terms(key) == terms(asked)
-    with pytest.raises(Unsupported, match="no layers that predict"):
-        vllm.footprint(safetensors("qwen3-4b"), ask(speculative_config=MTP), ADA)
-
-
-def test_another_model_that_drafts_takes_weights_and_cache_of_its_own() -> None:
-    shape, small = safetensors("qwen3-8b"), replace(safetensors("qwen3-4b"), weights_bytes=8_000_000_000)
-    plain = vllm.footprint(shape, ask(), ADA)
-    asked = vllm.footprint(shape, replace(ask(speculative_config=DRAFTER), drafter=small), ADA)
-    rotary = 40960 * 128 * 2
-    assert terms(asked)["drafter"] == 8_000_000_000 + rotary
-    assert terms(asked)["kv_cache"] == pytest.approx(
-        2 * terms(plain)["kv_cache"], rel=0.001
-    )  # 36 more layers
-    own = ask(speculative_config=DRAFTER[:-1] + ', "kv_cache_dtype": "fp8"}')
-    less = vllm.footprint(shape, replace(own, drafter=small), ADA)
-    assert terms(less)["kv_cache"] < terms(asked)["kv_cache"]
-
-
-def test_a_drafter_that_nobody_could_read_is_guessed_and_not_nothing() -> None:
-    guessed = vllm.footprint(safetensors("qwen3-8b"), ask(speculative_config=DRAFTER), ADA)
-    assert terms(guessed)["drafter"] > GIB
-    assert {t.name: t.grade for t in guessed.terms}["drafter"] == "empirical"
-    (note,) = vllm.notes(safetensors("qwen3-8b"), ask(speculative_config=DRAFTER), ADA)
-    assert "Org/Small" in note
-
-
-def test_a_drafter_of_another_vocabulary_is_refused() -> None:
-    request = replace(ask(speculative_config=DRAFTER), drafter=safetensors("llama-3.1-8b"))
-    with pytest.raises(Unsupported, match="128256 entries, and the model's 151936"):
-        vllm.footprint(safetensors("qwen3-8b"), request, ADA)
-
-
-@pytest.mark.parametrize("written", ["{", "[]", '{"num_speculative_tokens": "many"}', "mtp"])
-def test_speculation_that_cannot_be_read_is_refused(written: str) -> None:
-    with pytest.raises(Unsupported, match="speculative-config"):
-        vllm.footprint(safetensors("qwen3-8b"), ask(speculative_config=written), ADA)
-    assert vllm.drafter({"speculative-config": written}) is None
-
-
-@pytest.mark.parametrize(
-    ("config", "model"),
-    [(DRAFTER, "Org/Small"), (MTP, None), ('{"method": "ngram"}', None), ('{"model": "[ngram]"}', None)],
-)
-def test_the_model_that_drafts_is_named(config: str, model: str | None) -> None:
-    assert vllm.drafter({"speculative-config": config}) == model
-
-
-def test_states_depend_on_prefix_caching_and_on_what_computes_them() -> None:
-    """0.33 `MambaSpec.max_memory_usage_bytes`: a checkpoint in a prompt only where FlashInfer writes one."""
-    shape = safetensors("qwen3.6-27b")
-    blackwell = replace(ADA, compute_capability="12.0")
-    one, two, three = (
-        terms(vllm.footprint(shape, ask(**a), device))["kv_cache"]
-        for a, device in (({"no_enable_prefix_caching": True}, ADA), ({}, ADA), ({}, blackwell))
-    )
-    assert one < two < three
-
-
-def test_fp8_cache_on_ampere_is_for_models_that_flashinfer_serves() -> None:
-    assert vllm.footprint(safetensors("qwen3.6-27b"), ask(kv_cache_dtype="fp8"), AMPERE)
-
-
-def test_a_checkpoint_may_ask_for_its_cache() -> None:
-    asked = {"kv_cache_scheme": {"num_bits": 8, "type": "float"}, "quant_method": "compressed-tensors"}
-    shape = safetensors("qwen3-8b", config=SAFETENSORS["qwen3-8b"] | {"quantization_config": asked})
-    half, whole = (
-        terms(vllm.footprint(shape, ask(**a), ADA))["kv_cache"] for a in ({}, {"kv_cache_dtype": "bfloat16"})
-    )
-    assert half == pytest.approx(whole / 2, rel=0.001)
-
-
-def test_tensor_parallel_takes_more_outside_of_torch_and_graphs_grow_with_their_number() -> None:
-    shape = safetensors("qwen3.6-35b-a3b")
-    few, many = (terms(vllm.footprint(shape, ask(concurrency=n), PAIR)) for n in (4, 256))
-    assert few["non_torch"] == int(0.38 * GIB)
-    assert many["cuda_graphs"] == pytest.approx(1.4 * GIB, rel=0.1)
-
-
 def test_the_context_is_larger_on_wsl() -> None:
     wsl = Device(vendor="nvidia", name="RTX 4090", total_bytes=1, compute_capability="8.9", wsl=True)
     assert terms(vllm.footprint(safetensors("qwen3-4b"), ask(), wsl))["cuda_context"] == int(1.3 * GIB)
@@ -269,6 +189,26 @@ def test_the_context_is_larger_on_wsl() -> None:
         ),
         (safetensors("gemma-4-31b"), ask(kv_cache_dtype="fp8"), AMPERE, "capability 8.9"),
         (safetensors("qwen3-4b"), ask(kv_cache_dtype="fp8_per_token_head"), AMPERE, "capability 8.9"),
+        (
+            replace(safetensors("qwen3-4b"), quantization="fp8"),
+            ask(kv_cache_dtype="fp8_e5m2"),
+            AMPERE,
+            "FP8 themselves",
+        ),
+        (safetensors("qwen3-4b"), ask(speculative_config=MTP), ADA, "predict tokens ahead"),
+        (safetensors("qwen3-4b"), ask(speculative_config="{method: mtp}"), ADA, "JSON"),
+        (
+            safetensors("qwen3-4b"),
+            ask(speculative_config='{"model":"x/dflash","kv_cache_dtype":"tq3"}'),
+            ADA,
+            "cannot compute",
+        ),
+        (
+            safetensors("qwen3-4b"),
+            ask(speculative_config='{"model":"x/y-dflash","draft_tensor_parallel_size":3}'),
+            PAIR,
+            "one GPU or on all 2",
+        ),
         (safetensors("qwen3-4b"), ask(kv_cache_dtype="turboquant_k8v4"), ADA, "cannot compute"),
         (safetensors("qwen3-4b"), ask(max_num_seqs="many"), ADA, "is a number"),
         (
@@ -396,3 +336,170 @@ def test_a_label_may_hold_anything() -> None:
 )
 def test_what_counts_nothing_is_no_load(said: str) -> None:
     assert vllm.load(said) == Load()
+
+
+# ---- speculation ----
+def drafted(
+    shape: object, model: str, drafter: object = None, device: Device = ADA, **more: object
+) -> Footprint:
+    config = json.dumps({"model": model, "num_speculative_tokens": 3} | more)
+    request = replace(ask(speculative_config=config), drafter=drafter)  # type: ignore[arg-type]
+    return vllm.footprint(shape, request, device)  # type: ignore[arg-type]
+
+
+def test_a_drafter_is_loaded_and_cached() -> None:
+    target, small = safetensors("qwen3-8b"), safetensors("qwen3-4b")
+    plain, fast = vllm.footprint(target, ask(), ADA), drafted(target, "Qwen/Qwen3-4B", small)
+    assert terms(fast)["drafter"] == small.weights_bytes + 40960 * 128 * 2
+    assert terms(fast)["kv_cache"] == 2 * terms(plain)["kv_cache"]  # both cache 147 456 bytes a token
+    grades = {t.name: t.grade for t in fast.terms}
+    assert (grades["drafter"], grades["kv_cache"]) == ("bounded", "bounded")
+    assert "drafter" not in terms(plain)
+
+
+def test_an_unknown_drafter_is_guessed_not_left_out() -> None:
+    """z-lab/Qwen3.6-27B-DFlash has 1.75 GB, z-lab/gemma-4-31b-it-dflash 2.9."""
+    plain = vllm.footprint(safetensors("gemma-4-31b"), ask(), ADA)
+    fast = drafted(safetensors("gemma-4-31b"), "z-lab/gemma-4-31b-it-dflash", method="dflash")
+    assert terms(fast)["drafter"] == pytest.approx(2.9e9, rel=0.01)
+    assert terms(fast)["kv_cache"] > terms(plain)["kv_cache"]
+    grades = {t.name: t.grade for t in fast.terms}
+    assert grades["drafter"] == grades["kv_cache"] == "empirical"
+    assert terms(drafted(safetensors("qwen3-8b"), "Qwen/Qwen3-0.6B"))["drafter"] == 1_500_000_000
+
+
+def test_an_assistant_attends_to_the_model_s_own_cache() -> None:
+    target = safetensors("gemma-4-12b")
+    assistant = replace(safetensors("qwen3-4b"), architecture="Gemma4AssistantForCausalLM")
+    fast = drafted(target, "google/gemma-4-12B-it-assistant", assistant)
+    assert terms(fast)["kv_cache"] == terms(vllm.footprint(target, ask(), ADA))["kv_cache"]
+    assert terms(fast)["drafter"] > 0
+
+
+def test_a_drafter_with_another_vocabulary_is_refused_as_vllm_refuses_it() -> None:
+    target, other = safetensors("qwen3-8b"), safetensors("llama-3.1-8b")
+    with pytest.raises(Unsupported, match="128256 entries, and the model's 151936"):
+        drafted(target, "meta-llama/Llama-3.2-1B", other)
+    drafted(target, "meta-llama/Llama-3.2-1B", other, use_heterogeneous_vocab=True)
+    head = replace(other, architecture="LlamaForCausalLMEagle3")  # a head maps its own to the model's
+    drafted(target, "x/y", head)
+    drafted(target, "x/EAGLE3-Qwen3-8B", other)
+    with pytest.raises(Unsupported, match="not GGUF"):
+        drafted(target, "x/y", gguf("qwen3-4b"))
+
+
+def test_a_drafter_is_split_or_whole_over_gpus() -> None:
+    target, small = safetensors("qwen3-8b"), safetensors("qwen3-4b")
+    split = terms(drafted(target, "Qwen/Qwen3-4B", small, PAIR))["drafter"]
+    whole = terms(drafted(target, "Qwen/Qwen3-4B", small, PAIR, draft_tensor_parallel_size=1))["drafter"]
+    assert whole > 1.9 * split
+
+
+def test_own_layers_draft_by_argument_or_by_request() -> None:
+    shape = safetensors("qwen3.6-27b", groups={"mtp.layers.*.mlp.up_proj.weight": [1, 10**9, "BF16"]})
+    named = vllm.footprint(shape, ask(speculative_config=MTP), ADA)
+    asked = vllm.footprint(shape, replace(ask(), speculative=3), ADA)
+    assert named.terms == asked.terms
+    assert terms(named)["kv_cache"] > terms(vllm.footprint(shape, ask(), ADA))["kv_cache"]
+
+
+def test_graphs_hold_whole_verifications() -> None:
+    """vLLM uses only sizes that are a multiple of the tokens verified at once."""
+    flags = vllm.footprint(safetensors("qwen3.6-27b"), ask(8192, 2, speculative_config=MTP), ADA).flags
+    assert json.loads(str(flags["compilation-config"])) == {"cudagraph_capture_sizes": [4, 8]}
+
+
+def test_drafts_without_a_model_take_no_layers() -> None:
+    ngram = '{"method":"ngram","num_speculative_tokens":3}'
+    plain, fast = (
+        vllm.footprint(safetensors("qwen3-8b"), request, ADA)
+        for request in (ask(), ask(speculative_config=ngram))
+    )
+    assert terms(plain)["kv_cache"] == terms(fast)["kv_cache"]
+    assert "drafter" not in terms(fast)
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        ('{"model":"z-lab/Qwen3.6-27B-DFlash","method":"dflash"}', "z-lab/Qwen3.6-27B-DFlash"),
+        (MTP, None),
+        ('{"model":"ngram"}', None),
+        ("no JSON", None),
+        ("[1]", None),
+    ],
+)
+def test_the_drafter_that_arguments_name(config: str, model: str | None) -> None:
+    assert vllm.drafter({"speculative-config": config}) == model
+    assert vllm.drafter({}) is None
+
+
+# ---- what depends on the card, the arguments, the checkpoint ----
+def test_states_of_a_request_by_card_and_prefix_caching() -> None:
+    """0.33: one without prefix caching, two with it, three where FlashInfer writes a checkpoint."""
+    shape = safetensors("qwen3.6-27b")
+    ada, hopper, off = (
+        vllm.footprint(shape, request, device).kv_cache_bytes
+        for request, device in (
+            (ask(), ADA),
+            (ask(), HOPPER),
+            (ask(no_enable_prefix_caching=True), ADA),
+        )
+    )
+    assert off < ada < hopper
+    triton = vllm.footprint(shape, ask(gdn_prefill_backend="triton"), HOPPER).kv_cache_bytes
+    assert triton == ada
+
+
+def test_states_may_be_kept_in_16_bits() -> None:
+    shape = safetensors("qwen3.6-27b")
+    half = vllm.footprint(shape, ask(mamba_ssm_cache_dtype="float16"), ADA).kv_cache_bytes
+    assert half < vllm.footprint(shape, ask(), ADA).kv_cache_bytes
+
+
+def test_one_batch_is_under_way_without_asynchronous_scheduling() -> None:
+    shape = safetensors("gpt-oss-120b")
+    two, one, off = (
+        vllm.footprint(shape, request, ADA).kv_cache_bytes
+        for request in (ask(), ask(no_async_scheduling=True), ask(async_scheduling=False))
+    )
+    assert off == one < two
+
+
+def test_a_checkpoint_s_own_cache_is_counted_unless_another_is_set() -> None:
+    shape = replace(safetensors("qwen3-8b"), kv_cache_dtype="fp8")
+    whole = vllm.footprint(safetensors("qwen3-8b"), ask(), ADA).kv_cache_bytes
+    assert vllm.footprint(shape, ask(), ADA).kv_cache_bytes * 2 == whole
+    assert vllm.footprint(shape, ask(kv_cache_dtype="bfloat16"), ADA).kv_cache_bytes == whole
+
+
+def test_ampere_reads_an_e4m3_cache_where_flashinfer_serves_the_model() -> None:
+    """2 × RTX 3090, fp8_e4m3: club-3090 BENCHMARKS.md:357."""
+    assert vllm.footprint(safetensors("qwen3.6-27b"), ask(kv_cache_dtype="fp8_e4m3"), PAIR)
+
+
+def test_more_is_outside_torch_over_several_gpus() -> None:
+    one, two = (terms(vllm.footprint(safetensors("qwen3-8b"), ask(), d))["non_torch"] for d in (AMPERE, PAIR))
+    assert 0.34 * GIB <= two <= 0.39 * GIB
+    assert one < two
+
+
+def test_the_margin_is_of_what_was_seen() -> None:
+    """Beyond budget and context, MiB: 2 461 and 3 392 of Qwen3.6-27B with MTP on RTX 5090s (two, one), 1 346
+    on two RTX 3090s, 598 of Qwen3.6-35B-A3B without (club-3090 BENCHMARKS.md)."""
+    mtp = ask(speculative_config=MTP)
+    dense = safetensors("qwen3.6-27b")
+    two = replace(BLACKWELL, count=2)
+    cases = ((mtp, two, 2461), (mtp, BLACKWELL, 3392), (mtp, PAIR, 1346), (ask(), two, 598))
+    for request, device, seen in cases:
+        reserve = terms(vllm.footprint(dense, request, device))["reserve"]
+        assert seen * 2**20 <= reserve <= seen * 2**20 + GIB // 2
+
+
+def test_a_vision_tower_is_split_unless_each_gpu_holds_one() -> None:
+    shape = safetensors("gemma-4-31b", groups={"model.vision_tower.x": [1, 10**9, "BF16"]})
+    split, whole = (
+        terms(vllm.footprint(shape, request, PAIR))["weights"]
+        for request in (ask(), ask(mm_encoder_tp_mode="data"))
+    )
+    assert whole - split == 10**9 // 2

@@ -216,6 +216,22 @@ SAFETENSORS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 16,
     },
 }
+SAFETENSORS["qwen3.5-4b"] = SAFETENSORS["qwen3.6-27b"] | {
+    "text_config": SAFETENSORS["qwen3.6-27b"]["text_config"]
+    | {"num_hidden_layers": 32, "hidden_size": 2560, "intermediate_size": 9216, "num_attention_heads": 16}
+    | {"linear_num_value_heads": 32, "tie_word_embeddings": True},
+}
+SAFETENSORS["qwen3.5-122b-a10b"] = SAFETENSORS["qwen3.6-35b-a3b"] | {
+    "text_config": SAFETENSORS["qwen3.6-35b-a3b"]["text_config"]
+    | {"num_hidden_layers": 48, "hidden_size": 3072, "num_attention_heads": 32, "linear_num_value_heads": 64}
+    | {"moe_intermediate_size": 1024, "shared_expert_intermediate_size": 1024, "mtp_num_hidden_layers": 1},
+}
+SAFETENSORS["gemma-4-12b"] = SAFETENSORS["gemma-4-31b"] | {
+    "text_config": SAFETENSORS["gemma-4-31b"]["text_config"]
+    | {"num_hidden_layers": 48, "hidden_size": 3840, "intermediate_size": 15360, "num_attention_heads": 16}
+    | {"num_key_value_heads": 8, "num_global_key_value_heads": 1}
+    | {"layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 8},
+}
 GIB = 2**30
 WEIGHTS_GIB = {
     "qwen3-4b": 7.49,
@@ -232,6 +248,7 @@ WEIGHTS_GIB |= {
     "bge-reranker": 2.1,
     "minimax-m2.7": 120,
 }
+WEIGHTS_GIB |= {"qwen3.5-4b": 8.68, "qwen3.5-122b-a10b": 75, "gemma-4-12b": 22.3}
 
 
 def safetensors_document(name: str, **more: Any) -> dict[str, Any]:

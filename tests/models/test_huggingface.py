@@ -130,3 +130,81 @@ def test_a_document_without_sizes_is_refused() -> None:
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(InventoryError, match="onnx"):
         from_header({"format": "onnx"})
+
+
+@pytest.mark.parametrize(
+    ("quantization", "dtype"),
+    [
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "fp8"),
+        ({"quant_method": "compressed-tensors", "kv_cache_scheme": None}, "auto"),
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": "FP8"}, "fp8"),
+        ({"quant_method": "modelopt", "quantization": {"kv_cache_quant_algo": "NVFP4"}}, "nvfp4"),
+        (
+            {
+                "quant_method": "modelopt",
+                "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False},
+            },
+            "fp8",
+        ),
+        ({"quant_method": "modelopt", "kv_cache_quant_algo": "INT8"}, "auto"),
+        ({"quant_method": "fp8", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}, "auto"),
+        (None, "auto"),
+    ],
+)
+def test_the_cache_that_a_checkpoint_asks_for(quantization: object, dtype: str) -> None:
+    config = SAFETENSORS["qwen3-8b"] | ({"quantization_config": quantization} if quantization else {})
+    assert safetensors("qwen3-8b", config=config).kv_cache_dtype == dtype
+
+
+def test_prediction_layers_beyond_the_last_are_found() -> None:
+    """GLM and DeepSeek number them on: of 47 layers and one, a 48th of the attention, a 47th of the experts,
+    and all that only a prediction layer has."""
+    groups = {
+        "model.layers.*.self_attn.q_a_proj.weight": [48, 48_000, "BF16"],
+        "model.layers.*.mlp.experts.*.up_proj.weight": [47 * 64, 47_000_000, "BF16"],
+        "model.layers.*.mlp.up_proj.weight": [1, 500_000, "BF16"],
+        "model.layers.*.eh_proj.weight": [1, 7_000, "BF16"],
+        "model.layers.*.shared_head.head.weight": [1, 90_000, "BF16"],
+        "model.embed_tokens.weight": [1, 300_000, "BF16"],
+    }
+    more = {"num_nextn_predict_layers": 1, "first_k_dense_replace": 1}
+    config = SAFETENSORS["glm-4.7-flash"] | more
+    shape = safetensors("glm-4.7-flash", config=config, groups=groups)
+    assert (shape.mtp_layers, shape.mtp_bytes) == (1, 1_000 + 1_000_000 + 7_000 + 90_000)
+    del groups["model.layers.*.eh_proj.weight"]  # a repository may leave the layer out
+    assert safetensors("glm-4.7-flash", config=config, groups=groups).mtp_bytes == 0
+
+
+def test_a_silent_config_has_prediction_layers_where_the_files_have() -> None:
+    text = {
+        k: v for k, v in SAFETENSORS["qwen3.6-27b"]["text_config"].items() if k != "mtp_num_hidden_layers"
+    }
+    config = SAFETENSORS["qwen3.6-27b"] | {"text_config": text}
+    files = {"mtp.layers.*.mlp.up_proj.weight": [1, 5, "BF16"]}
+    assert safetensors("qwen3.6-27b", config=config, groups=files).mtp_layers == 1
+    assert safetensors("qwen3.6-27b", config=config).mtp_layers == 0
+
+
+def test_nemotron_keeps_its_states_in_float32_where_it_says_nothing() -> None:
+    config = {
+        "model_type": "nemotron_h",
+        "architectures": ["NemotronHForCausalLM"],
+        "vocab_size": 131072,
+        "hidden_size": 4480,
+        "num_hidden_layers": 4,
+        "hybrid_override_pattern": "M-M*",
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "mamba_num_heads": 128,
+        "mamba_head_dim": 80,
+        "ssm_state_size": 128,
+        "n_groups": 8,
+        "intermediate_size": 15680,
+    }
+    found = from_header({"config": config, "tensor_bytes": 1, "format": "safetensors"}).recurrent
+    told = from_header(
+        {"config": config | {"mamba_ssm_cache_dtype": "float16"}, "tensor_bytes": 1, "format": "safetensors"}
+    ).recurrent
+    assert found is not None
+    assert told is not None
+    assert (found.state_dtype_bytes, found.scan, told.state_dtype_bytes) == (4, "mamba2", 2)
