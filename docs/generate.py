@@ -71,6 +71,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "context": "Tokens of one request, prompt and answer together. "
         "With `{min, max}`: the largest that fits. Default: 8192, or the model's own limit if that is less.",
         "concurrency": "How many requests at once, each with the whole `context`.",
+        "speculative": "How many tokens the model's own prediction layers (MTP) draft at a time, 1 to 16. "
+        "`auto`: as many as are known to be good, none where it has no such layers or something forbids it.",
         "replicas": "How many instances. The gateway balances them.",
         "priority": "Who gets a place when not all can have one: the higher number.",
         "node": "Only on this node.",

@@ -449,6 +449,12 @@ def fit(
         str | None, typer.Option("--context", "-c", help="Tokens of one request: 8192 or 32k.")
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Requests at once.")] = 2,
+    speculative: Annotated[
+        str | None,
+        typer.Option(
+            "--speculative", help="Tokens that its prediction layers draft at a time: auto, off, 1-16."
+        ),
+    ] = None,
     kv_cache_dtype: Annotated[
         str | None, typer.Option("--kv-cache-dtype", help="vLLM: fp8, fp8_e5m2, int8_per_token_head …")
     ] = None,
@@ -504,6 +510,7 @@ def fit(
         node=node,
         context=context,
         concurrency=concurrency,
+        speculative=speculative,
         outputs=outputs,
         args={
             "kv-cache-dtype": kv_cache_dtype,

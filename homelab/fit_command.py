@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,8 @@ from homelab.engines import ArgValue, Engine, Request, engines, readers
 from homelab.errors import DoesNotFit, HomelabError, InventoryError, NodeError
 from homelab.facts import SCHEMA_VERSION, Measurement
 from homelab.fit import Candidate, Fit, Place
-from homelab.models import catalog, hub
+from homelab.inventory import MOST_DRAFTS
+from homelab.models import catalog, hub, rules
 from homelab.models.header import from_header
 from homelab.models.projector import projectors
 from homelab.models.source import parse_source
@@ -76,6 +78,7 @@ class Question:
     node: str | None = None
     context: str | None = None
     concurrency: int = 2
+    speculative: str | None = None
     outputs: str | None = None
     args: Mapping[str, ArgValue] = field(default_factory=dict)
 
@@ -103,7 +106,21 @@ def answer(question: Question) -> Answer:
         concurrency=slots if isinstance(slots, int) else q.concurrency,
         args=args,
         outputs=q.outputs,
+        speculative=speculation(q.speculative),
     )
+
+
+def speculation(written: str | None) -> int | str:
+    """What `--speculative` says, as the inventory's key has it.
+
+    Raises InventoryError."""
+    if written in (None, "off", "auto"):
+        return written or "off"
+    if not re.fullmatch(r"\d{1,2}", written) or not 1 <= int(written) <= MOST_DRAFTS:
+        raise InventoryError(
+            f"`--speculative {written}` is no depth", hint=f"Write auto, off, or 1 to {MOST_DRAFTS}"
+        )
+    return int(written)
 
 
 def exit_code(answered: Answer) -> int:
@@ -214,6 +231,7 @@ def run(
     concurrency: int = 2,
     args: Mapping[str, ArgValue] | None = None,
     outputs: str | None = None,
+    speculative: int | str = "off",
     endpoint: str | None = None,
     token: str | None = None,
 ) -> Fit:
@@ -238,12 +256,21 @@ def run(
             else min(DEFAULT_CONTEXT, candidate.shape.max_context or DEFAULT_CONTEXT)
         )
         known = engines()[candidate.engine]
+        plain = known.canonical(args or {})
+        recipe = pipeline.load_recipes().find(candidate.source) if candidate.engine == "vllm" else None
+        try:
+            advised = recipe.drafts if recipe else None
+            drafts = rules.drafts_for(candidate.engine, candidate.shape, speculative, plain, advised)
+        except ValueError as e:
+            raise InventoryError(str(e)) from e
         request = Request(
             kind=candidate.shape.kind,
             context=tokens,
             concurrency=concurrency,
-            args=known.canonical(args or {}),
+            args=plain,
             outputs=_outputs(known, outputs),
+            speculative=drafts,
+            recipe=recipe,
         )
         for place in given or [None]:
             answer = fit.fit(candidate, request, place, others)

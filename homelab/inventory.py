@@ -86,6 +86,19 @@ def _tokens(value: Any) -> Any:
 Tokens = Annotated[int, BeforeValidator(_tokens), Field(ge=1, le=100_000_000, strict=True)]
 
 
+def _speculative(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    if value is False:
+        return "off"
+    if value in ("auto", "off") or (type(value) is int and 1 <= value <= MOST_DRAFTS):
+        return value
+    raise ValueError(f"write `auto`, `off`, or 1 to {MOST_DRAFTS} tokens at a time, not {shown(value)}")
+
+
+MOST_DRAFTS = 16
+Speculative = Annotated[Literal["auto", "off"] | int, BeforeValidator(_speculative)]
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -193,6 +206,7 @@ class Model(Strict):
     kind: Kind = "chat"
     context: Annotated[Context, BeforeValidator(_context)] | None = None
     concurrency: Count = 2
+    speculative: Speculative = "off"
     replicas: Count = 1
     priority: Annotated[int, Field(ge=-1000, le=1000, strict=True)] = 0
     node: str | None = None

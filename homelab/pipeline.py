@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from homelab.ask import Answer
     from homelab.deploy.events import Tell, Took
     from homelab.facts import Facts, Survey
+    from homelab.models.recipes import Recipes
     from homelab.plan import Change, Options, Place, Plan
 
 logger = logging.getLogger(__name__)
@@ -196,13 +198,22 @@ def check_variables(household: Household) -> None:
         )
 
 
+@cache
+def load_recipes() -> Recipes:
+    """How models are run with vLLM, as this release knows it."""
+    from homelab.models import recipes
+
+    return recipes.parse((Path(recipes.__file__).parent / "recipes.yml").read_text())
+
+
 def make_plan(household: Household, survey: Survey, secrets: Secrets, options: Options | None = None) -> Plan:
     """Where everything goes, what would be written, and what that changes."""
     from homelab.placement import place
     from homelab.plan import Options, diff
     from homelab.render import render
 
-    layout = place(household.inventory, survey)
+    asks_vllm = any(v.engine == "vllm" for m in household.inventory.models.values() for v in m.variants)
+    layout = place(household.inventory, survey, load_recipes() if asks_vllm else None)
     services = render(household.inventory, layout, survey, secrets, household.environ)
     return diff(household.inventory, layout, services, survey, options or Options())
 

@@ -48,6 +48,8 @@ PURE = {
     "models.tensors",
     "models.ggml_graph",
     "models.projector",
+    "models.recipes",
+    "models.rules",
     "fit",
     "cards",
 }

@@ -366,3 +366,14 @@ def test_an_address_at_which_nobody_can_be_reached_alone_is_a_mistake(address: s
 )
 def test_an_address_of_one_machine_is_taken(address: str) -> None:
     assert load(GOOD.replace("host: b.local", f"host: b.local, address: {address}"), "i")
+
+
+@pytest.mark.parametrize("written", ["0", "17", "-1", "true", "1.5", "many", "[2]"])
+def test_a_depth_of_speculation_that_is_none(written: str) -> None:
+    text = (
+        "gateway: {node: a}\nnodes: {a: {host: 10.0.0.1}}\nmodels:\n"
+        f"  m: {{engine: vllm, source: a/b, speculative: {written}}}\n"
+    )
+    with pytest.raises(InventoryError) as error:
+        load(text, "i.yml")
+    assert "i.yml:4: models.m.speculative: write `auto`, `off`, or 1 to 16" in str(error.value.mistakes)

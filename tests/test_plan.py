@@ -21,6 +21,7 @@ from tests.machines import (
     deployed,
     listening,
     pi,
+    qwen3,
     server,
     survey,
     tiny_gguf,
@@ -320,3 +321,32 @@ def test_what_is_not_there_cannot_be_restarted() -> None:
     for decided, node, name in ((plan, "server", "t"), (kept, "workstation", "t"), (kept, "server", "x")):
         with pytest.raises(DeployError, match=f"No `{name}` is deployed on node `{node}`"):
             restarted(decided, node, name)
+
+
+def test_a_change_of_speculation_replaces_and_none_keeps() -> None:
+    """Written out or not, `off` is the default, and what runs since before there was the key stays."""
+    _, plan = make(TEXT, fresh())
+    for word in ("off", "auto"):  # it has no prediction layers: `auto` changes nothing either
+        _, again = make(TEXT.replace("context: 8192", f"context: 8192, speculative: {word}"), after(plan))
+        assert {a for a, _ in actions(again).values()} == {"keep"}
+    source = "Qwen/Qwen3-4B-AWQ"
+    models = {**HUB, source: qwen3(source, 2.5, 36, 2560, 8, num_nextn_predict_layers=1)}
+    drafting = TEXT.replace("context: 8192", "context: 8192, speculative: auto")
+    _, other = make(drafting, after(plan).model_copy(update={"models": models}))
+    assert actions(other)["q"][0] == "replace"
+    (q,) = (p for p in other.layout if p.model == "q")
+    assert q.request.speculative == 2
+    assert "vllm#39598" in q.reason
+    nodes = {"workstation": workstation(), "server": server(weights=(tiny_gguf(),))}
+    there = {n: f.model_copy(update={"services": deployed(other.services, n)}) for n, f in nodes.items()}
+    _, same = make(drafting, survey(models, **there))
+    assert {a for a, _ in actions(same).values()} == {"keep"}
+    (kept,) = (p for p in same.layout if p.model == "q")
+    assert kept.kept
+    assert kept.request.speculative == 2
+
+
+def test_a_number_of_drafts_without_prediction_layers_is_refused_with_the_reason() -> None:
+    _, plan = make(TEXT.replace("context: 8192", "context: 8192, speculative: 2"), fresh())
+    (missing,) = plan.layout.unplaced
+    assert "needs prediction layers" in " ".join([missing.reason, *missing.details])

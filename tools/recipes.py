@@ -57,8 +57,11 @@ def flags(args: object, where: str) -> dict[str, Any]:
 
 def taken(args: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments with those that have a place of their own in it."""
-    out: dict[str, Any] = {OWN[n]: v for n, v in args.items() if n in OWN}
-    rest = {n: v for n, v in args.items() if n not in OWN and n not in SWITCHES}
+    # A parser that comes with a file of its own is none that the image has.
+    brought = {n.removesuffix("-plugin") for n in args if n.endswith("-plugin")}
+    brought |= {"tool-call-parser"} & {b.replace("tool-parser", "tool-call-parser") for b in brought}
+    out: dict[str, Any] = {OWN[n]: v for n, v in args.items() if n in OWN and n not in brought}
+    rest = {n: v for n, v in args.items() if n not in OWN and n not in SWITCHES and not n.endswith("-plugin")}
     return out | ({"args": rest} if rest else {})
 
 

@@ -17,6 +17,7 @@ from homelab.program import Offer
 
 # Only for the Protocol's signatures: what reads an inventory need not load what a model is.
 if TYPE_CHECKING:
+    from homelab.models.recipes import Recipe
     from homelab.models.shape import ModelShape
 
 Grade = Literal["exact", "bounded", "empirical", "measured"]
@@ -84,7 +85,8 @@ class Request:
     """What is asked of an engine: `context` tokens for each of `concurrency` requests at once, and the
     user's own engine arguments, canonical. `outputs`: one of the engine's `OUTPUTS`; empty: its first.
     `speculative`: tokens that the model's own prediction layers draft at a time, 0 for none. `drafter`: the
-    other model that `args` name for it, None where none is named or its header is not known."""
+    other model that `args` name for it, None where none is named or its header is not known. `recipe`: how
+    others run this source with vLLM, None where nobody said."""
 
     kind: Kind
     context: int
@@ -93,6 +95,7 @@ class Request:
     outputs: str = ""
     speculative: int = 0
     drafter: ModelShape | None = None
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

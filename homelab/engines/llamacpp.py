@@ -29,6 +29,7 @@ from homelab.engines import (
     whole,
 )
 from homelab.engines import canonical as canonical_names
+from homelab.models import rules
 from homelab.models.ggml_graph import Graph, pad
 from homelab.models.projector import chosen
 from homelab.models.shape import Layer, ModelShape
@@ -348,6 +349,7 @@ def offloads(shape: ModelShape, device: Device) -> tuple[Offload, ...]:
 
 def notes(shape: ModelShape, request: Request, device: Device) -> Iterator[str]:
     yield from shape.notes
+    yield from rules.reasons(NAME, shape, request.speculative, request.args)
     terms = footprint(shape, request, device)
     if any(t.name == "projector" and t.grade == "empirical" for t in terms.terms):
         yield "the vision projector (mmproj) is a guess: its file was not found beside the model"
@@ -385,6 +387,8 @@ def _flags(
         if device.vendor != "cpu"
         else max(SMALLEST_CACHE_MIB, min(CACHE_MIB, device.total_bytes // (16 * MiB)))
     )
+    if request.speculative and not {"spec-type", "spec-draft-model"} & set(args):
+        out |= {"spec-type": "draft-mtp", "spec-draft-n-max": request.speculative}
     out["cache-ram"] = cache if request.kind == "chat" else 0
     snapshot = _snapshot(shape, args, _number(args, "ubatch-size", UBATCH)) * slots
     fits = min(CHECKPOINTS, max(1, cache * MiB // snapshot)) if snapshot else CHECKPOINTS
@@ -429,6 +433,8 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
             "llama.cpp needs flash attention for a quantised V cache: leave `flash-attn` "
             "out, or `cache-type-v`"
         )
+    if refused := rules.refusal(NAME, shape, request.speculative, args):
+        raise Unsupported(refused)
     if request.kind == "chat" and shape.kind != "chat":
         raise Unsupported(
             f"this model is for {shape.kind}, and the inventory says chat: write `kind: {shape.kind}`"

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from homelab.engines import (
@@ -30,6 +30,7 @@ from homelab.engines import (
     whole,
 )
 from homelab.engines import canonical as canonical_names
+from homelab.models import rules
 from homelab.models.paged_kv import Draft, Element, Paging, Pool, pool, prediction_layers
 from homelab.models.shape import Layer, ModelShape
 from homelab.program import Offer
@@ -129,8 +130,9 @@ INSTEAD = {"enable-auto-tool-choice": "no-enable-auto-tool-choice"}
 # Gemma-4-31B, 0.85 for Gemma-4-12B), and its layers. Another model that drafts is taken for Qwen3-0.6B.
 DRAFTER_BYTES, DRAFTER_LAYERS = 100, {"eagle": 1, "eagle3": 1, "dflash": 5, "dspark": 5, "mtp": 0}
 SMALL_MODEL_BYTES, SMALL_MODEL_LAYERS = int(1.5e9), 28
-# Without a parser named, vLLM returns a model's tool calls as plain text. By the start of the
-# architecture's name.
+# Without a parser named, vLLM returns a model's tool calls as plain text, and its thoughts as its answer. By
+# the start of the architecture's name, the longer ones first; names as 0.33.0 registers them
+# (`tool_parsers/__init__.py`, `reasoning/__init__.py`).
 TOOL_PARSERS = {
     "Qwen3_5": "qwen3_coder",
     "Qwen3Next": "qwen3_coder",
@@ -146,13 +148,42 @@ TOOL_PARSERS |= {
     "Gemma4": "gemma4",
 }
 TOOL_PARSERS |= {
+    "DeepseekV41": "deepseek_v41",
+    "DeepseekV4": "deepseek_v4",
     "DeepseekV3": "deepseek_v3",
     "KimiLinear": "kimi_k2",
+    "MiniMaxM3": "minimax_m3",
     "MiniMaxM2": "minimax_m2",
     "SeedOss": "seed_oss",
     "Lfm2": "lfm2",
 }
 TOOL_PARSERS |= {"GraniteMoeHybrid": "granite4", "Granite": "granite", "Olmo3": "olmo3", "Jamba": "jamba"}
+TOOL_PARSERS |= {
+    "NemotronH": "qwen3_coder",  # 0.33: `qwen3_xml` is the same class
+    "Laguna": "poolside_v1",
+    "MuseGlimmer": "muse_glimmer",
+    "Step3p5": "step3p5",
+    "Step3p7": "step3p5",
+}
+# Only generations of which every model thinks in the same way: a parser that waits for the end of thoughts
+# that never began swallows the answer.
+REASONING_PARSERS = {
+    "Qwen3_5": "qwen3",
+    "GptOss": "openai_gptoss",
+    "Glm4Moe": "glm45",
+    "Gemma4": "gemma4",
+    "DeepseekV41": "deepseek_v41",
+    "DeepseekV4": "deepseek_v4",
+    "MiniMaxM3": "minimax_m3",
+    "MiniMaxM2": "minimax_m2",
+    "SeedOss": "seed_oss",
+    "Laguna": "poolside_v1",
+    "MuseGlimmer": "muse_glimmer",
+    "Step3p5": "step3p5",
+    "Step3p7": "step3p5",
+}
+# Of a recipe's further arguments those without which answers come out wrong; the rest is about speed.
+NEEDED = ("tokenizer-mode", "config-format", "reasoning-config")
 
 
 def canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
@@ -170,7 +201,9 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     context outside of it.
 
     Raises Unsupported when vLLM would refuse the model, the length or the arguments, whatever the memory."""
-    args = request.args
+    given, forced = request.args, _forced(shape, request)
+    args = {**given, **forced}
+    request = replace(request, args=args)
     tp = _number(args, "tensor-parallel-size", device.count)
     context = _number(args, "max-model-len", request.context)
     seqs = _number(args, "max-num-seqs", request.concurrency)
@@ -212,6 +245,7 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     if tp > 1:
         ours["tensor-parallel-size"] = tp
     ours |= _kind_flags(shape, request, args)
+    ours |= forced
     weights = _weights(shape, args, tp, drafts)
     offloaded = min(weights, int(_fraction(args, "cpu-offload-gb") * GiB))
     host: Literal["context", "host"] = "host" if device.memory_kind == "dedicated" else "context"
@@ -244,7 +278,7 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
         terms=tuple(t for t in terms if t.bytes or t.name not in ("drafter", "vision", "weights_host")),
         kv_cache_bytes=cache,
         kv_cache_tokens=context * seqs if cache else 0,
-        flags={name: value for name, value in ours.items() if name not in args},
+        flags={name: value for name, value in ours.items() if name not in given},
     )
 
 
@@ -316,6 +350,19 @@ def notes(shape: ModelShape, request: Request, device: Device) -> Iterator[str]:
     yield from shape.notes
     if (named := drafter(request.args)) is not None and request.drafter is None:
         yield f"what {named} takes, which drafts for this model, is a guess: its header could not be read"
+    yield from rules.reasons(NAME, shape, request.speculative or rules.drafts_of(request.args), request.args)
+
+
+def _forced(shape: ModelShape, request: Request) -> dict[str, ArgValue]:
+    """What speculation and the rules ask for, as far as the user's own arguments leave it open."""
+    args = request.args
+    out: dict[str, ArgValue] = {}
+    if request.speculative and "speculative-config" not in args:
+        # 0.33, `config/speculative.py`: `mtp` is the method of every architecture with prediction layers.
+        written = {"method": "mtp", "num_speculative_tokens": request.speculative}
+        out["speculative-config"] = json.dumps(written, separators=(",", ":"))
+    drafts = rules.drafts_of({**args, **out})
+    return out | rules.settings(NAME, shape, drafts, args)
 
 
 def served_context(document: Any) -> int | None:
@@ -691,12 +738,23 @@ def _sees(shape: ModelShape, args: Mapping[str, ArgValue]) -> bool:
 def _kind_flags(shape: ModelShape, request: Request, args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
     if request.kind != "chat":
         return {"runner": "pooling"}
-    parser = next(
-        (parser for start, parser in TOOL_PARSERS.items() if shape.architecture.startswith(start)), None
-    )
-    if parser is None or "tool-call-parser" in args:
-        return {}
-    return {"enable-auto-tool-choice": True, "tool-call-parser": parser}
+    recipe, architecture = request.recipe, shape.architecture
+    tools = (recipe and recipe.tool_parser) or _by_start(TOOL_PARSERS, architecture)
+    thoughts = (recipe and recipe.reasoning_parser) or _by_start(REASONING_PARSERS, architecture)
+    out: dict[str, ArgValue] = {}
+    if tools and "tool-call-parser" not in args:
+        out |= {"enable-auto-tool-choice": True, "tool-call-parser": tools}
+    if thoughts:
+        out["reasoning-parser"] = thoughts
+    if recipe is not None:
+        out |= {name: recipe.args[name] for name in NEEDED if name in recipe.args}
+        if recipe.args.get("load-format") == "mistral":
+            out["load-format"] = "mistral"
+    return out
+
+
+def _by_start(parsers: Mapping[str, str], architecture: str) -> str | None:
+    return next((parser for start, parser in parsers.items() if architecture.startswith(start)), None)
 
 
 def _on(args: Mapping[str, Any], name: str) -> bool:

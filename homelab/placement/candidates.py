@@ -14,7 +14,9 @@ from homelab.facts import DeployedService, Facts, Survey, Weights
 from homelab.hosting import Refused, address_of, choose
 from homelab.inventory import Context, Inventory, Model, Variant
 from homelab.measured import learned, with_measured
+from homelab.models import rules
 from homelab.models.header import from_header
+from homelab.models.recipes import Recipes, too_old
 from homelab.models.shape import ModelShape
 from homelab.placement.devices import (
     GIB,
@@ -26,6 +28,7 @@ from homelab.placement.devices import (
 )
 from homelab.placement.layout import Placement
 from homelab.placement.resume import revive
+from homelab.program import image_of
 from homelab.service import port_of
 
 DEFAULT_CONTEXT = 8192
@@ -70,8 +73,8 @@ def _engine(name: str) -> Engine:
 class Candidates:
     """What is known of the household, and what follows for one model on one device."""
 
-    def __init__(self, inventory: Inventory, survey: Survey) -> None:
-        self.inventory, self.survey = inventory, survey
+    def __init__(self, inventory: Inventory, survey: Survey, recipes: Recipes | None = None) -> None:
+        self.inventory, self.survey, self.recipes = inventory, survey, recipes
         self.facts = {
             n: r.facts
             for n, r in sorted(survey.nodes.items())
@@ -226,6 +229,15 @@ class Candidates:
             )
         if refusal := self._port_refusal(model, facts):
             return refusal
+        # Recipes are for vLLM.
+        recipe = self.recipes.find(variant.source) if self.recipes and engine.NAME == "vllm" else None
+        if recipe and (old := too_old(recipe, image_of(choice.program))):
+            return old
+        try:
+            advised = recipe.drafts if recipe else None
+            drafts = rules.drafts_for(engine.NAME, shape, model.speculative, variant.args, advised)
+        except ValueError as e:
+            return str(e)
         return Placement(
             model=name,
             service="",
@@ -246,6 +258,8 @@ class Candidates:
                 concurrency=model.concurrency,
                 args=variant.args,
                 drafter=self.drafter(variant, slot.node),
+                speculative=drafts,
+                recipe=recipe,
             ),
             footprint=Footprint(terms=(), kv_cache_bytes=0, kv_cache_tokens=0),
             gpu_memory_utilization=None,

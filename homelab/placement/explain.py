@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from homelab.inventory import Variant
+from homelab.models import rules
 from homelab.placement.candidates import Candidates, largest_context, too_large
 from homelab.placement.devices import GIB, Slot, names_of
 from homelab.placement.layout import Because, Placement, Unplaced
@@ -41,7 +42,7 @@ class Explainer:
         reasons = [*self._variant(p), place, *self._besides(p), *self.may_be_away(p)]
         return replace(
             p,
-            reason="; ".join([*reasons, *self._context(p, short=short)]),
+            reason="; ".join([*reasons, *self._context(p, short=short), *self._rules(p)]),
             summary="largest context that fits" if short else in_short,
             elsewhere=tuple(dict.fromkeys(rejected)),
         )
@@ -70,6 +71,15 @@ class Explainer:
         return Because(
             here=(), elsewhere=found.details, change=tuple(dict.fromkeys(self._ways(model, outcomes, None)))
         )
+
+    def _rules(self, p: Placement) -> list[str]:
+        """What is known to break with what it is, and what is done about it."""
+        shape = self.known.shape(p.source, p.node)
+        if isinstance(shape, str):
+            return []
+        drafts = p.request.speculative or rules.drafts_of(p.request.args)
+        found = rules.reasons(p.engine, shape, drafts, p.request.args)
+        return [line.replace(";", ",") for line in found]  # reasons are told apart by `; `
 
     def _outcomes(self, p: Placement) -> list[tuple[int, Slot, Placement | str]]:
         """What p's model would be in each other place, as its variant or a better one."""

@@ -77,6 +77,7 @@ class Placement:
             "gpus": list(self.gpus),
             "port": self.port,
             "context": self.request.context,
+            **({"speculative": self.request.speculative} if self.request.speculative else {}),
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "kv_cache_bytes": self.footprint.kv_cache_bytes,
             "kv_cache_tokens": self.footprint.kv_cache_tokens,

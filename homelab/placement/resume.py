@@ -65,7 +65,11 @@ def revive(
             address=address_of(inventory, node, facts),
             port=n["port"],
             request=Request(
-                kind=model.kind, context=n["context"], concurrency=model.concurrency, args=variant.args
+                kind=model.kind,
+                context=n["context"],
+                concurrency=model.concurrency,
+                args=variant.args,
+                speculative=drafts if isinstance(drafts := n.get("speculative"), int) else 0,
             ),
             footprint=footprint,
             gpu_memory_utilization=n["gpu_memory_utilization"],
