@@ -278,8 +278,11 @@ def _last(fits: Callable[[int], bool], limit: int) -> int:
 
 
 def _translated(request: Request, candidate: Candidate, other: Candidate) -> Request:
-    """Another engine does not read this one's arguments."""
-    return request if other.engine == candidate.engine else replace(request, args={})
+    """Another engine does not read this one's arguments, and another file may have no layers that draft."""
+    drafts = request.speculative if other.shape.mtp_layers else 0
+    if other.engine == candidate.engine:
+        return replace(request, speculative=drafts)
+    return replace(request, args={}, recipe=None, speculative=drafts)
 
 
 def _notes(candidate: Candidate, request: Request, device: Device) -> Iterator[str]:

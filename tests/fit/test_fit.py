@@ -188,3 +188,11 @@ def test_tokens_as_people_write_them() -> None:
     for text in ("0", "many", "-1", "1.5k", "9" * 30):
         with pytest.raises(InventoryError):
             parse_tokens(text)
+
+
+def test_a_variant_without_prediction_layers_is_offered_without_speculation() -> None:
+    asked = replace(ask(8192), speculative=2)
+    found = fit.fit(model("qwen3-8b", "bf16"), asked, place(12), [model("qwen3-8b", "awq")])
+    (other,) = (a for a in found.alternatives if a.candidate.source != found.candidate.source)
+    assert other.request.speculative == 0
+    assert "speculative-config" not in other.footprint.flags
