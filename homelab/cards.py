@@ -171,8 +171,11 @@ def find_gpu(text: str, known: Cards) -> tuple[Card | None, Device]:
 def _size(text: str, number: str, unit: str | None) -> int:
     if unit is None:
         raise InventoryError(
-            f"`{_shown(text)}` is neither a card nor a size", hint=f"Write the unit: --gpu {number}GiB"
+            f"`{_shown(text)}` is neither a card nor a size",
+            hint=f"Write the unit: --gpu {number.lstrip(chr(45) + chr(43))}GiB",
         )
+    if float(number) <= 0:
+        raise InventoryError(f"`{_shown(text)}`: a size is positive", hint="As --gpu 24GiB")
     total = int(float(number) * UNITS[unit])
     if not SMALLEST <= total <= LARGEST:
         raise InventoryError(

@@ -412,7 +412,8 @@ def fit(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="A repository (Org/Repo, Org/Repo:Q4_K_M), a file or folder here, or a name of the catalog.",
+            help="A repository (Org/Repo, Org/Repo:Q4_K_M), a file or folder here (a config.json alone will "
+            "do), or a name of the catalog.",
             autocompletion=_complete_source,
         ),
     ] = None,
@@ -448,11 +449,23 @@ def fit(
     context: Annotated[
         str | None, typer.Option("--context", "-c", help="Tokens of one request: 8192 or 32k.")
     ] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024, help="Requests at once.")] = 2,
     speculative: Annotated[
         str | None,
         typer.Option(
             "--speculative", help="Tokens that its prediction layers draft at a time: auto, off, 1-16."
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency", min=1, max=1024, help="Requests at once.", show_default="2, as in the inventory"
+        ),
+    ] = None,
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            "--quant",
+            help="The weights: Q4_K_M, Q8_0, bf16, fp8, awq … Default: the largest that fits.",
         ),
     ] = None,
     kv_cache_dtype: Annotated[
@@ -511,6 +524,7 @@ def fit(
         context=context,
         concurrency=concurrency,
         speculative=speculative,
+        quant=quant,
         outputs=outputs,
         args={
             "kv-cache-dtype": kv_cache_dtype,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import bisect
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from homelab.engines import Device, Footprint, Request, Unsupported, engines, flags
@@ -18,19 +18,22 @@ from homelab.models.shape import ModelShape
 Verdict = Literal["fits", "does-not-fit", "no-device"]
 GiB = 2**30
 STEP = 1024  # contexts are offered in thousands
+MOST_TOKENS = 100_000_000  # as in the inventory
 ANY = Device(vendor="nvidia", name="a GPU", total_bytes=1 << 50)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One way to run a model: its source, the engine that reads it, what it is; `catalogued` when no header
-    was read, and `why` not."""
+    was read, and `why` not. `quant`: the weights that are reckoned with, where the source is a config.json
+    that says nothing of them."""
 
     source: str
     engine: str
     shape: ModelShape
     catalogued: bool = False
     why: str = ""
+    quant: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +48,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """The nearest thing that fits, in one direction: what would be asked for instead, and what it takes."""
+    """The nearest thing that fits, in one direction: what would be asked for instead, and what it takes.
+    `typed` is what to add to the question, in place of what it changes; `written` the keys of the inventory
+    that say the same of a model there."""
 
     what: str
     candidate: Candidate
     request: Request
     footprint: Footprint
+    typed: tuple[str, ...] = ()
+    written: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -77,15 +84,17 @@ def fit(
     request: Request,
     place: Place | None,
     others: Sequence[Candidate] = (),
+    *,
+    instead: bool = True,
 ) -> Fit:
-    """Whether the model fits on the device, and otherwise what does: shorter, smaller, fewer, another
-    variant, a part in RAM."""
+    """Whether the model fits on the device, and otherwise what does (`instead`): shorter, smaller, fewer,
+    another variant, a part in RAM."""
     device = place.device if place else ANY
     try:
         footprint = take(candidate, request, device)
     except Unsupported as e:
         empty = Footprint(terms=(), kv_cache_bytes=0, kv_cache_tokens=0)
-        instead = tuple(_alternatives(candidate, request, place, others)) if place else ()
+        nearest = tuple(_alternatives(candidate, request, place, others)) if place and instead else ()
         return Fit(
             candidate=candidate,
             request=request,
@@ -94,7 +103,7 @@ def fit(
             place=place,
             flags=(),
             reason=str(e),
-            alternatives=instead,
+            alternatives=nearest,
         )
     verdict: Verdict = (
         "no-device" if place is None else "fits" if holds(candidate, footprint, place) else "does-not-fit"
@@ -107,29 +116,36 @@ def fit(
         place=place,
         flags=tuple(said(candidate, request, footprint, place)),
         alternatives=tuple(_alternatives(candidate, request, place, others))
-        if place and verdict == "does-not-fit"
+        if place and instead and verdict == "does-not-fit"
         else (),
         notes=tuple(_notes(candidate, request, device)),
     )
 
 
 def take(candidate: Candidate, request: Request, device: Device) -> Footprint:
-    """The footprint of a candidate.
+    """The footprint of a candidate. Without a header nothing that follows from its dimensions is sure: what
+    the engine's own arithmetic makes of them is graded `empirical`.
 
     Raises Unsupported when its engine would refuse it whatever the memory."""
     footprint = engines()[candidate.engine].footprint(candidate.shape, request, device)
     if not candidate.catalogued:
         return footprint
-    sizes = {"weights", "model", "model_host"}
     return replace(
         footprint,
-        terms=tuple(replace(t, grade="empirical") if t.name in sizes else t for t in footprint.terms),
+        terms=tuple(
+            replace(t, grade="empirical") if t.grade in ("exact", "bounded") else t for t in footprint.terms
+        ),
     )
 
 
 def utilization(footprint: Footprint, device: Device) -> float:
     """What `--gpu-memory-utilization` would be: a share of the total, rounded up to a thousandth."""
     return math.ceil(footprint.budget_bytes / max(1, device.total_bytes) * 1000) / 1000
+
+
+def several(device: Device, name: str) -> str:
+    """`2 × RTX 3090`, or the name alone."""
+    return f"{device.count} × {name}" if device.count > 1 else name
 
 
 def holds(candidate: Candidate, footprint: Footprint, place: Place) -> bool:
@@ -168,8 +184,17 @@ def parse_tokens(text: str) -> int:
     Raises InventoryError."""
     match = re.fullmatch(r"(\d{1,9})\s*([kKmM])?", text.strip())
     if match is None or int(match[1]) == 0:
-        raise InventoryError(f"`{text}` is no number of tokens", hint="Write 8192 or 32k")
-    return int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[(match[2] or "").lower()]
+        said = text if len(text) <= 40 else f"{text[:40]}…"
+        raise InventoryError(f"`{said}` is no number of tokens", hint="Write 8192 or 32k")
+    tokens = int(match[1]) * {"": 1, "k": 1024, "m": 1024**2}[(match[2] or "").lower()]
+    if tokens > MOST_TOKENS:
+        raise InventoryError(f"`{text}`: no model reads that many tokens", hint="Write 8192 or 32k")
+    return tokens
+
+
+def as_typed(tokens: int) -> str:
+    """The number of tokens as `--context` and the inventory read it: 32768 is `32k`."""
+    return f"{tokens // 1024}k" if tokens % 1024 == 0 else str(tokens)
 
 
 def document(answer: Fit) -> dict[str, Any]:
@@ -177,6 +202,7 @@ def document(answer: Fit) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "source": answer.candidate.source,
+        "quant": answer.candidate.quant or None,
         "engine": answer.candidate.engine,
         "verdict": answer.verdict,
         "context": answer.request.context,
@@ -188,6 +214,7 @@ def document(answer: Fit) -> dict[str, Any]:
         "total_bytes": answer.footprint.device_bytes,
         "host_bytes": answer.footprint.host_bytes,
         "device": answer.place.device.name if answer.place else None,
+        "device_count": answer.place.device.count if answer.place else None,
         "device_bytes": answer.place.device.total_bytes if answer.place else None,
         "free_bytes": answer.place.free_bytes if answer.place else None,
         "kv_cache_tokens": answer.footprint.kv_cache_tokens,
@@ -195,6 +222,8 @@ def document(answer: Fit) -> dict[str, Any]:
         "alternatives": [
             {
                 "what": a.what,
+                "typed": list(a.typed),
+                "inventory": dict(a.written),
                 "source": a.candidate.source,
                 "engine": a.candidate.engine,
                 "context": a.request.context,
@@ -222,14 +251,21 @@ def _alternatives(
         except Unsupported:
             return
         key = (
-            other.source,
+            f"{other.source} {other.quant}",
             changed.context,
             changed.concurrency,
             tuple(sorted((k, str(v)) for k, v in changed.args.items())),
         )
         if holds(other, footprint, place) and key not in seen:
             seen.add(key)
-            yield Alternative(what=what, candidate=other, request=changed, footprint=footprint)
+            yield Alternative(
+                what=what,
+                candidate=other,
+                request=changed,
+                footprint=footprint,
+                typed=tuple(_typed(candidate, request, other, changed)),
+                written=_written(candidate, request, other, changed),
+            )
 
     def fits(changed: Request) -> bool:
         try:
@@ -239,23 +275,29 @@ def _alternatives(
 
     shorter = min(request.context - 1, largest_context(candidate, request, place))
     if shorter >= STEP:
-        yield from offer(f"a context of {shorter}", candidate, replace(request, context=shorter))
+        yield from offer(f"a context of {as_typed(shorter)}", candidate, replace(request, context=shorter))
     engine = engines()[candidate.engine]
     small = replace(request, args={**request.args, **engine.smaller_cache(place.device)})
     if small.args != request.args:
         yield from offer("an 8-bit KV cache", candidate, small)
         if STEP <= (less := largest_context(candidate, small, place)) < request.context and less > shorter:
             yield from offer(
-                f"an 8-bit KV cache and a context of {less}", candidate, replace(small, context=less)
+                f"an 8-bit KV cache and a context of {as_typed(less)}",
+                candidate,
+                replace(small, context=less),
             )
     for fewer in range(request.concurrency - 1, 0, -1):
         if offered := list(offer(f"{fewer} at once", candidate, replace(request, concurrency=fewer))):
             yield from offered
             break
     for other in sorted(others, key=lambda o: -o.shape.weights_bytes):
-        if other.source != candidate.source and (
+        if (other.source, other.quant) != (candidate.source, candidate.quant) and (
             offered := list(
-                offer(f"the variant {other.source}", other, _translated(request, candidate, other))
+                offer(
+                    f"the variant {other.quant or other.source}",
+                    other,
+                    _translated(request, candidate, other),
+                )
             )
         ):
             yield from offered
@@ -265,6 +307,34 @@ def _alternatives(
         first = bisect.bisect_left(tries, True, key=fits)
         if first < len(tries):
             yield from offer(way.steps[first][1], candidate, tries[first])
+
+
+def _typed(candidate: Candidate, request: Request, other: Candidate, changed: Request) -> Iterator[str]:
+    if other.source != candidate.source:
+        yield other.source
+    if other.quant != candidate.quant:
+        yield from ("--quant", other.quant)
+    if changed.context != request.context:
+        yield from ("--context", as_typed(changed.context))
+    if changed.concurrency != request.concurrency:
+        yield from ("--concurrency", str(changed.concurrency))
+    for name, value in changed.args.items():
+        if request.args.get(name) != value:
+            yield from (f"--{name}", str(value))
+
+
+def _written(candidate: Candidate, request: Request, other: Candidate, changed: Request) -> dict[str, Any]:
+    """A config.json is no source of an inventory, so its quantisations are not named."""
+    out: dict[str, Any] = {}
+    if other.source != candidate.source:
+        out |= {"engine": other.engine, "source": other.source}
+    if changed.context != request.context:
+        out["context"] = as_typed(changed.context)
+    if changed.concurrency != request.concurrency:
+        out["concurrency"] = changed.concurrency
+    if args := {name: v for name, v in changed.args.items() if request.args.get(name) != v}:
+        out["args"] = args
+    return out
 
 
 def _last(fits: Callable[[int], bool], limit: int) -> int:
@@ -287,6 +357,6 @@ def _translated(request: Request, candidate: Candidate, other: Candidate) -> Req
 
 def _notes(candidate: Candidate, request: Request, device: Device) -> Iterator[str]:
     yield from engines()[candidate.engine].notes(candidate.shape, request, device)
-    if candidate.catalogued:
+    if candidate.catalogued and not candidate.quant:
         why = f" ({candidate.why})" if candidate.why else ""
         yield f"from the catalog, not from the file's own header: weights may differ by some percent{why}"

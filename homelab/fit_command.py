@@ -21,15 +21,17 @@ from homelab import cards, documents, fit, pipeline, resources, state
 from homelab.engines import ArgValue, Engine, Request, engines, readers
 from homelab.errors import DoesNotFit, HomelabError, InventoryError, NodeError
 from homelab.facts import SCHEMA_VERSION, Measurement
-from homelab.fit import Candidate, Fit, Place
-from homelab.inventory import MOST_DRAFTS
-from homelab.models import catalog, hub, rules
+from homelab.fit import Alternative, Candidate, Fit, Place
+from homelab.inventory import DEFAULT_CONCURRENCY, MOST_DRAFTS
+from homelab.models import catalog, from_config, hub, rules
 from homelab.models.header import from_header
 from homelab.models.projector import projectors
+from homelab.models.recipes import Recipe
 from homelab.models.source import parse_source
 
 DEFAULT_CONTEXT = 8192
 READER_S = 60.0
+LARGEST_CONFIG = 16 << 20
 RAM_RESERVE_BYTES = 2**30
 # `homelab fit --what` asks this of every model: a conversation with an assistant that reads files.
 WHAT_CONTEXT = 32768
@@ -49,9 +51,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """The answer to `--what`."""
+    """The answer to `--what`: each model with so many requests at once of so many tokens, or of as many as
+    it was made for."""
 
     rows: tuple[Row, ...]
+    context: int
+    concurrency: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +71,8 @@ Answer = Fit | Rows | History
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What `homelab fit` was asked, as it was typed. `args` are options of one engine; null where not
-    given."""
+    """What `homelab fit` was asked, as it was typed; null where not given. `args` are options of one
+    engine."""
 
     inventory: Path
     source: str | None = None
@@ -77,8 +82,9 @@ class Question:
     gpu: str | None = None
     node: str | None = None
     context: str | None = None
-    concurrency: int = 2
+    concurrency: int | None = None
     speculative: str | None = None
+    quant: str | None = None
     outputs: str | None = None
     args: Mapping[str, ArgValue] = field(default_factory=dict)
 
@@ -91,19 +97,28 @@ def answer(question: Question) -> Answer:
     if q.history:
         cluster = pipeline.read_inventory(q.inventory).inventory.cluster
         return History(measured=state.load_measurements(cluster))
-    check(q.source, what=q.what, engine=q.engine, gpu=q.gpu, node=q.node, outputs=q.outputs)
+    check(q.source, what=q.what, engine=q.engine, gpu=q.gpu, node=q.node, outputs=q.outputs, quant=q.quant)
     everywhere = q.what and not q.gpu
     places = places_of(q.inventory, q.node) if q.node or everywhere else places_named(q.gpu)
-    if q.what:
-        return Rows(rows=tuple(what(places, context=q.context, concurrency=q.concurrency)))
     args = arguments(q.args)
     slots = args.get("parallel")
+    if isinstance(slots, int) and q.concurrency not in (None, slots):
+        raise InventoryError(
+            f"--parallel {slots} and --concurrency {q.concurrency} are the same thing, said twice",
+            hint="Give one of them",
+        )
+    at_once = slots if isinstance(slots, int) else q.concurrency or DEFAULT_CONCURRENCY
+    if q.what:
+        tokens = fit.parse_tokens(q.context) if q.context else WHAT_CONTEXT
+        rows = what(places, context=tokens, concurrency=at_once)
+        return Rows(rows=tuple(rows), context=tokens, concurrency=at_once)
     return run(
         q.source or "",
         engine=q.engine,
         places=places,
         context=q.context,
-        concurrency=slots if isinstance(slots, int) else q.concurrency,
+        concurrency=at_once,
+        quant=q.quant,
         args=args,
         outputs=q.outputs,
         speculative=speculation(q.speculative),
@@ -136,6 +151,7 @@ def check(
     gpu: str | None,
     node: str | None,
     outputs: str | None,
+    quant: str | None = None,
 ) -> None:
     """Raises InventoryError for options that do not go together."""
     if (source is None) == (not what):
@@ -144,6 +160,8 @@ def check(
         )
     if engine not in (None, *engines()):
         raise InventoryError(f"No engine `{engine}`", hint=f"There are: {', '.join(sorted(engines()))}")
+    if what and quant:
+        raise InventoryError("--quant is for one model; --what takes the largest weights that fit")
     if gpu and node:
         raise InventoryError("--gpu and --node both name a device: give one of them")
     known = sorted({way for e in engines().values() for way in e.OUTPUTS})
@@ -209,7 +227,7 @@ def places_named(gpu: str | None) -> list[Place]:
         return []
     card, device = cards.find_gpu(gpu, load_cards())
     if card is None or not card.unified:
-        return [Place(device=device, free_bytes=device.total_bytes, label=device.name)]
+        return [Place(device=device, free_bytes=device.total_bytes, label=fit.several(device, device.name))]
     share = f"{device.name}, {card.usable_bytes / fit.GiB:.1f} GiB for models"
     return [
         Place(device=device, free_bytes=card.usable_bytes, label=f"{share} {card.note}".rstrip()),
@@ -228,7 +246,8 @@ def run(
     gpu: str | None = None,
     places: Sequence[Place] = (),
     context: str | None = None,
-    concurrency: int = 2,
+    concurrency: int = DEFAULT_CONCURRENCY,
+    quant: str | None = None,
     args: Mapping[str, ArgValue] | None = None,
     outputs: str | None = None,
     speculative: int | str = "off",
@@ -236,28 +255,26 @@ def run(
     token: str | None = None,
 ) -> Fit:
     """What a model takes, and whether it fits: on the GPU named, on the best of a node's devices
-    (`places`), or on none in particular.
+    (`places`), or on none in particular. Of several quantisations the largest that fits.
 
     Raises InventoryError for a source, a size or a header that is no use."""
-    engine = engine_of(engine, args or {})
+    args = dict(args or {})
+    engine = engine_of(engine, args)
+    args.pop("parallel", None)  # it is `concurrency` by now
     given: list[Place | None] = [*(places_named(gpu) or places)]
-    named, others = candidates(source, engine, endpoint, token)
-    projector = (args or {}).get("mmproj")
+    tokens = fit.parse_tokens(context) if context else None
+    named, others = candidates(source, engine, endpoint, token, quant)
+    projector = args.get("mmproj")
     if isinstance(projector, str) and (path := _home(projector)).is_file():
         beside = projectors({"projectors": {path.name: hub.read_file(path)}})
         named, others = (
             [replace(c, shape=replace(c.shape, projectors=beside)) for c in cs] for cs in (named, others)
         )
-    answers: list[Fit] = []
+    asked: list[tuple[Candidate, Request, Place | None, Fit]] = []
     for candidate in named:
-        tokens = (
-            fit.parse_tokens(context)
-            if context
-            else min(DEFAULT_CONTEXT, candidate.shape.max_context or DEFAULT_CONTEXT)
-        )
         known = engines()[candidate.engine]
         plain = known.canonical(args or {})
-        recipe = pipeline.load_recipes().find(candidate.source) if candidate.engine == "vllm" else None
+        recipe = _recipe(candidate)
         try:
             advised = recipe.drafts if recipe else None
             drafts = rules.drafts_for(candidate.engine, candidate.shape, speculative, plain, advised)
@@ -265,7 +282,7 @@ def run(
             raise InventoryError(str(e)) from e
         request = Request(
             kind=candidate.shape.kind,
-            context=tokens,
+            context=tokens or min(DEFAULT_CONTEXT, candidate.shape.max_context or DEFAULT_CONTEXT),
             concurrency=concurrency,
             args=plain,
             outputs=_outputs(known, outputs),
@@ -273,14 +290,31 @@ def run(
             recipe=recipe,
         )
         for place in given or [None]:
-            answer = fit.fit(candidate, request, place, others)
+            answer = fit.fit(candidate, request, place, instead=False)
             if answer.verdict != "does-not-fit":
                 return answer
-            answers.append(answer)
-    return min(
-        answers,
-        key=lambda f: (not f.alternatives, f.footprint.device_bytes - (f.place.free_bytes if f.place else 0)),
-    )
+            asked.append((candidate, request, place, answer))
+    # What comes nearest, if there is something that would fit instead.
+    asked.sort(key=lambda a: a[3].footprint.device_bytes - (a[2].free_bytes if a[2] else 0))
+    asked.sort(key=lambda a: not a[3].footprint.terms)  # what an engine refuses comes near to nothing
+    refused = [fit.fit(candidate, request, place, others) for candidate, request, place, _ in asked[:1]]
+    for candidate, request, place, _ in asked[1:]:
+        if refused[-1].alternatives:
+            break
+        refused.append(fit.fit(candidate, request, place, others))
+    found = refused[-1] if refused[-1].alternatives else refused[0]
+    return found if len(named) == 1 else replace(found, alternatives=tuple(map(_whole, found.alternatives)))
+
+
+def _whole(a: Alternative) -> Alternative:
+    """With the source among what is typed: a name that has several would choose another one again."""
+    if a.candidate.quant or a.candidate.source in a.typed:
+        return a
+    return replace(a, typed=(a.candidate.source, *a.typed))
+
+
+def _recipe(candidate: Candidate) -> Recipe | None:
+    return pipeline.load_recipes().find(candidate.source) if candidate.engine == "vllm" else None
 
 
 def _home(path: str) -> Path:
@@ -293,19 +327,26 @@ def _outputs(engine: Engine, wanted: str | None) -> str:
     return wanted if wanted in engine.OUTPUTS else engine.OUTPUTS[-1] if engine.OUTPUTS else ""
 
 
-def what(places: Sequence[Place], *, context: str | None = None, concurrency: int = 1) -> list[Row]:
+def what(
+    places: Sequence[Place], *, context: int = WHAT_CONTEXT, concurrency: int = DEFAULT_CONCURRENCY
+) -> list[Row]:
     """For each model of the catalog and each device: the largest variant that fits, else why none does."""
-    tokens = fit.parse_tokens(context) if context else WHAT_CONTEXT
     rows = []
     for entry in load_catalog().entries.values():
-        choices = sorted(
-            (_catalogued(entry, v) for v in entry.variants), key=lambda c: -c.shape.weights_bytes
-        )
+        choices = _of_engine(entry, None)
         for place in places:
-            length = min(tokens, choices[0].shape.max_context or tokens)
-            request = Request(kind="chat", context=length, concurrency=concurrency)
+            request = Request(
+                kind=choices[0].shape.kind,
+                context=min(context, choices[0].shape.max_context or context),
+                concurrency=concurrency,
+            )
             answers = [
-                fit.fit(c, replace(request, outputs=_outputs(engines()[c.engine], None)), place)
+                fit.fit(
+                    c,
+                    replace(request, outputs=_outputs(engines()[c.engine], None), recipe=_recipe(c)),
+                    place,
+                    instead=False,
+                )
                 for c in choices
             ]
             best = next((a for a in answers if a.verdict == "fits"), None)
@@ -329,19 +370,35 @@ def load_catalog() -> catalog.Catalog:
 
 
 def candidates(
-    source: str, engine: str | None, endpoint: str | None = None, token: str | None = None
+    source: str,
+    engine: str | None,
+    endpoint: str | None = None,
+    token: str | None = None,
+    quant: str | None = None,
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """What a source names, in order of preference, and the catalog's other variants of the same model.
+    """What a source names, the largest weights first, and what else the same model is known as. All of it
+    is read by the engine, where one is named.
 
     The file's own header is taken where it can be had; the catalog answers for names of its own, without a
-    network, and for gated repositories."""
+    network, and for gated repositories; a config.json for itself.
+
+    Raises InventoryError."""
     known = load_catalog().find(source)
     path = _home(source)
-    if path.exists() and (path.suffix == ".gguf" or path.is_dir()):
+    if path.exists() and (path.suffix == ".gguf" or path.is_dir() or path.suffix == ".json"):
+        if (config := _config_alone(path)) is not None:
+            return _of_config(source, config, engine, quant)
+        if quant is not None:
+            raise InventoryError(
+                f"`{source}` has the weights that it has, and not {quant}", hint="Leave out --quant"
+            )
         return [_candidate(source, _document(path), engine)], []
     if known is not None and "/" not in source:
         entry = known[0]
-        return _of_engine(entry, engine), [_catalogued(entry, v) for v in entry.variants]
+        return _of_engine(entry, engine, quant), _of_engine(entry, engine)
+    if quant is not None:
+        source = source if ":" in source else f"{source}:{quant}"
+        known = load_catalog().find(source)
     try:
         parsed = parse_source(source)
     except ValueError as e:
@@ -354,11 +411,15 @@ def candidates(
                 "homelab fit --what lists them"
             ),
         ) from e
+    if quant is not None and (parsed.quant or "").lower() != quant.lower():
+        raise InventoryError(
+            f"`{source}` names its weights already, and --quant {quant} others", hint="Leave one of them out"
+        )
     if parsed.path is not None:
         raise InventoryError(
             f"There is no `{source}` on this machine", hint="A node's file is looked at by `homelab plan`"
         )
-    others = [_catalogued(known[0], v) for v in known[0].variants] if known else []
+    others = [c for v in known[0].variants for c in _read_by(known[0], v, engine)] if known else []
     try:
         if known is not None and engine not in (None, *readers(known[1].format)):
             return _of_engine(known[0], engine), others
@@ -370,15 +431,96 @@ def candidates(
         return [replace(_catalogued(*known), why=e.message)], others
 
 
-def _of_engine(entry: catalog.Entry, engine: str | None) -> list[Candidate]:
-    """The catalog's variants that an engine reads, or all of them."""
-    variants = [v for v in entry.variants if engine in (None, *readers(v.format))]
-    if not variants:
+def _of_engine(entry: catalog.Entry, engine: str | None, quant: str | None = None) -> list[Candidate]:
+    """The catalog's variants that an engine reads, or all of them, the largest weights first; only those of
+    the quantisation that is named.
+
+    Raises InventoryError where there is none."""
+    found = [c for v in entry.variants for c in _read_by(entry, v, engine)]
+    if not found:
         raise InventoryError(
             f"The catalog has no variant of {entry.name} for {engine}",
             hint=f"It has {', '.join(v.source for v in entry.variants)}",
         )
-    return [_catalogued(entry, v, engine) for v in variants]
+    if quant is not None:
+        named = _named(quant, [v.weights for v in entry.variants])
+        sources = {v.source for v in entry.variants if v.weights in named}
+        if not (chosen := [c for c in found if c.source in sources]):
+            weights = ", ".join(dict.fromkeys(v.weights for v in entry.variants))
+            raise InventoryError(
+                f"The catalog has no {quant} of {entry.name}" + (f" for {engine}" if engine else ""),
+                hint=f"It has {weights}",
+            )
+        found = chosen
+    return sorted(found, key=lambda c: -c.shape.weights_bytes)
+
+
+def _named(quant: str, known: Sequence[str]) -> set[str]:
+    """Those that are called so: in just these letters, else in whatever case (`bf16` is safetensors, `BF16`
+    a GGUF)."""
+    return {quant} & set(known) or {k for k in known if k.lower() == quant.lower()}
+
+
+def _read_by(entry: catalog.Entry, variant: catalog.Variant, engine: str | None) -> list[Candidate]:
+    return [_catalogued(entry, variant, engine)] if engine in (None, *readers(variant.format)) else []
+
+
+def _config_alone(path: Path) -> Mapping[str, Any] | None:
+    """The config.json that a path is, or that is all that a folder has of a model.
+
+    Raises InventoryError for one that is no JSON."""
+    if path.is_dir():
+        weights = [
+            p for ending in ("*.safetensors", "*.gguf", "*.safetensors.index.json") for p in path.glob(ending)
+        ]
+        if weights or not (path / "config.json").is_file():
+            return None
+        path = path / "config.json"
+    if path.suffix != ".json":
+        return None
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"it has {path.stat().st_size} bytes, and no config.json has that many")
+        document = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as e:
+        raise InventoryError(
+            f"`{path}` is not a config.json that can be read",
+            cause=str(e)[:200],
+            hint="Fetch it again: https://huggingface.co/ORG/REPO/raw/main/config.json",
+        ) from e
+    if not isinstance(document, Mapping):
+        raise InventoryError(
+            f"`{path}` is not a config.json that can be read", cause="It holds no mapping of keys"
+        )
+    return document
+
+
+def _of_config(
+    source: str, config: Mapping[str, Any], engine: str | None, quant: str | None
+) -> tuple[list[Candidate], list[Candidate]]:
+    """A model of which nobody has more than its config.json, in the quantisations that people make."""
+    found = [
+        Candidate(source=source, engine=name, shape=shape, catalogued=True, quant=weights)
+        for weights, shape in from_config.shapes(config).items()
+        for name in readers(shape.format)[:1]
+        if engine in (None, name)
+    ]
+    if not found:
+        raise InventoryError(
+            f"`{source}`: homelab cannot say what its files for {engine} would take",
+            hint="Leave out --engine, or name a repository or a file that has the weights",
+        )
+    found.sort(key=lambda c: -c.shape.weights_bytes)
+    if quant is None:
+        return found, found
+    named = _named(quant, [c.quant for c in found])
+    chosen = [c for c in found if c.quant in named]
+    if not chosen:
+        raise InventoryError(
+            f"--quant {quant} cannot be reckoned with for `{source}`",
+            hint=f"There are: {', '.join(c.quant for c in found)}",
+        )
+    return chosen, found
 
 
 def _bad_input(error: HomelabError) -> InventoryError:

@@ -31,6 +31,8 @@ from homelab.models.source import Source, parse_source
 
 Path = tuple[str | int, ...]
 Runtime = Literal["auto", "docker", "native"]
+# Requests at once, where nobody says: of a model here, and of whatever `homelab fit` is asked.
+DEFAULT_CONCURRENCY = 2
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 ClusterName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
@@ -205,7 +207,7 @@ class Model(Strict):
     variants: tuple[Variant, ...]
     kind: Kind = "chat"
     context: Annotated[Context, BeforeValidator(_context)] | None = None
-    concurrency: Count = 2
+    concurrency: Count = DEFAULT_CONCURRENCY
     speculative: Speculative = "off"
     replicas: Count = 1
     priority: Annotated[int, Field(ge=-1000, le=1000, strict=True)] = 0

@@ -45,6 +45,7 @@ PURE = {
     "models.paged_kv",
     "models.source",
     "models.catalog",
+    "models.from_config",
     "models.tensors",
     "models.ggml_graph",
     "models.projector",

@@ -335,12 +335,14 @@ def smaller_cache(device: Device) -> dict[str, ArgValue]:
 
 
 def offloads(shape: ModelShape, device: Device) -> tuple[Offload, ...]:
-    """Experts of as few layers as possible, or whole layers, in the RAM beside one GPU."""
-    if device.vendor == "cpu" or device.count > 1:
+    """Experts of as few layers as possible, or whole layers, in the RAM beside the GPUs. Of several GPUs the
+    first holds the first layers, so the others gain only once as many layers have left it."""
+    if device.vendor == "cpu" or device.memory_kind == "unified":
         return ()
     count = len(shape.layers)
+    gpus = "GPU" if device.count == 1 else "GPUs"
     experts = [(n, f"the experts of {n} of {count} layers in RAM") for n in range(1, count)]
-    layers = [(n, f"{n} of {count + 1} layers on the GPU") for n in range(count, 0, -1)]
+    layers = [(n, f"{n} of {count + 1} layers on the {gpus}") for n in range(count, 0, -1)]
     ways = [Offload(argument="n-gpu-layers", steps=tuple(layers))]
     if shape.expert_bytes:
         ways.insert(0, Offload(argument="n-cpu-moe", steps=(*experts, (count, "all experts in RAM"))))

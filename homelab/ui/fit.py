@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.text import Text
 
 from homelab.facts import Measurement
-from homelab.fit import Fit
-from homelab.fit_command import Answer, History, Row, Rows
+from homelab.fit import Fit, several
+from homelab.fit_command import Answer, History, Rows
 from homelab.measured import error
 from homelab.ui import cells
 from homelab.ui.bars import Part, bar, legend
-from homelab.ui.cells import GIB, Column, gib, tokens, wrapped
+from homelab.ui.cells import GIB, Column, counted, gib, tokens, wrapped
 from homelab.ui.why import GRADES, short_name
 
 VERDICTS = {"fits": "green", "does-not-fit": "red", "no-device": "cyan"}
@@ -39,8 +41,8 @@ MEASURED = (
 def lines(answer: Answer, width: int) -> list[Text]:
     """Whatever `homelab fit` was asked, in lines of at most `width` cells."""
     match answer:
-        case Rows(rows=rows):
-            return _catalog(rows, width)
+        case Rows():
+            return _catalog(answer, width)
         case History(measured=measured):
             return _history(measured, width)
         case _:
@@ -49,9 +51,12 @@ def lines(answer: Answer, width: int) -> list[Text]:
 
 def _fit(fit: Fit, width: int) -> Iterator[Text]:
     """What was asked, terms, the split of the device, verdict, flags; what would fit instead."""
-    where = f" on {fit.place.label or short_name(fit.place.device.name)}" if fit.place else ""
-    asked = f"{fit.candidate.engine}, {fit.request.context} × {fit.request.concurrency}{where}"
-    yield from wrapped(Text.assemble((fit.candidate.source, "bold"), f"  {asked}"), width, rest="  ")
+    name = short_name(fit.place.device.name) if fit.place else ""
+    where = f", on {fit.place.label or several(fit.place.device, name)}" if fit.place else ""
+    weights = f" as {fit.candidate.quant}" if fit.candidate.quant else ""
+    asked = f"{fit.candidate.engine}, {_asked(fit.request.concurrency, fit.request.context)}{where}"
+    head = Text.assemble((fit.candidate.source, "bold"), f"{weights}  {asked}")
+    yield from wrapped(head, width, rest="  ")
     if fit.footprint.terms:
         device = "RAM" if fit.place and fit.place.device.vendor == "cpu" else "GPU"
         places = {"device": device, "context": f"{device}, outside the budget", "host": "RAM"}
@@ -69,7 +74,11 @@ def _fit(fit: Fit, width: int) -> Iterator[Text]:
         if fit.place
         else ": name a device with --gpu 24GiB or --node NAME to know if it fits"
     )
-    said = fit.reason or f"needs {need:.2f} GiB{free}"
+    if fit.place and fit.place.device.count > 1:
+        each = f"each of {several(fit.place.device, name)}"
+        said = fit.reason or f"{each} needs {need:.2f} of {fit.place.free_bytes / GIB:.2f} GiB"
+    else:
+        said = fit.reason or f"needs {need:.2f} GiB{free}"
     yield from wrapped(Text.assemble((fit.verdict, f"bold {colour}"), f"  {said}"), width, rest="  ")
     for note in fit.notes:
         yield from wrapped(Text.assemble(("note", "yellow"), f"  {note}"), width, rest="  ")
@@ -78,6 +87,25 @@ def _fit(fit: Fit, width: int) -> Iterator[Text]:
     for a in fit.alternatives:
         ram = f" and {a.footprint.host_bytes / GIB:.2f} GiB of RAM" if a.footprint.host_bytes else ""
         yield from wrapped(f"instead: {a.what}: {a.bytes / GIB:.2f} GiB{ram}", width, rest="  ")
+        yield from wrapped(
+            f"type {shlex.join(a.typed)}{_inventory(a.written)}", width, first="  ", rest="    "
+        )
+
+
+def _asked(concurrency: int, context: int) -> str:
+    return f"{counted(concurrency, 'request')} at once, {tokens(context)} tokens each"
+
+
+def _inventory(written: Mapping[str, Any]) -> str:
+    """The keys of the inventory that say it, as they stand there."""
+    keys = ", ".join(f"{key}: {_yaml(value)}" for key, value in written.items())
+    return f"    in the inventory {keys}" if keys else ""
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_yaml(v)}" for key, v in value.items()) + "}"
+    return str(value)
 
 
 def _device(fit: Fit, width: int) -> Iterator[Text]:
@@ -96,10 +124,11 @@ def _device(fit: Fit, width: int) -> Iterator[Text]:
     yield from legend(parts, width, 0)
 
 
-def _catalog(rows: Sequence[Row], width: int) -> list[Text]:
+def _catalog(found: Rows, width: int) -> list[Text]:
     """What each device can run of the catalog."""
+    said = f"{_asked(found.concurrency, found.context)}, or as many as the model was made for"
     shown = cells.Rows(CATALOG)
-    for row in rows:
+    for row in found.rows:
         best = row.found
         if best is None:
             shown.add(row.model, row.where, Text(row.shortest, "dim"), "-", "-", row.licence)
@@ -107,7 +136,8 @@ def _catalog(rows: Sequence[Row], width: int) -> list[Text]:
             size = f"{best.footprint.device_bytes / GIB:.1f}"
             context = tokens(best.request.context)
             shown.add(row.model, row.where, best.candidate.source, size, context, row.licence)
-    return [*shown.lines(width), Text("Next: homelab fit MODEL --gpu … --context …")]
+    head = wrapped(said, width, rest="  ")
+    return [*head, *shown.lines(width), Text("Next: homelab fit MODEL --gpu … --context …")]
 
 
 def _history(measured: Sequence[Measurement], width: int) -> list[Text]:

@@ -3,13 +3,17 @@ docs/memory.md, and compared there."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from homelab import cards
 from homelab.cards import parse_gpu
+from homelab.cli import app
 from homelab.engines import Device
 from homelab.errors import InventoryError
 from homelab.fit_command import load_cards, places_named, run
@@ -190,8 +194,10 @@ def test_a_name_of_several_cards_is_asked_about(text: str, choices: list[str]) -
         ("24", "neither a card nor a size", "--gpu 24GiB"),
         ("8192", "neither a card nor a size", "--gpu 8192GiB"),
         ("6000", "neither a card nor a size", "unit"),
-        ("-3GiB", "no GPU has that much", "24GiB"),
-        ("0GiB", "no GPU has that much", "24GiB"),
+        ("-3GiB", "a size is positive", "24GiB"),
+        ("0GiB", "a size is positive", "24GiB"),
+        ("-0.0GiB", "a size is positive", "24GiB"),
+        ("-24", "neither a card nor a size", "unit"),
         ("999999999999TiB", "no GPU has that much", "24GiB"),
         ("0x RTX 3090", "0 GPUs", "1 to 64"),
         ("-1x RTX 3090", "-1 GPUs", "1 to 64"),
@@ -293,3 +299,21 @@ def test_speeds_are_those_of_the_vendor(name: str, gb_per_s: float, tflops: floa
     card = load_cards().entries[name]
     assert card.gb_per_s == gb_per_s
     assert card.tflops == (tflops if tflops is None else pytest.approx(tflops, rel=0.005))
+
+
+def told(*arguments: str) -> dict[str, Any]:
+    """What `homelab fit --json` says."""
+    done = CliRunner().invoke(app, ["fit", *arguments, "--json"], catch_exceptions=False)
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(("text", "gib", "source"), REPORTED)
+def test_fit_reckons_with_what_the_driver_reports(text: str, gib: float, source: str) -> None:
+    answer = told("qwen3-0.6b", "--gpu", text, "--context", "4k", "--engine", "llamacpp")
+    assert answer["device_bytes"] / GIB == pytest.approx(gib, abs=0.006), source
+    assert answer["verdict"] == "fits"
+    assert (answer["device_count"], answer["concurrency"]) == (1, 2)
+
+
+def test_enough_cards_have_a_driver_s_figure_beside_them() -> None:
+    assert len({text for text, _, _ in REPORTED}) >= 25
