@@ -6,6 +6,7 @@ checked against the parser of the same release."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -76,7 +77,19 @@ CACHE_MIB, SMALLEST_CACHE_MIB = 1024, 128
 CHECKPOINTS = 8
 UBATCH = 512
 BATCH = 2048
-DRAFTS = 16
+DRAFTS = 3  # `common_params_speculative_draft::n_max`
+# The margin: the most that runs on people's cards took beyond all that is counted (the household table in
+# docs/memory.md; NVIDIA only): 0.16 GiB on an RTX 5090 (b10451); with prediction layers that draft 0.87
+# (b9246, a prompt of 138 000 tokens and images).
+RESERVE = {"plain": 256 * MiB, "drafts": 1024 * MiB}
+# What stands for a drafter whose header is not known: a model of 0.6 billion parameters with its cache.
+UNKNOWN_DRAFTER = int(1.5 * 2**30)
+# A drafter's vocabulary may differ by so many entries (`common/speculative.cpp`
+# SPEC_VOCAB_MAX_SIZE_DIFFERENCE).
+VOCABULARY_DIFFERENCE = 128
+# Where flash attention reads a cache of another type than f16 for a prompt by converting a whole layer first.
+# HIP is CUDA's code; Vulkan, Metal and SYCL have kernels that read quantised blocks.
+CONVERTS = frozenset({"nvidia", "amd"})
 # Bytes of one element of the cache (`ggml_type_size / ggml_blck_size`).
 CACHE_TYPES = {
     "f32": 4.0,
@@ -214,13 +227,14 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     )
     ubatch = min(_number(asked, "ubatch-size", UBATCH), batch)
     window_slots = slots if unified else 1
+    drafts = _drafts(asked)
+    # Each drafted token can be rolled back to a state of its own (`llama_context_params::n_rs_seq`).
+    states = slots * (1 + drafts)
     contexts = [
-        _context(shape, layer, asked, cells, streams, slots, ubatch, window_slots) for layer in shape.layers
+        _context(shape, layer, asked, cells, streams, states, ubatch, window_slots) for layer in shape.layers
     ]
-    on_device, on_host = _placed(shape, device, asked, contexts)
-    drafts = (
-        _number(asked, "spec-draft-n-max", DRAFTS) if {"spec-type", "spec-draft-model"} & set(asked) else 0
-    )
+    mtp = _mtp_cache(shape, request, asked, cells * streams, drafts)
+    on_device, on_host, drafts_there = _placed(shape, device, asked, contexts, mtp)
     rows = (
         ubatch
         if request.outputs in ("", "all") or request.kind != "chat"
@@ -251,10 +265,17 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
         Term(name="context", bytes=on_device[1], grade="bounded" if shape.notes else "exact"),
         Term(name="compute", bytes=compute, grade="bounded"),
     ]
+    if flash and device.vendor in CONVERTS:
+        converted = _conversion(shape, asked, cells * streams)
+        terms.append(Term(name="kv_conversion", bytes=converted, grade="bounded"))
+    if drafts_there:
+        terms += _drafting(shape, request, asked, graph, slots, mtp)
     if device.vendor != "cpu":
         own = GPU_CONTEXT[device.vendor] + (WSL_EXTRA if device.wsl else 0)
         name = "cuda_context" if device.vendor == "nvidia" else "gpu_context"
         terms.append(Term(name=name, bytes=own, grade="empirical", where="context"))
+        margin = RESERVE["drafts"] if drafts else RESERVE["plain"]
+        terms.append(Term(name="reserve", bytes=margin, grade="empirical", where="context"))
         terms.append(Term(name="model_host", bytes=on_host[0], grade="exact", where=host))
         terms.append(Term(name="context_host", bytes=on_host[1], grade="exact", where=host))
         terms.append(
@@ -352,6 +373,8 @@ def offloads(shape: ModelShape, device: Device) -> tuple[Offload, ...]:
 def notes(shape: ModelShape, request: Request, device: Device) -> Iterator[str]:
     yield from shape.notes
     yield from rules.reasons(NAME, shape, request.speculative, request.args)
+    if (named := drafter(request.args)) is not None and request.drafter is None:
+        yield f"what {named} takes, which drafts for this model, is a guess: its header could not be read"
     terms = footprint(shape, request, device)
     if any(t.name == "projector" and t.grade == "empirical" for t in terms.terms):
         yield "the vision projector (mmproj) is a guess: its file was not found beside the model"
@@ -435,6 +458,14 @@ def _check(shape: ModelShape, request: Request, device: Device, args: Mapping[st
             "llama.cpp needs flash attention for a quantised V cache: leave `flash-attn` "
             "out, or `cache-type-v`"
         )
+    other = request.drafter
+    if other is not None and other.format not in FORMATS:
+        raise Unsupported("llama.cpp reads drafters as GGUF files, too: name another one")
+    if other is not None and abs(other.vocab - shape.vocab) > VOCABULARY_DIFFERENCE:
+        raise Unsupported(
+            f"{drafter(args)} cannot draft for this model: its vocabulary has {other.vocab} entries, and the "
+            f"model's {shape.vocab}; name a drafter of the same family"
+        )
     if refused := rules.refusal(NAME, shape, request.speculative, args):
         raise Unsupported(refused)
     if request.kind == "chat" and shape.kind != "chat":
@@ -449,11 +480,11 @@ def _context(
     args: Mapping[str, Any],
     cells: int,
     streams: int,
-    slots: int,
+    states: int,
     ubatch: int,
     window_slots: int,
 ) -> int:
-    """Bytes of one layer's cache and state for all slots."""
+    """Bytes of one layer's cache and of its states for all slots."""
     size = 0
     if layer.attention != "none":
         own = cells
@@ -468,7 +499,7 @@ def _context(
         )
         size = int(own * streams * _cell_bytes(layer, args, values))
     if layer.recurrent and shape.recurrent:
-        size += slots * _state(shape)
+        size += states * _state(shape)
     return size
 
 
@@ -478,6 +509,69 @@ def _cell_bytes(layer: Layer, args: Mapping[str, Any], values: int | None = None
         layer.kv_heads * layer.key_dim * key
         + (layer.kv_heads * layer.value_dim if values is None else values) * value
     )
+
+
+def _conversion(shape: ModelShape, args: Mapping[str, Any], cells: int) -> int:
+    """Bytes of one layer's keys and values in f16: what flash attention reads of a prompt, converted whole
+    from any other type (b11434, `ggml-cuda/fattn-common.cuh` get_f16_extra_data; newer builds reserve it
+    within the compute buffer, older ones take it from the pool). Only single tokens are read as they lie."""
+    other = {which: str(args.get(f"cache-type-{which}", "f16")) != "f16" for which in "kv"}
+    return max(
+        (
+            2 * cells * layer.kv_heads * (layer.key_dim * other["k"] + layer.value_dim * other["v"])
+            for layer in shape.layers
+            if layer.attention in ("full", "mla")
+        ),
+        default=0,
+    )
+
+
+def _drafts(args: Mapping[str, Any]) -> int:
+    """Tokens that are drafted at a time; 0 without speculation by a model."""
+    if not {"spec-type", "spec-draft-model", "spec-draft-hf"} & set(args) or args.get("spec-type") == "none":
+        return 0
+    return _number(args, "spec-draft-n-max", DRAFTS)
+
+
+def _mtp_cache(shape: ModelShape, request: Request, args: Mapping[str, Any], cells: int, drafts: int) -> int:
+    """Bytes of the cache of the model's own prediction layers; 0 where they do not draft."""
+    if not drafts or not shape.mtp_layers or drafter(request.args) or "mtp" not in str(args.get("spec-type")):
+        return 0
+    return shape.mtp_layers * int(cells * _cell_bytes(_predicts(shape), _draft_types(args)))
+
+
+def _predicts(shape: ModelShape) -> Layer:
+    """A prediction layer attends as the last layer of the model does."""
+    return next(x for x in reversed(shape.layers) if x.attention != "none")
+
+
+def _draft_types(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"cache-type-{which}": args.get(f"spec-draft-type-{which}", "f16") for which in "kv"}
+
+
+def _drafting(
+    shape: ModelShape, request: Request, args: Mapping[str, Any], graph: Graph, slots: int, mtp_cache: int
+) -> Iterator[Term]:
+    """What drafts tokens beside the model: a context for its own prediction layers, or another model with
+    one. Both cache in f16 unless told otherwise (b11434, `common/speculative.cpp`,
+    `tools/server/server-context.cpp`)."""
+    types, other = _draft_types(args), request.drafter
+    if drafter(request.args) is None:
+        if mtp_cache:
+            one = replace(shape, layers=(_predicts(shape),), recurrent=None)
+            yield Term(name="mtp_context", bytes=mtp_cache, grade="bounded")
+            yield Term(name="mtp_compute", bytes=replace(graph, outputs=slots).bytes(one), grade="bounded")
+    elif other is None:
+        yield Term(name="drafter", bytes=UNKNOWN_DRAFTER, grade="empirical")
+    else:
+        cells = graph.cells * graph.streams
+        on_gpu = args.get("spec-draft-ngl") not in (0, "0")
+        cache = sum(int(cells * _cell_bytes(x, types)) for x in other.layers if x.attention != "none")
+        weights = other.weights_bytes - (0 if other.tied_embeddings else other.embedding_bytes)
+        if on_gpu:
+            yield Term(name="drafter", bytes=weights, grade="bounded")
+            yield Term(name="drafter_context", bytes=cache, grade="bounded")
+        yield Term(name="drafter_compute", bytes=replace(graph, outputs=slots).bytes(other), grade="bounded")
 
 
 def _state(shape: ModelShape) -> int:
@@ -498,14 +592,15 @@ def _snapshot(shape: ModelShape, args: Mapping[str, Any], ubatch: int) -> int:
 
 
 def _placed(
-    shape: ModelShape, device: Device, args: Mapping[str, Any], contexts: list[int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(weights, context) on the fullest device, and in host RAM beside it."""
+    shape: ModelShape, device: Device, args: Mapping[str, Any], contexts: list[int], beside_last: int
+) -> tuple[tuple[int, int], tuple[int, int], bool]:
+    """(weights, context) on the fullest device, and in host RAM beside it; and whether that device is the
+    last one, where `beside_last` more bytes lie."""
     if device.vendor == "cpu":
         # Gemma 4 makes its output from the input table before the table itself, which gives a second copy
         # even in RAM.
         second = shape.embedding_bytes if shape.architecture == "gemma4" and shape.tied_embeddings else 0
-        return (shape.weights_bytes + second, sum(contexts)), (0, 0)
+        return (shape.weights_bytes + second, sum(contexts)), (0, 0), True
     count = len(shape.layers)
     wanted = args["n-gpu-layers"]
     offloaded = (
@@ -516,25 +611,46 @@ def _placed(
     layers_total = sum(layer.bytes for layer in shape.layers)
     # With tied embeddings the table is kept twice: in RAM to look tokens up, on the device to give the
     # output.
-    output = shape.embedding_bytes if shape.tied_embeddings else shape.output_bytes
+    # Encoders have no output layer: their table is looked up only (bge-small: 40.7 MiB on the GPU of 62.9).
+    tied = shape.embedding_bytes if shape.causal else 0
+    output = tied if shape.tied_embeddings else shape.output_bytes
     rest = (
         shape.weights_bytes - layers_total - shape.embedding_bytes - shape.output_bytes - shape.lookup_bytes
     )
     weights, context = [0] * device.count, [0] * device.count
+    shares = _shares(args, device.count)
     for i in range(first, count + 1):
-        place = device.count * (i - first) // offloaded
+        # The first device whose layers end behind this one (`src/llama-model.cpp`, get_layer_buft_list).
+        place = next((d for d, end in enumerate(shares) if (i - first) / offloaded < end), device.count - 1)
         if i == count:
             weights[place] += output + rest
         else:
             layer = shape.layers[i]
             weights[place] += layer.bytes - (layer.expert_bytes if i < on_cpu else 0)
             context[place] += contexts[i]
+    context[-1] += beside_last
     fullest = max(range(device.count), key=lambda d: weights[d] + context[d])
+    context[-1] -= beside_last
     host = shape.embedding_bytes + shape.lookup_bytes + sum(layer.bytes for layer in shape.layers[:first])
     host += sum(layer.expert_bytes for i, layer in enumerate(shape.layers) if first <= i < on_cpu) + (
         0 if offloaded else output + rest
     )
-    return (weights[fullest], context[fullest]), (host, sum(contexts[:first]))
+    return (weights[fullest], context[fullest]), (host, sum(contexts[:first])), fullest == device.count - 1
+
+
+def _shares(args: Mapping[str, Any], count: int) -> list[float]:
+    """Where each device's share of the layers ends, of 1."""
+    written = [part for part in re.split(r"[,/]+", str(args.get("tensor-split", ""))) if part]
+    try:
+        parts = [float(part) for part in written][:count]
+    except ValueError:
+        raise Unsupported(
+            f"llama.cpp's `tensor-split` is a list of numbers like 3,1, not {args['tensor-split']!r}"
+        ) from None
+    parts += [0.0] * (count - len(parts)) if written else [1.0] * count
+    if not all(math.isfinite(p) and p >= 0 for p in parts) or not sum(parts):
+        raise Unsupported(f"llama.cpp's `tensor-split` must give some device a part, not {written}")
+    return [sum(parts[: d + 1]) / sum(parts) for d in range(count)]
 
 
 def _copies(shape: ModelShape, device: Device, args: Mapping[str, Any], cells: int, ubatch: int) -> int:

@@ -238,6 +238,104 @@ def test_the_output_layer_is_offloaded_first() -> None:
     assert found["context"] == 0
 
 
+def hybrid() -> ModelShape:
+    """Qwen3.6-27B with a prediction layer."""
+    shape = gguf("qwen3.6-27b")
+    own = replace(shape.layers[-1], attention="none", recurrent=False)
+    return replace(shape, layers=(*shape.layers, own), mtp_layers=1, mtp_bytes=own.bytes)
+
+
+def test_a_cache_that_is_not_f16_is_converted_a_layer_at_a_time() -> None:
+    """b11434, `ggml_cuda_flash_attn_ext_get_alloc_size`; 512 MiB for 128k more cells were seen on an RTX 3090
+    Ti."""
+    cells = 262144
+    layer = cells * 4 * (256 + 256) * 2
+    whole, keys = (
+        terms(llamacpp.footprint(gguf("qwen3.6-27b"), ask(cells, **a), GPU))["kv_conversion"]
+        for a in ({"ctk": "q4_0", "ctv": "q4_0"}, {"ctk": "q8_0"})
+    )
+    assert (whole, keys) == (layer, layer // 2)
+    assert layer == 2**30
+    amd, intel = (replace(GPU, vendor=v) for v in ("amd", "intel"))
+    quantised = ask(cells, ctk="q8_0", ctv="q8_0")
+    assert terms(llamacpp.footprint(gguf("qwen3.6-27b"), quantised, amd))["kv_conversion"] == layer
+    for request, device in ((ask(cells), GPU), (quantised, intel), (quantised, CPU)):
+        assert "kv_conversion" not in terms(llamacpp.footprint(gguf("qwen3.6-27b"), request, device))
+
+
+def test_its_own_prediction_layer_has_a_context_of_its_own() -> None:
+    """An RTX 3090 Ti took 1 292 MiB more with two drafts at 128k, and 1 932 at 256k (sudoingX/qwen38-mtp)."""
+    more = {}
+    for cells in (131072, 262144):
+        plain, drafts = (
+            llamacpp.footprint(hybrid(), ask(cells, ctk="q4_0", ctv="q4_0", **a), GPU)
+            for a in ({}, {"spec_type": "draft-mtp", "spec_draft_n_max": 2})
+        )
+        assert terms(drafts)["mtp_context"] == cells * 4 * 512 * 2  # f16, whatever the model's cache is
+        state = terms(drafts)["context"] - terms(plain)["context"]
+        assert state / MIB == pytest.approx(2 * 149.6, abs=0.1)
+        margin = terms(drafts)["reserve"] - terms(plain)["reserve"]
+        more[cells] = (drafts.device_bytes - plain.device_bytes - margin) / MIB
+    assert more[262144] - more[131072] == pytest.approx(1932 - 1292, abs=1)
+    assert more[131072] == pytest.approx(1292, rel=0.2)
+    asked = replace(ask(131072, ctk="q4_0", ctv="q4_0"), speculative=2)
+    assert llamacpp.footprint(hybrid(), asked, GPU).flags["spec-draft-n-max"] == 2
+    assert terms(llamacpp.footprint(hybrid(), asked, GPU))["mtp_context"] == 131072 * 4 * 512 * 2
+
+
+def test_another_model_that_drafts_takes_weights_and_a_context_of_its_own() -> None:
+    request = replace(ask(16384, md="/models/small.gguf"), drafter=gguf("qwen3-4b"))
+    small = gguf("qwen3-4b")
+    found = terms(llamacpp.footprint(gguf("qwen3-14b"), request, GPU))
+    assert found["drafter"] == small.weights_bytes
+    assert found["drafter_context"] == 16384 * 36 * 8 * (128 + 128) * 2
+    quantised = replace(
+        request, args={**request.args, "spec-draft-type-k": "q8_0", "spec-draft-type-v": "q8_0"}
+    )
+    less = terms(llamacpp.footprint(gguf("qwen3-14b"), quantised, GPU))
+    assert less["drafter_context"] == found["drafter_context"] * 34 // 64
+    in_ram = replace(request, args={**request.args, "spec-draft-ngl": 0})
+    assert "drafter" not in terms(llamacpp.footprint(gguf("qwen3-14b"), in_ram, GPU))
+    guessed = llamacpp.footprint(gguf("qwen3-14b"), replace(request, drafter=None), GPU)
+    assert {t.name: t.grade for t in guessed.terms}["drafter"] == "empirical"
+    assert any(
+        "/models/small.gguf" in n
+        for n in llamacpp.notes(gguf("qwen3-14b"), replace(request, drafter=None), GPU)
+    )
+
+
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        (gguf("llama-3.1-8b"), "128256 entries, and the model's 151936"),
+        (safetensors("qwen3-4b"), "GGUF files, too"),
+    ],
+)
+def test_a_drafter_that_cannot_draft_is_refused(named: ModelShape, reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        llamacpp.footprint(gguf("qwen3-14b"), replace(ask(md="/models/s.gguf"), drafter=named), GPU)
+
+
+def test_layers_go_where_tensor_split_says() -> None:
+    pair = replace(GPU, count=2)
+    shape = gguf("qwen3-14b")
+    found = terms(llamacpp.footprint(shape, ask(ts="3,1"), pair))["model"]
+    # 40 layers and the output: those whose place is below three quarters of 41.
+    assert found == sum(layer.bytes for layer in shape.layers[:31])
+    for wrong in ("many", "0,0", "-1,2", "nan"):
+        with pytest.raises(Unsupported, match="tensor-split"):
+            llamacpp.footprint(gguf("qwen3-14b"), ask(ts=wrong), pair)
+
+
+def test_the_table_of_an_encoder_stays_in_ram() -> None:
+    """It has no output layer: bge-small logs 40.7 MiB on the GPU, of 62.9."""
+    encoder = replace(gguf("qwen3-4b"), causal=False, kind="embedding")
+    request = replace(ask(512), kind="embedding")
+    found = terms(llamacpp.footprint(encoder, request, GPU))
+    assert found["model"] == encoder.weights_bytes - encoder.embedding_bytes
+    assert found["model_host"] == encoder.embedding_bytes
+
+
 def test_experts_can_stay_in_ram() -> None:
     shape = gguf("qwen3-30b-a3b")
     whole = terms(llamacpp.footprint(shape, ask(), GPU))

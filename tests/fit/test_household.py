@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,23 @@ def test_a_model_has_the_size_that_is_published() -> None:
     assert shape.mtp_layers == 1 and shape.mtp_bytes > 0
     beside = {**row, "model": {**row["model"], "bytes_with_mtp": False}}
     assert household.shape(beside).weights_bytes > row["model"]["bytes"] + 200e6
+
+
+@pytest.mark.parametrize("row", COUNTED, ids=_case)
+def test_what_ran_is_not_refused(row: dict[str, Any]) -> None:
+    assert household.compared(row).predicted > 0
+
+
+@pytest.mark.parametrize("row", COUNTED, ids=_case)
+def test_no_run_took_more_than_prediction_and_margin(row: dict[str, Any]) -> None:
+    found = household.compared(row)
+    assert found.beyond <= 0, f"{found.published:.0f} MiB seen, {found.predicted:.0f} + {found.margin:.0f}"
+
+
+@pytest.mark.parametrize("engine", ["llamacpp", "vllm"])
+def test_the_median_error_is_within_five_percent(engine: str) -> None:
+    errors = [abs(household.compared(row).error) for row in COUNTED if row["engine"] == engine]
+    assert statistics.median(errors) <= 0.05
 
 
 def test_a_vllm_with_a_utilisation_fills_it() -> None:
