@@ -198,7 +198,9 @@ def test_a_later_release_with_new_keys_changes_nothing_until_somebody_writes_one
     edit(later / "homelab/__init__.py", r"^__version__ = .*$", '__version__ = "9.9.9"')
     inventory = later / "homelab/inventory.py"
     edit(inventory, r"^    away: bool = False$", '    away: bool = False\n    colour: str = "red"')
-    edit(inventory, r"^    concurrency: Count = 2$", '    concurrency: Count = 4\n    colour: str = "red"')
+    edit(inventory, r"^DEFAULT_CONCURRENCY = 2$", "DEFAULT_CONCURRENCY = 4")
+    concurrency = "    concurrency: Count = DEFAULT_CONCURRENCY"
+    edit(inventory, f"^{concurrency}$", f'{concurrency}\n    colour: str = "red"')
     edit(inventory, r"^    port: Port = 4000$", '    port: Port = 4000\n    colour: str = "red"')
     assert plan_of(later) == {}
     edit(later / "inventory.yml", r"source: /models/tiny.gguf,", "source: /models/tiny.gguf, colour: blue,")
