@@ -73,6 +73,9 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "concurrency": "How many requests at once, each with the whole `context`.",
         "speculative": "How many tokens the model's own prediction layers (MTP) draft at a time, 1 to 16. "
         "`auto`: as many as are known to be good, none where it has no such layers or something forbids it.",
+        "long_prompt": "Whether a deploy asks the engine for prompts near the planned context before it "
+        "calls it healthy, as many at once as `concurrency` says: memory that is missing is missing then. "
+        "Only on GPUs.",
         "replicas": "How many instances. The gateway balances them.",
         "priority": "Who gets a place when not all can have one: the higher number.",
         "node": "Only on this node.",

@@ -209,6 +209,7 @@ class Model(Strict):
     context: Annotated[Context, BeforeValidator(_context)] | None = None
     concurrency: Count = DEFAULT_CONCURRENCY
     speculative: Speculative = "off"
+    long_prompt: bool = True
     replicas: Count = 1
     priority: Annotated[int, Field(ge=-1000, le=1000, strict=True)] = 0
     node: str | None = None

@@ -131,6 +131,9 @@ def _engine(
         load_bytes=p.footprint.device_bytes - p.footprint.kv_cache_bytes,
         numbers=p.numbers(),
         uploads=uploads,
+        # In RAM there is no pool that a driver refuses to grow, and a long prompt would take many minutes.
+        trial=engine.trial(p.model, p.request) if p.gpus and model.long_prompt else None,
+        key_variable=engine.KEY_VARIABLE,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import SecretStr
 
+from homelab.engines import Trial
 from homelab.errors import DeployError
 from homelab.facts import DeployedService
 from homelab.hosting import LOOPBACK, Hosting, Runtime
@@ -59,8 +60,9 @@ class Unit:
     `serves` are the models that it answers for, `after` the roles that must be healthy before it is started.
     `health` is a path that answers 200, `health_command` a line for sh that succeeds when it is healthy,
     where a GET of that path does not tell. `volumes` are kept by name for the whole cluster: {name: where
-    it sees them}. `asked` is what somebody wrote that concerns it, `numbers` what was decided, `socket`
-    the Docker engine and `python` the node's Python that start it: none of them is part of what it is."""
+    it sees them}. `asked` is what somebody wrote that concerns it, `numbers` what was decided, `trial` how
+    it is tried when it is healthy, with the key in `key_variable`, `socket` the Docker engine and `python`
+    the node's Python that start it: none of them is part of what it is."""
 
     cluster: str
     node: str
@@ -91,6 +93,8 @@ class Unit:
     python: str = "python3"
     numbers: Mapping[str, Any] = field(default_factory=dict)
     uploads: tuple[Upload, ...] = ()
+    trial: Trial | None = None
+    key_variable: str = ""
 
     @property
     def is_loopback(self) -> bool:

@@ -21,7 +21,7 @@ TOY_ENGINE = '''
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from homelab.engines import ArgValue, Device, Footprint, Launch, Load, Offload, Request, Term, flags
+from homelab.engines import ArgValue, Device, Footprint, Launch, Load, Offload, Request, Term, Trial, flags
 from homelab.engines import canonical as names
 from homelab.models.shape import ModelShape
 from homelab.program import Offer
@@ -68,6 +68,10 @@ def command(launch: Launch) -> list[str]:
 
 def environment(launch: Launch) -> dict[str, str]:
     return {"TOY": "1"}
+
+
+def trial(model: str, request: Request) -> Trial | None:
+    return None
 
 
 def served_context(document: Any) -> int | None:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from homelab.deploy import compose, native
 from homelab.deploy.events import Clock, Event, Outcome, Step, Tell, Took
 from homelab.deploy.order import Settlement, lanes, settle, turns, waves
+from homelab.deploy.trial import try_out
 from homelab.errors import DeployError, HomelabError, NodeError
 from homelab.facts import DeployedService
 from homelab.inventory import Inventory
@@ -309,6 +310,7 @@ class _Node:
             await runtime.wait_healthy(
                 self.session, service, self.tell, restarts=loading.restarts if loading else 0
             )
+            await try_out(self.session, service, lambda: runtime.last_log(self.session, service), self.tell)
         except DeployError:
             await self._take_back(change, service)
             raise

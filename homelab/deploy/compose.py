@@ -230,6 +230,14 @@ def _advice(lines: str, service: Service) -> str:
     return f"homelab logs {service.subject}"
 
 
+async def last_log(session: Session, service: Service) -> str:
+    """The last words of a service.
+
+    Raises DeployError."""
+    async with engine(session, service.unit.socket) as client:
+        return await asyncio.to_thread(lambda: _last_lines(_container(client, service)))
+
+
 async def stop(session: Session, actual: DeployedService) -> None:
     """Stop a service's containers and keep them.
 

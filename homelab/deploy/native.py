@@ -93,6 +93,12 @@ async def wait_healthy(session: Session, service: Service, tell: Tell, *, restar
         await asyncio.sleep(POLL_SECONDS)
 
 
+async def last_log(session: Session, service: Service) -> str:
+    """The last words of a service."""
+    log = f"{shlex.quote(service.directory)}/log"
+    return last_words((await session.run(f"tail -n {LOG_LINES} {log}")).text)
+
+
 async def stop(session: Session, actual: DeployedService) -> None:
     await _supervise(session, actual.name, "stop", _directory(session, actual), actual.python)
 

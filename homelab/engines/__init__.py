@@ -122,6 +122,30 @@ class Offload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """How an engine that is healthy is tried: `at_once` requests to `path`, each `body` with a `prompt` of
+    `tokens` token ids."""
+
+    path: str
+    body: Mapping[str, Any]
+    tokens: int
+    at_once: int
+
+
+TRIAL_ROOM_TOKENS = 64  # for the reply, and what an engine keeps to itself
+
+
+def completion_trial(model: str, request: Request, **more: Any) -> Trial | None:
+    """One token after a prompt near the planned context, by the completions that engines have of OpenAI's;
+    None for a model that completes nothing."""
+    if request.kind != "chat":
+        return None
+    tokens = max(request.context - TRIAL_ROOM_TOKENS, request.context // 2)
+    body = {"model": model, "max_tokens": 1, **more}
+    return Trial(path="/v1/completions", body=body, tokens=tokens, at_once=request.concurrency)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What an engine says of its work: the tokens that it has generated since it started, the requests that
     it computes, and those that wait for a turn. None is what it does not say."""
@@ -174,6 +198,10 @@ class Engine(Protocol):
     def environment(self, launch: Launch) -> dict[str, str]: ...
     def served_context(self, document: Any) -> int | None: ...
     def reported(self, log: str) -> dict[str, int]: ...
+
+    def trial(self, model: str, request: Request) -> Trial | None:
+        """How the engine is tried when it is healthy; None where it cannot be."""
+        ...
 
     def load(self, metrics: str) -> Load:
         """What the text behind `METRICS_PATH` says, whatever text it is."""

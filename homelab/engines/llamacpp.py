@@ -24,7 +24,9 @@ from homelab.engines import (
     Offload,
     Request,
     Term,
+    Trial,
     Unsupported,
+    completion_trial,
     counted,
     flags,
     whole,
@@ -334,6 +336,10 @@ def reported(log: str) -> dict[str, int]:
         name = {"KV": "context", "RS": "context"}.get(kind, kind)
         out[name] = out.get(name, 0) + int(float(mib) * 2**20)
     return out
+
+
+def trial(model: str, request: Request) -> Trial | None:
+    return completion_trial(model, request, cache_prompt=False)
 
 
 def load(metrics: str) -> Load:

@@ -24,7 +24,9 @@ from homelab.engines import (
     Offload,
     Request,
     Term,
+    Trial,
     Unsupported,
+    completion_trial,
     counted,
     flags,
     whole,
@@ -324,6 +326,10 @@ def reported(log: str) -> dict[str, int]:
     }
     lines = {name: re.search(pattern, log) for name, pattern in patterns.items()}
     return {name: int(float(m[1]) * GiB) for name, m in lines.items() if m}
+
+
+def trial(model: str, request: Request) -> Trial | None:
+    return completion_trial(model, request)
 
 
 def load(metrics: str) -> Load:
