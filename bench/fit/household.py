@@ -22,7 +22,7 @@ from homelab.fit_command import load_cards, load_catalog
 from homelab.models.catalog import Entry, Variant
 from homelab.models.header import from_header
 from homelab.models.shape import ModelShape
-from homelab.models.tensors import Tensor, ggml_bytes, ggml_type, tensors
+from homelab.models.tensors import ggml_bytes, ggml_type, prediction_layer
 
 MIB = 2**20
 DATA = Path(__file__).parent / "data" / "household.jsonl"
@@ -123,12 +123,6 @@ def shape(row: Mapping[str, Any]) -> ModelShape:
             header = {"metadata": PROJECTOR, "tensors": [["v.all", [1], "F16", mmproj]]}
             document["projectors"] = {row["args"]["mmproj"]: header}
         return from_header(document)
-    if "mtp" in model:
-        document["config"] = changed(entry, {"mtp_num_hidden_layers": 1}).config
-        layer = _prediction_layer(entry.text, "BF16")
-        inner = document["config"].get("text_config", document["config"])
-        document["config"] |= {"text_config": {**inner, "mtp_num_hidden_layers": 1}}
-        document["groups"]["mtp.layers.*.weight"] = [len(layer), sum(t[3] for t in layer), "BF16"]
     if size:
         factor = size / sum(g[1] for g in document["groups"].values())
         document["groups"] = {n: [g[0], int(g[1] * factor), g[2]] for n, g in document["groups"].items()}
@@ -149,13 +143,7 @@ def add_prediction_layer(document: dict[str, Any], config: Mapping[str, Any], ty
 def _prediction_layer(config: Mapping[str, Any], type_: str) -> list[list[Any]]:
     """The tensors of one prediction layer as a GGUF lists them: a full layer, what joins two vectors, norms
     (llama.cpp `src/models/qwen35.cpp`)."""
-    count, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
-    layer = [t for t in tensors(config) if t.layer == count - 1]
-    own = [
-        *(Tensor(t.name, t.dims, count) for t in layer),
-        Tensor("nextn.eh_proj.weight", (2 * hidden, hidden), count),
-        *(Tensor(f"nextn.{n}.weight", (hidden,), count) for n in ("enorm", "hnorm", "shared_head_norm")),
-    ]
+    count, own = int(config["num_hidden_layers"]), prediction_layer(config)
     out = []
     for tensor in own:
         flat = ggml_type(tensor, "Q8_0", count, tied=False) == "F32"

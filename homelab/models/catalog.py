@@ -16,7 +16,16 @@ import yaml
 from homelab.engines import readers
 from homelab.errors import InventoryError
 from homelab.models.shape import Format
-from homelab.models.tensors import Tensor, ggml_bytes, ggml_type, hub_bytes, hub_name, layer_kinds, tensors
+from homelab.models.tensors import (
+    Tensor,
+    ggml_bytes,
+    ggml_type,
+    hub_bytes,
+    hub_name,
+    layer_kinds,
+    prediction_layer,
+    tensors,
+)
 
 HUB_WEIGHTS = frozenset({"bf16", "fp8", "awq", "mxfp4"})
 ARCHITECTURES = {  # llama.cpp's name for each `model_type`
@@ -144,6 +153,11 @@ def _hub_document(entry: Entry, weights: str) -> dict[str, Any]:
         group = groups.setdefault(hub_name(tensor), [0, 0, weights])
         group[0] += 1
         group[1] += hub_bytes(tensor, weights)
+    if ahead := int(entry.text.get("mtp_num_hidden_layers") or 0):
+        # Quantised repositories leave these layers as they were.
+        layer = prediction_layer(entry.text)
+        size = ahead * sum(hub_bytes(tensor, "bf16") for tensor in layer)
+        groups["mtp.*"] = [ahead * len(layer), size, "BF16"]
     if seen := int((entry.parameters - entry.text_parameters) * 2):
         groups["vision_tower.*"] = [1, seen, "BF16"]
     config = {**entry.config}

@@ -86,6 +86,17 @@ def tensors(config: Mapping[str, Any]) -> Iterator[Tensor]:
         yield from (Tensor(name, dims, i) for name, dims in (mixer | _feed_forward(config, i)).items())
 
 
+def prediction_layer(config: Mapping[str, Any]) -> list[Tensor]:
+    """One layer that predicts tokens ahead (MTP), behind the others: a layer as the last one, what joins two
+    vectors, and norms (llama.cpp b11434, `src/models/qwen35.cpp`)."""
+    count, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
+    return [
+        *(Tensor(t.name, t.dims, count) for t in tensors(config) if t.layer == count - 1),
+        Tensor("nextn.eh_proj.weight", (2 * hidden, hidden), count),
+        *(Tensor(f"nextn.{n}.weight", (hidden,), count) for n in ("enorm", "hnorm", "shared_head_norm")),
+    ]
+
+
 def layer_kinds(config: Mapping[str, Any]) -> list[str]:
     """`full_attention`, `sliding_attention` or `linear_attention` for each layer; `every` is the catalog's
     short form."""
