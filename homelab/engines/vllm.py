@@ -418,6 +418,11 @@ def _check(
             f"vLLM refuses {context} tokens for this model: it was made for {shape.max_context}; "
             "lower `context`, choose a variant with a longer one, or set `hf-overrides` in `args`"
         )
+    if _number(args, "pipeline-parallel-size", 1) > 1:
+        raise Unsupported(
+            "homelab does not count pipeline parallelism: leave `pipeline-parallel-size` out; several GPUs "
+            "of one machine are used by `tensor-parallel-size`"
+        )
     if tp > 1 and shape.heads % tp:
         raise Unsupported(f"its {shape.heads} attention heads cannot be split over {tp} GPUs")
     if tp > 1 and shape.recurrent and shape.recurrent.heads % tp:

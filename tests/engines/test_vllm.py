@@ -211,6 +211,7 @@ def test_the_context_is_larger_on_wsl() -> None:
         ),
         (safetensors("qwen3-4b"), ask(kv_cache_dtype="turboquant_k8v4"), ADA, "cannot compute"),
         (safetensors("qwen3-4b"), ask(max_num_seqs="many"), ADA, "is a number"),
+        (safetensors("qwen3-4b"), ask(pp=2), ADA, "does not count pipeline parallelism"),
         (
             safetensors("qwen3-4b"),
             ask(),
