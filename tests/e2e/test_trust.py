@@ -212,8 +212,8 @@ def test_what_made_room_for_a_move_that_fails_runs_again(home: House) -> None:
     before = home.running()
     assert set(before) == {"workstation/one", "laptop/two", "laptop/gateway"}
     cards = {name: home[name].gpus_text for name in ("workstation", "laptop")}
-    home["workstation"].gpus_text = cards["workstation"].replace("used=812", "used=23256")
-    home["laptop"].gpus_text = cards["laptop"].replace("used=10", "used=7120")
+    home["workstation"].gpus_text = cards["workstation"].replace("used=812", "used=23000")
+    home["laptop"].gpus_text = cards["laptop"].replace("used=10", "used=6864")
     nodes["workstation"]["reserve"] = 0
     models["one"].update(node="laptop")
     models["two"].update(node="workstation", args={"chat-template-file": "/there/is/none"})

@@ -108,7 +108,7 @@ def test_what_does_not_fit_shows_the_arithmetic(home: House, lab: Lab) -> None:
 
 
 def test_following_the_suggestion_makes_it_deploy(home: House, lab: Lab) -> None:
-    home["crowded"].gpus_text = home["crowded"].gpus_text.replace("used=812;", "used=22480;")
+    home["crowded"].gpus_text = home["crowded"].gpus_text.replace("used=812;", "used=22224;")
     home.write(
         gateway="front",
         models={"long": llama(lab.model, node="crowded", context=8192, concurrency=4)},
