@@ -311,6 +311,7 @@ def generated() -> Mapping[str, str]:
         "a fit": a_fit(),
         "cards": cards_by_size(),
         "household": household(),
+        "speeds": speeds(),
     }
 
 
@@ -442,6 +443,15 @@ def household() -> str:
     import household as measured
 
     return str(measured.table()) + "\n"
+
+
+def speeds() -> str:
+    """Published speeds beside the prediction."""
+    sys.path.insert(0, str(ROOT / "bench" / "fit"))
+    import speed as measured
+
+    done, left = measured.results()
+    return "\n".join([*measured.summary(done), "", *measured.left_out(left)]) + "\n"
 
 
 def cards_by_size() -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -27,6 +27,8 @@ UNITS = {
 }
 SMALLEST, LARGEST = MiB, 2 * 2**40  # the largest memory of one GPU is 288 GB, of a Mac 512
 MOST_GPUS = 64
+# How far a driver's total may lie from what is known of a card: less than cards of one name lie apart.
+NEARLY = 0.15
 # What drivers, shops and people write around the name of a card.
 FILLERS = re.compile(
     r"\((?:r|tm)\)|[®™]|generation|blackwell|edition|graphics|design|with|gpu|tesla|instinct|"
@@ -49,7 +51,8 @@ OS_KEEPS = GiB
 class Card:
     """A GPU as it is sold. `reports_bytes` is the total that an engine sees; `derived` where no log says it.
     `usable_bytes` is less where the operating system lives in it too. None is what is not known:
-    `gb_per_s` of the memory, `tflops` in FP16, `arch` as ROCm or Metal call it."""
+    `gb_per_s` of the memory, `tflops` in FP16, `arch` as ROCm or Metal call it. `tier`: `workstation`,
+    `datacentre`, or empty for what is sold to people."""
 
     name: str
     vendor: str
@@ -62,6 +65,7 @@ class Card:
     tflops: float | None = None
     compute_capability: str | None = None
     arch: str | None = None
+    tier: str = ""
     note: str = ""
     sources: tuple[str, ...] = ()
 
@@ -75,6 +79,7 @@ class Card:
             count=count,
             gb_per_s=self.gb_per_s,
             tflops=self.tflops,
+            tier=self.tier,
         )
 
 
@@ -96,6 +101,16 @@ class Cards:
             choices = ", ".join(f"`{c.name}`" for c in found)
             raise InventoryError(f"There are several `{_shown(text)}`", hint=f"Write which: {choices}")
         return found[0] if found else None
+
+    def known(self, device: Device) -> Device:
+        """A device of a node with what its card is known by; unchanged where no card has its name, or none
+        with its memory."""
+        among = [c for c in self.names.get(plain(device.name), ()) if c.vendor == device.vendor]
+        away = {c.name: abs(c.reports_bytes - device.total_bytes) for c in among}
+        card = min(among, key=lambda c: away[c.name], default=None)
+        if card is None or away[card.name] > device.total_bytes * NEARLY:
+            return device
+        return replace(device, gb_per_s=card.gb_per_s, tflops=card.tflops, tier=card.tier)
 
     def like(self, text: str) -> list[str]:
         """Names that may have been meant: the same card with another memory, or what is written alike."""
@@ -202,6 +217,7 @@ def _card(group: Mapping[str, Any], row: Mapping[str, Any], *, alone: bool) -> C
         tflops=row["tflops"],
         compute_capability=group.get("compute_capability"),
         arch=group.get("gfx") or group.get("metal"),
+        tier=group.get("tier", ""),
         note=group.get("note", ""),
         sources=tuple(group["sources"]),
     )

@@ -257,11 +257,13 @@ def plan(
     ] = False,
 ) -> None:
     """Show what would go where, and why. Changes nothing."""
-    from homelab import documents, ui
+    from homelab import documents, pipeline, ui
 
     household = _household(ctx, inventory)
     planned = _plan(household, facts, upgrade=upgrade, everything=verbose)
     decided, errors = planned.plan, planned.errors
+    if json or verbose:
+        decided = pipeline.with_speeds(decided)
     if json:
         ui.print_json(documents.plan_document(decided))
     else:
@@ -291,7 +293,7 @@ def why(
 ) -> None:
     """Show why a model goes where it does: its memory term by term, why not elsewhere, and what would change
     it. Changes nothing."""
-    from homelab import documents, ui
+    from homelab import documents, pipeline, ui
     from homelab.inventory import did_you_mean
     from homelab.ui import why as screen
 
@@ -303,10 +305,11 @@ def why(
             hint=f"There are: {', '.join(known)}",
         )
     planned = _plan(household, facts, everything=True)
+    decided = pipeline.with_speeds(planned.plan)
     if json:
-        ui.print_json(documents.why_document(planned.plan, model))
+        ui.print_json(documents.why_document(decided, model))
     else:
-        ui.show(screen.lines(planned.plan, model, ui.width()))
+        ui.show(screen.lines(decided, model, ui.width()))
         ui.next_steps(f"homelab plan{_again(household)}")
     _unreachable(household, planned.errors)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from homelab import speed
 from homelab.facts import SCHEMA_VERSION, Measurement, Survey
 from homelab.inventory import Inventory
 from homelab.measured import error
@@ -56,6 +57,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                     {"name": t.name, "bytes": t.bytes, "grade": t.grade, "where": t.where}
                     for t in p.footprint.terms
                 ],
+                "speed": speed.document((plan.speeds or {}).get((p.node, p.service))),
                 "reason": p.reason,
                 "summary": p.summary,
                 "elsewhere": list(p.elsewhere),
@@ -100,7 +102,14 @@ def why_document(plan: Plan, model: str) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "model": model,
         "placements": [
-            {"node": p.node, "service": p.service, **asdict(explains.because(p))} for p in mine if explains
+            {
+                "node": p.node,
+                "service": p.service,
+                **asdict(explains.because(p)),
+                "speed": speed.document((plan.speeds or {}).get((p.node, p.service))),
+            }
+            for p in mine
+            if explains
         ],
         "unplaced": [asdict(explains.missing(model))] if explains and missing else [],
     }

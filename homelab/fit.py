@@ -14,6 +14,8 @@ from homelab.engines import Device, Footprint, Request, Unsupported, engines, fl
 from homelab.errors import InventoryError
 from homelab.facts import SCHEMA_VERSION
 from homelab.models.shape import ModelShape
+from homelab.speed import Speed, predict
+from homelab.speed import document as speed_document
 
 Verdict = Literal["fits", "does-not-fit", "no-device"]
 GiB = 2**30
@@ -56,6 +58,7 @@ class Alternative:
     candidate: Candidate
     request: Request
     footprint: Footprint
+    speed: Speed | None = None
     typed: tuple[str, ...] = ()
     written: Mapping[str, Any] = field(default_factory=dict)
 
@@ -74,6 +77,7 @@ class Fit:
     footprint: Footprint
     place: Place | None
     flags: tuple[str, ...]
+    speed: Speed | None = None
     alternatives: tuple[Alternative, ...] = ()
     notes: tuple[str, ...] = ()
     reason: str = ""
@@ -115,6 +119,7 @@ def fit(
         footprint=footprint,
         place=place,
         flags=tuple(said(candidate, request, footprint, place)),
+        speed=speed_of(candidate, request, footprint, place) if verdict == "fits" else None,
         alternatives=tuple(_alternatives(candidate, request, place, others))
         if place and instead and verdict == "does-not-fit"
         else (),
@@ -136,6 +141,15 @@ def take(candidate: Candidate, request: Request, device: Device) -> Footprint:
             replace(t, grade="empirical") if t.grade in ("exact", "bounded") else t for t in footprint.terms
         ),
     )
+
+
+def speed_of(
+    candidate: Candidate, request: Request, footprint: Footprint, place: Place | None
+) -> Speed | None:
+    """How fast it will be there; None where that is not known."""
+    if place is None:
+        return None
+    return predict(candidate.shape, request, footprint, place.device, engine=candidate.engine)
 
 
 def utilization(footprint: Footprint, device: Device) -> float:
@@ -218,6 +232,7 @@ def document(answer: Fit) -> dict[str, Any]:
         "device_bytes": answer.place.device.total_bytes if answer.place else None,
         "free_bytes": answer.place.free_bytes if answer.place else None,
         "kv_cache_tokens": answer.footprint.kv_cache_tokens,
+        "speed": speed_document(answer.speed),
         "flags": list(answer.flags),
         "alternatives": [
             {
@@ -231,6 +246,7 @@ def document(answer: Fit) -> dict[str, Any]:
                 "args": dict(a.request.args),
                 "total_bytes": a.bytes,
                 "host_bytes": a.footprint.host_bytes,
+                "speed": speed_document(a.speed),
             }
             for a in answer.alternatives
         ],
@@ -263,6 +279,7 @@ def _alternatives(
                 candidate=other,
                 request=changed,
                 footprint=footprint,
+                speed=speed_of(other, changed, footprint, place),
                 typed=tuple(_typed(candidate, request, other, changed)),
                 written=_written(candidate, request, other, changed),
             )

@@ -225,18 +225,13 @@ def what_document(rows: Sequence[Row]) -> dict[str, Any]:
 def places_named(gpu: str | None) -> list[Place]:
     if gpu is None:
         return []
-    card, device = cards.find_gpu(gpu, load_cards())
+    card, device = cards.find_gpu(gpu, pipeline.load_cards())
     if card is None or not card.unified:
         return [Place(device=device, free_bytes=device.total_bytes, label=fit.several(device, device.name))]
     share = f"{device.name}, {card.usable_bytes / fit.GiB:.1f} GiB for models"
     return [
         Place(device=device, free_bytes=card.usable_bytes, label=f"{share} {card.note}".rstrip()),
     ]
-
-
-@cache
-def load_cards() -> cards.Cards:
-    return cards.parse((Path(cards.__file__).parent / "cards.yml").read_text())
 
 
 def run(
@@ -603,7 +598,7 @@ def places_of(inventory: Path, node: str | None = None) -> list[Place]:
             seen = "" if report.facts else " (as last seen)"
             out.append(
                 Place(
-                    device=slot.device,
+                    device=pipeline.load_cards().known(slot.device),
                     free_bytes=slot.free_bytes,
                     ram_bytes=ram,
                     label=f"{name} {slot.label}{seen}",

@@ -24,10 +24,12 @@ from homelab.secrets import Secrets
 # what only planning needs there.
 if TYPE_CHECKING:
     from homelab.ask import Answer
+    from homelab.cards import Cards
     from homelab.deploy.events import Tell, Took
     from homelab.facts import Facts, Survey
     from homelab.models.recipes import Recipes
     from homelab.plan import Change, Options, Place, Plan
+    from homelab.speed import Speed
 
 logger = logging.getLogger(__name__)
 
@@ -199,6 +201,14 @@ def check_variables(household: Household) -> None:
 
 
 @cache
+def load_cards() -> Cards:
+    """The cards and machines that this release knows by name."""
+    from homelab import cards
+
+    return cards.parse((Path(cards.__file__).parent / "cards.yml").read_text())
+
+
+@cache
 def load_recipes() -> Recipes:
     """How models are run with vLLM, as this release knows it."""
     from homelab.models import recipes
@@ -207,7 +217,8 @@ def load_recipes() -> Recipes:
 
 
 def make_plan(household: Household, survey: Survey, secrets: Secrets, options: Options | None = None) -> Plan:
-    """Where everything goes, what would be written, and what that changes."""
+    """Where everything goes, what would be written, and what that changes; how fast it will be, if it
+    changes anything."""
     from homelab.placement import place
     from homelab.plan import Options, diff
     from homelab.render import render
@@ -215,7 +226,25 @@ def make_plan(household: Household, survey: Survey, secrets: Secrets, options: O
     asks_vllm = any(v.engine == "vllm" for m in household.inventory.models.values() for v in m.variants)
     layout = place(household.inventory, survey, load_recipes() if asks_vllm else None)
     services = render(household.inventory, layout, survey, secrets, household.environ)
-    return diff(household.inventory, layout, services, survey, options or Options())
+    plan = diff(household.inventory, layout, services, survey, options or Options())
+    return with_speeds(plan) if plan.todo else plan
+
+
+def with_speeds(plan: Plan) -> Plan:
+    """The plan with how fast each placement will be, as far as its card and its model are known."""
+    from homelab.speed import predict
+
+    explains = plan.layout.explains
+    speeds: dict[Place, Speed] = {}
+    if explains is None or plan.speeds is not None:
+        return plan
+    for p in plan.layout:
+        shape = explains.shape(p)
+        if shape is not None:
+            device = load_cards().known(p.device)
+            found = predict(shape, p.request, p.footprint, device, engine=p.engine)
+            speeds |= {(p.node, p.service): found} if found is not None else {}
+    return replace(plan, speeds=speeds)
 
 
 async def plan_now(household: Household, *, for_reasons: bool = False) -> tuple[Plan, Secrets]:

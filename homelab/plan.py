@@ -16,6 +16,7 @@ from homelab.program import image_of
 from homelab.render import gateway_choice
 from homelab.runtimes.native import directories_of
 from homelab.service import Service, as_it_lies, key_ids, numbers_of, read_label
+from homelab.speed import Speed
 
 Action = Literal["create", "replace", "restart", "move", "remove", "keep"]
 ALIVE = frozenset({"running", "starting", "unhealthy"})
@@ -61,7 +62,8 @@ class Left:
 class Plan:
     """Everything that `homelab plan` shows and `homelab deploy` carries out. `gone` are nodes that are not
     in the inventory any more, with the services of the cluster that they had: nothing here touches them.
-    `seen` is what lay on each node that answered, as pairs of service and spec."""
+    `seen` is what lay on each node that answered, as pairs of service and spec; `speeds` how fast each
+    placement will be, as far as that is known, None where nobody asked."""
 
     layout: Layout
     services: tuple[Service, ...]
@@ -69,6 +71,7 @@ class Plan:
     gone: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     leftovers: tuple[Left, ...] = ()
     seen: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
+    speeds: Mapping[Place, Speed] | None = None
 
     @property
     def todo(self) -> tuple[Change, ...]:

@@ -14,9 +14,9 @@ import yaml
 import homelab
 from homelab.cards import parse_gpu
 from homelab.facts import Survey, Weights
-from homelab.fit_command import load_cards
 from homelab.inventory import load
 from homelab.models.catalog import Catalog, parse
+from homelab.pipeline import load_cards
 from homelab.placement import Layout, place
 from tests.machines import gpu, machine
 

@@ -53,6 +53,7 @@ PURE = {
     "models.rules",
     "fit",
     "cards",
+    "speed",
 }
 EFFECTS = {
     "asyncio",

@@ -16,6 +16,7 @@ from rich.text import Text
 from homelab import fit_command, ui
 from homelab.facts import GPU, Facts, Failure, Measurement, NodeReport, Problem, Process, Survey
 from homelab.inventory import Inventory, load
+from homelab.pipeline import with_speeds
 from homelab.placement import place
 from homelab.plan import Plan, diff
 from homelab.render import render
@@ -91,7 +92,7 @@ def house(name: str) -> tuple[Inventory, Survey]:
 
 def planned(inventory: Inventory, found: Survey) -> Plan:
     layout = place(inventory, found)
-    return diff(inventory, layout, render(inventory, layout, found, KEYS, ENVIRON), found)
+    return with_speeds(diff(inventory, layout, render(inventory, layout, found, KEYS, ENVIRON), found))
 
 
 @cache

@@ -1,5 +1,5 @@
-"""How well homelab's memory figures hold, as the tables in docs/memory.md:
-python bench/fit [llama|vllm|household|others|cards …]"""
+"""How well homelab's figures hold, as the tables in docs/memory.md and docs/speed.md:
+python bench/fit [llama|vllm|household|speed|others|cards …]"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 import household  # noqa: E402
 import llama  # noqa: E402
 import others  # noqa: E402
+import speed  # noqa: E402
 import vllm_logs  # noqa: E402
 
 from tests import cards  # noqa: E402
@@ -19,6 +20,7 @@ PARTS = {
     "llama": llama.main,
     "vllm": vllm_logs.main,
     "household": household.main,
+    "speed": speed.main,
     "others": others.main,
     "cards": lambda: print(cards.table()),
 }

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from homelab.engines import Footprint, Request, Unsupported, engines
-from homelab.fit_command import load_cards, load_catalog
+from homelab.fit_command import load_catalog
 from homelab.models.catalog import Entry, Variant
 from homelab.models.header import from_header
 from homelab.models.shape import ModelShape
 from homelab.models.tensors import ggml_bytes, ggml_type, prediction_layer
+from homelab.pipeline import load_cards
 
 MIB = 2**20
 DATA = Path(__file__).parent / "data" / "household.jsonl"

@@ -67,7 +67,8 @@ class Footprint:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """What a model may be placed on: a GPU (or several alike), or a machine's RAM (`vendor` is `cpu`).
-    `gb_per_s` of its memory and `tflops` in FP16, each of one, where they are known."""
+    `gb_per_s` of its memory and `tflops` in FP16, each of one, where they are known; `tier` as in
+    cards.yml."""
 
     vendor: str
     name: str
@@ -78,6 +79,7 @@ class Device:
     count: int = 1
     gb_per_s: float | None = None
     tflops: float | None = None
+    tier: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,43 @@ class Offload:
 
     argument: str
     steps: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """What an engine reaches of a kind of device: `decode` of its bandwidth, `prefill` of its FP16 compute
+    (None where that says nothing), `experts` of the latter for a mixture, `layer_us` that each layer takes
+    for a token whatever its size, `parallel_us` more of it for every further GPU that shares the layer,
+    and `drafts` of what tokens drafted ahead should gain.
+    `spread` 0.3: most runs lie within ±30 %. `sources` are where the figures are from that it was fitted
+    to."""
+
+    decode: float
+    layer_us: float
+    parallel_us: float = 0.0
+    drafts: float = 1.0
+    spread: float
+    prefill: float | None
+    experts: float
+    prefill_spread: float
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What an engine reads to generate a token, beside what the model's shape says: bytes of an element of a
+    key and a value in its cache; weights that stay in RAM beside a GPU (`ram_dense_bytes` read for every
+    token, `ram_expert_bytes` of experts); `parallel` devices that read at once; `drafts` tokens guessed ahead
+    for `drafting_bytes` altogether; `batch` tokens of a prompt at a time."""
+
+    key_bytes: float = 2.0
+    value_bytes: float = 2.0
+    ram_dense_bytes: int = 0
+    ram_expert_bytes: int = 0
+    parallel: int = 1
+    drafts: int = 0
+    drafting_bytes: int = 0
+    batch: int = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +215,7 @@ class Engine(Protocol):
     OUTPUTS: tuple[str, ...]  # ways to count logits, if there are several; a plan counts the first
     REFUSED: Mapping[str, str]  # arguments that homelab itself decides, with what to write instead
     FIT_ARGS: Mapping[str, frozenset[str] | None]  # options of `homelab fit` for it, with their values if few
+    EFFICIENCIES: Mapping[str, Efficiency]  # by `speed.backend`; what is not there has no predicted speed
 
     def canonical(self, args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
         """The arguments under the engine's own long names, without dashes before them, each once.
@@ -194,6 +234,11 @@ class Engine(Protocol):
         ...
 
     def footprint(self, shape: ModelShape, request: Request, device: Device) -> Footprint: ...
+
+    def reading(self, shape: ModelShape, request: Request, footprint: Footprint, device: Device) -> Reading:
+        """What a footprint of its own reads for a token."""
+        ...
+
     def command(self, launch: Launch) -> list[str]: ...
     def environment(self, launch: Launch) -> dict[str, str]: ...
     def served_context(self, document: Any) -> int | None: ...

@@ -17,11 +17,13 @@ from homelab.engines import (
     OWN_KEY,
     ArgValue,
     Device,
+    Efficiency,
     Footprint,
     Grade,
     Launch,
     Load,
     Offload,
+    Reading,
     Request,
     Term,
     Trial,
@@ -106,6 +108,88 @@ CACHE_TYPES |= {"q4_0": 18 / 32, "iq4_nl": 18 / 32}
 FLASH_HEADS = frozenset(
     {40, 64, 72, 80, 96, 112, 128, 192, 256, 512, 576}
 )  # ggml-cuda `ggml_cuda_flash_attn_ext_supported`
+# Fitted to the published runs in `bench/fit/data/speed.jsonl` that are not held out; docs/speed.md says how
+# well each holds. No prompt of a mixture is among those on NVIDIA's cards: their `experts` are as elsewhere.
+EFFICIENCIES: Mapping[str, Efficiency] = {
+    "nvidia": Efficiency(
+        decode=0.85,
+        layer_us=60,
+        spread=0.3,
+        prefill=0.7,
+        experts=0.5,
+        prefill_spread=0.4,
+        sources=(
+            "XiongjieDai/GPU-Benchmarks-on-LLM-Inference",
+            "noonghunna/club-3090",
+            "sudoingX/qwen38-mtp",
+        ),
+    ),
+    "nvidia workstation": Efficiency(
+        decode=0.9,
+        layer_us=80,
+        spread=0.15,
+        prefill=0.25,
+        experts=0.5,
+        prefill_spread=0.5,
+        sources=("XiongjieDai/GPU-Benchmarks-on-LLM-Inference",),
+    ),
+    "nvidia datacentre": Efficiency(
+        decode=0.8,
+        layer_us=150,
+        spread=0.2,
+        prefill=0.2,
+        experts=0.5,
+        prefill_spread=0.5,
+        sources=("XiongjieDai/GPU-Benchmarks-on-LLM-Inference",),
+    ),
+    "nvidia unified": Efficiency(
+        decode=0.75,
+        layer_us=15,
+        spread=0.15,
+        prefill=0.25,
+        experts=0.8,
+        prefill_spread=0.35,
+        sources=("ggml-org/llama.cpp",),
+    ),
+    "amd": Efficiency(
+        decode=0.9,
+        layer_us=150,
+        spread=0.3,
+        prefill=0.25,
+        experts=0.3,
+        prefill_spread=0.6,
+        sources=("kyuz0/amd-r9700-ai-toolboxes", "sudoingX/qwen38-mtp"),
+    ),
+    "amd unified": Efficiency(
+        decode=0.9,
+        layer_us=150,
+        spread=0.2,
+        prefill=0.25,
+        experts=0.5,
+        prefill_spread=0.4,
+        sources=("kyuz0/amd-strix-halo-toolboxes",),
+    ),
+    "apple": Efficiency(
+        decode=0.8,
+        layer_us=150,
+        spread=0.3,
+        prefill=0.6,
+        experts=0.6,
+        prefill_spread=0.3,
+        drafts=0.05,
+        sources=("XiongjieDai/GPU-Benchmarks-on-LLM-Inference", "sudoingX/qwen38-mtp"),
+    ),
+    # Prompts on Arc lie a factor of ten apart (Vulkan and SYCL, an empty cache and a full one).
+    "intel": Efficiency(
+        decode=0.5,
+        layer_us=300,
+        spread=0.5,
+        prefill=None,
+        experts=1.0,
+        prefill_spread=0.0,
+        sources=("kyuz0/intel-b70-ai-toolboxes", "alisonbutcher/b580-toolboxes"),
+    ),
+}
 FIT_ARGS: Mapping[str, frozenset[str] | None] = {
     "parallel": None,
     "ubatch-size": None,
@@ -302,6 +386,33 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
         kv_cache_bytes=sum(contexts),
         kv_cache_tokens=cells * streams,
         flags={name: value for name, value in resolved.items() if name not in args},
+    )
+
+
+def reading(shape: ModelShape, request: Request, footprint: Footprint, device: Device) -> Reading:
+    """Layers that are split over several devices take turns, so these have the bandwidth of one."""
+    args = {**footprint.flags, **request.args}
+    key, value = (CACHE_TYPES[str(args.get(f"cache-type-{which}", "f16"))] for which in "kv")
+    count = len(shape.layers)
+    wanted = args.get("n-gpu-layers", 999)
+    whole_model = wanted in ("all", "auto", -1, "-1")
+    first = 0 if whole_model or device.vendor == "cpu" else max(0, count + 1 - int(str(wanted)))
+    on_cpu = count if _on(args, "cpu-moe") else _number(args, "n-cpu-moe")
+    drafts, drafting = _drafts(args), 0
+    if drafts and drafter(args) is None:
+        head = shape.embedding_bytes if shape.tied_embeddings else shape.output_bytes
+        drafting = drafts * (shape.mtp_bytes + head) if shape.mtp_layers else 0
+        drafts = drafts if shape.mtp_layers else 0
+    elif drafts:
+        drafting = drafts * (request.drafter.weights_bytes if request.drafter else UNKNOWN_DRAFTER)
+    return Reading(
+        key_bytes=key,
+        value_bytes=value,
+        ram_dense_bytes=sum(x.bytes - x.expert_bytes for x in shape.layers[:first]),
+        ram_expert_bytes=sum(x.expert_bytes for x in shape.layers[: max(first, on_cpu)]),
+        drafts=drafts,
+        drafting_bytes=drafting,
+        batch=_number(args, "ubatch-size", UBATCH),
     )
 
 

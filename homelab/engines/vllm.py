@@ -17,11 +17,13 @@ from homelab.engines import (
     OWN_KEY,
     ArgValue,
     Device,
+    Efficiency,
     Footprint,
     Grade,
     Launch,
     Load,
     Offload,
+    Reading,
     Request,
     Term,
     Trial,
@@ -83,6 +85,20 @@ DTYPES |= {
 }
 DTYPES |= {"int4_per_token_head": Element(bytes=0.5, scale_bytes=4)}
 STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# Fitted to the published runs in `bench/fit/data/speed.jsonl` that are not held out: RTX 3090 and 5090 with
+# weights of four and eight bits. docs/speed.md says how well it holds.
+EFFICIENCIES: Mapping[str, Efficiency] = {
+    "nvidia": Efficiency(
+        decode=0.9,
+        layer_us=50,
+        parallel_us=60,
+        spread=0.3,
+        prefill=0.8,
+        experts=0.55,
+        prefill_spread=0.4,
+        sources=("noonghunna/club-3090",),
+    )
+}
 FIT_ARGS = {"kv-cache-dtype": frozenset(DTYPES)}
 REFUSED = {
     "host": "write where the node's services listen as its `address`",
@@ -281,6 +297,33 @@ def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
         kv_cache_bytes=cache,
         kv_cache_tokens=context * seqs if cache else 0,
         flags={name: value for name, value in ours.items() if name not in given},
+    )
+
+
+def reading(shape: ModelShape, request: Request, footprint: Footprint, device: Device) -> Reading:
+    """Tensor parallelism reads on all GPUs at once. What is looked up in the text (`ngram`) is not counted
+    on: it gains only where the text repeats itself."""
+    args = {**request.args, **_forced(shape, request)}
+    tp = _number(args, "tensor-parallel-size", device.count)
+    element = DTYPES[_cache_dtype(shape, args)].bytes
+    found = _speculation(args, request)
+    drafts, drafting = found.tokens if found else 0, 0
+    if found is not None and found.own_layers:
+        drafting = drafts * (shape.mtp_bytes + (shape.output_bytes or shape.embedding_bytes))
+    elif found is not None and found.model is not None:
+        # A block of tokens comes out of one pass of DFlash and DSpark, of the others one at a time.
+        passes = 1 if found.method in ("dflash", "dspark") else drafts
+        drafting = passes * _drafter_weights(shape, request, found, 1)
+    else:
+        drafts = 0
+    return Reading(
+        key_bytes=element,
+        value_bytes=element,
+        ram_dense_bytes=sum(t.bytes for t in footprint.terms if t.name == "weights_host"),
+        parallel=tp,
+        drafts=drafts,
+        drafting_bytes=drafting,
+        batch=_number(args, "max-num-batched-tokens", BATCHED_TOKENS),
     )
 
 

@@ -166,6 +166,9 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         output_bytes=0 if tied else output,
         vision_bytes=_sum(groups, lambda name: name.startswith(VISION)) if vision else 0,
         mtp_bytes=_mtp_bytes(config, groups, predicting),
+        routed_bytes=_sum(
+            groups, lambda name: ".experts." in name and not name.startswith(("mtp.", "model.mtp"))
+        ),
         replicated_bytes=_sum(groups, _replicated),
         kv_projection_bytes=_sum(
             groups, lambda name: "self_attn.k_proj." in name or "self_attn.v_proj." in name

@@ -56,7 +56,8 @@ class ModelShape:
 
     `weights_bytes` counts every tensor in the files. Parts of it: `embedding_bytes` (the input table),
     `output_bytes` (0 when tied), `lookup_bytes` (further tables that llama.cpp keeps in RAM; `lookup_width`
-    elements of them for a token), `vision_bytes`, `mtp_bytes`, `kv_projection_bytes`, and
+    elements of them for a token), `vision_bytes`, `mtp_bytes`, `routed_bytes` (experts that tokens choose
+    among, where layers do not say), `kv_projection_bytes`, and
     `replicated_bytes` (what tensor parallelism copies to every rank instead of splitting).
 
     `intermediate` is the widest activation of a token: a dense layer's, or that of all experts which one
@@ -78,6 +79,7 @@ class ModelShape:
     lookup_width: int = 0
     vision_bytes: int = 0
     mtp_bytes: int = 0
+    routed_bytes: int = 0
     replicated_bytes: int = 0
     kv_projection_bytes: int = 0
     parameters: int | None = None
@@ -115,7 +117,8 @@ class ModelShape:
 
     @property
     def expert_bytes(self) -> int:
-        return sum(layer.expert_bytes for layer in self.layers)
+        """Bytes of the experts that tokens choose among."""
+        return sum(layer.expert_bytes for layer in self.layers) or self.routed_bytes
 
     def kv_bytes_per_token(self, element_bytes: float = 2) -> float:
         """Bytes that every further token of a long request costs: layers that grow, without windows and

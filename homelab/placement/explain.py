@@ -11,6 +11,7 @@ from functools import partial
 
 from homelab.inventory import Variant
 from homelab.models import rules
+from homelab.models.shape import ModelShape
 from homelab.placement.candidates import Candidates, largest_context, too_large
 from homelab.placement.devices import GIB, Slot, names_of
 from homelab.placement.layout import Because, Placement, Unplaced
@@ -60,6 +61,11 @@ class Explainer:
             change=tuple(dict.fromkeys([*self._more_here(p), *self._ways(p.model, outcomes, p)])),
         )
 
+    def shape(self, p: Placement) -> ModelShape | None:
+        """What the placement's model is; None where nobody has read its header."""
+        found = self.known.shape(p.source, p.node)
+        return None if isinstance(found, str) else found
+
     def missing(self, model: str) -> Because:
         """All that there is to say of a model that found no place, or not for each of its replicas."""
         found = self.unplaced(model, sum(p.model == model for p in self.placements))
@@ -74,8 +80,7 @@ class Explainer:
 
     def _rules(self, p: Placement) -> list[str]:
         """What is known to break with what it is, and what is done about it."""
-        shape = self.known.shape(p.source, p.node)
-        if isinstance(shape, str):
+        if (shape := self.shape(p)) is None:
             return []
         drafts = p.request.speculative or rules.drafts_of(p.request.args)
         found = rules.reasons(p.engine, shape, drafts, p.request.args)

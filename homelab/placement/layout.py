@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from homelab.engines import Device, Footprint, Launch, Request
 from homelab.hosting import Hosting, Runtime
+from homelab.models.shape import ModelShape
 from homelab.placement.devices import Slot
 from homelab.program import Program, image_of
 
@@ -114,6 +115,7 @@ class Explains(Protocol):
     """What knows a decision well enough to be asked about it."""
 
     def because(self, p: Placement) -> Because: ...
+    def shape(self, p: Placement) -> ModelShape | None: ...
     def missing(self, model: str) -> Because: ...
 
 

@@ -15,7 +15,7 @@ from homelab.measured import error
 from homelab.ui import cells
 from homelab.ui.bars import Part, bar, legend
 from homelab.ui.cells import GIB, Column, counted, gib, tokens, wrapped
-from homelab.ui.why import GRADES, short_name
+from homelab.ui.why import GRADES, per_second, short_name, speeds
 
 VERDICTS = {"fits": "green", "does-not-fit": "red", "no-device": "cyan"}
 TERMS = (Column(head="TERM"), Column(head="GiB", right=True), Column(head="WHERE"), Column(head="HOW SURE"))
@@ -25,6 +25,7 @@ CATALOG = (
     Column(head="VARIANT", least=22),
     Column(head="GiB", right=True),
     Column(head="CONTEXT", right=True),
+    Column(head="TOK/S", right=True, drop=2),
     Column(head="LICENCE", least=8, drop=1),
 )
 MEASURED = (
@@ -80,13 +81,18 @@ def _fit(fit: Fit, width: int) -> Iterator[Text]:
     else:
         said = fit.reason or f"needs {need:.2f} GiB{free}"
     yield from wrapped(Text.assemble((fit.verdict, f"bold {colour}"), f"  {said}"), width, rest="  ")
+    if fit.speed is not None:
+        for number, line in enumerate(speeds(fit.speed)):
+            first = Text.assemble(("speed", "cyan"), "  ") if number == 0 else Text("       ")
+            yield from wrapped(first.append(line), width, rest="       ")
     for note in fit.notes:
         yield from wrapped(Text.assemble(("note", "yellow"), f"  {note}"), width, rest="  ")
     if fit.flags and fit.verdict != "does-not-fit":
         yield from wrapped(f"flags {' '.join(fit.flags)}", width, rest="  ")
     for a in fit.alternatives:
         ram = f" and {a.footprint.host_bytes / GIB:.2f} GiB of RAM" if a.footprint.host_bytes else ""
-        yield from wrapped(f"instead: {a.what}: {a.bytes / GIB:.2f} GiB{ram}", width, rest="  ")
+        fast = f", about {per_second(a.speed.decode_tokens_per_s)} tokens/s" if a.speed else ""
+        yield from wrapped(f"instead: {a.what}: {a.bytes / GIB:.2f} GiB{ram}{fast}", width, rest="  ")
         yield from wrapped(
             f"type {shlex.join(a.typed)}{_inventory(a.written)}", width, first="  ", rest="    "
         )
@@ -131,11 +137,12 @@ def _catalog(found: Rows, width: int) -> list[Text]:
     for row in found.rows:
         best = row.found
         if best is None:
-            shown.add(row.model, row.where, Text(row.shortest, "dim"), "-", "-", row.licence)
+            shown.add(row.model, row.where, Text(row.shortest, "dim"), "-", "-", "-", row.licence)
         else:
             size = f"{best.footprint.device_bytes / GIB:.1f}"
             context = tokens(best.request.context)
-            shown.add(row.model, row.where, best.candidate.source, size, context, row.licence)
+            fast = per_second(best.speed.decode_tokens_per_s) if best.speed else "-"
+            shown.add(row.model, row.where, best.candidate.source, size, context, fast, row.licence)
     head = wrapped(said, width, rest="  ")
     return [*head, *shown.lines(width), Text("Next: homelab fit MODEL --gpu … --context …")]
 

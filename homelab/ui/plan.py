@@ -216,6 +216,11 @@ def _below(plan: Plan, width: int) -> Iterator[Text]:
         if u.unreachable:  # it waits; what does not fit is an error of its own, with all that was tried
             for line in u.details if len(u.details) > 1 else ():
                 yield from wrapped(line, width, first="    ", rest="      ")
+    for p in plan.layout:
+        speed = (plan.speeds or {}).get((p.node, p.service))
+        if speed is not None and speed.slow and not p.kept:
+            said = Text.assemble(("slow", "yellow"), f"  {p.service} on {p.node}: {speed.slow}")
+            yield from wrapped(said, width, rest="  ")
     if plan.layout.gap is not None:
         yield from wrapped(plan.layout.proof, width)
     for left in plan.leftovers:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.text import Text
 
 from homelab.placement import Placement
 from homelab.plan import Change, Plan
-from homelab.ui.cells import GIB, clip_middle, gib, wrapped
+from homelab.speed import Speed
+from homelab.ui.cells import GIB, clip_middle, gib, tokens, wrapped
 
 GRADES = {"exact": "", "bounded": "at most", "empirical": "from experience", "measured": "measured"}
 # What says no more than that a model was never meant for a place.
@@ -94,11 +95,44 @@ def because(plan: Plan, p: Placement, width: int, *, indent: int = 0) -> list[Te
     """What one instance takes, why it is here, why not there, and what would change it."""
     found = plan.layout.explains.because(p) if plan.layout.explains is not None else None
     out = _section("What it takes, in GiB", list(_terms(p)), width, indent)
+    if plan.speeds is not None:
+        speed = plan.speeds.get((p.node, p.service))
+        told = ["not known for this card, engine or model"] if speed is None else list(speeds(speed))
+        out += _section("How fast", told, width, indent)
     if found is None:
         return out + _section("Why here", [p.reason], width, indent)
     out += _section("Why here", found.here, width, indent)
     out += _section("Why not there", grouped(found.elsewhere), width, indent)
     return out + _section("What would change it", grouped(found.change), width, indent)
+
+
+def speeds(speed: Speed) -> Iterator[str]:
+    """How fast it will be, in lines: what is said, what is read, what is only assumed, what is too slow."""
+    empty = f", {per_second(speed.decode_empty_tokens_per_s)} with an empty one"
+    yield (
+        f"about {per_second(speed.decode_tokens_per_s)} tokens/s with a full context{empty} "
+        f"(±{speed.spread:.0%})"
+    )
+    seconds = speed.prompt_seconds(speed.context)
+    if seconds is not None and speed.prefill_spread is not None:
+        yield (
+            f"a prompt of {tokens(speed.context)} tokens takes {duration(seconds)} to be read "
+            f"(±{speed.prefill_spread:.0%})"
+        )
+    if speed.assumed:
+        yield f"assumed: {', '.join(speed.assumed)}"
+    if speed.slow:
+        yield f"slow: {speed.slow}"
+
+
+def per_second(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 1:
+        return "less than a second"
+    return f"about {seconds:.0f} s" if seconds < 120 else f"about {seconds / 60:.0f} minutes"
 
 
 def _terms(p: Placement) -> Iterable[str]:

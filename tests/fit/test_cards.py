@@ -16,7 +16,8 @@ from homelab.cards import parse_gpu
 from homelab.cli import app
 from homelab.engines import Device
 from homelab.errors import InventoryError
-from homelab.fit_command import load_cards, places_named, run
+from homelab.fit_command import places_named, run
+from homelab.pipeline import load_cards
 from tests.cards import ROWS, Ask, planned
 
 # Worked out by hand from tensor bytes and cache sizes: docs/memory.md has the figures.
@@ -289,9 +290,10 @@ def test_engines_are_told_what_a_named_card_can_compute() -> None:
         ("RX 7900 XTX", 960, 122.8),
         ("RX 9070 XT", 644.6, 194.6),
         ("MI300X", 5300, 1307.4),
-        ("M4 Max 128GB", 546, None),
-        ("M3 Max 36GB", 300, None),
-        ("DGX Spark", 273, None),
+        ("M4 Max 128GB", 546, 15.05),
+        ("M3 Max 36GB", 300, 10.74),
+        ("M5 16GB", 153, None),
+        ("DGX Spark", 273, 125),
         ("Strix Halo 128GB", 256, 59.4),
     ],
 )

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from homelab.fit_command import load_cards, load_catalog
+from homelab.fit_command import load_catalog
 from homelab.models import hub
 from homelab.models.header import from_header
+from homelab.pipeline import load_cards
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "bench" / "fit"), str(ROOT / "bench" / "fit" / "gpu")]
