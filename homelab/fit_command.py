@@ -23,10 +23,11 @@ from homelab.errors import DoesNotFit, HomelabError, InventoryError, NodeError
 from homelab.facts import SCHEMA_VERSION, Measurement
 from homelab.fit import Alternative, Candidate, Fit, Place
 from homelab.inventory import DEFAULT_CONCURRENCY, MOST_DRAFTS
-from homelab.models import catalog, from_config, hub, rules
+from homelab.models import catalog, from_config, hub, rules, scores
 from homelab.models.header import from_header
 from homelab.models.projector import projectors
 from homelab.models.recipes import Recipe
+from homelab.models.scores import Score
 from homelab.models.source import parse_source
 
 DEFAULT_CONTEXT = 8192
@@ -362,6 +363,17 @@ def what(
 @cache
 def load_catalog() -> catalog.Catalog:
     return catalog.parse((Path(catalog.__file__).parent / "catalog.yml").read_text())
+
+
+@cache
+def load_scores() -> Mapping[str, tuple[Score, ...]]:
+    """What has been published of how good the catalog's models are, by their name there."""
+    return scores.parse((Path(scores.__file__).parent / "scores.yml").read_text())
+
+
+def load_notes() -> Mapping[str, tuple[scores.Note, ...]]:
+    """What people saw of the catalog's models that no benchmark says."""
+    return scores.parse_notes((Path(scores.__file__).parent / "scores.yml").read_text())
 
 
 def candidates(

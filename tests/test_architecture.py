@@ -51,6 +51,7 @@ PURE = {
     "models.projector",
     "models.recipes",
     "models.rules",
+    "models.scores",
     "fit",
     "cards",
     "speed",
