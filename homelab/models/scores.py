@@ -1,5 +1,5 @@
-"""How good models are, as somebody has published it: a figure of a named benchmark, with who gave it and when.
-Pure: text in, values out. A model or a purpose without an entry is unknown, which is not bad."""
+"""How good models are, as somebody has published it: a figure of a named benchmark, with who gave it and
+when. Pure: text in, values out. A model or a purpose without an entry is unknown, which is not bad."""
 
 from __future__ import annotations
 

@@ -59,7 +59,6 @@ def test_a_figure_keeps_its_source_and_the_first_of_a_purpose_counts() -> None:
     ],
 )
 def test_what_is_refused(old: str, new: str, said: str) -> None:
+    broken = SMALL.replace(old, new)
     with pytest.raises(InventoryError, match=said):
-        broken = SMALL.replace(old, new)
-        parse(broken)
-        parse_notes(broken)
+        (parse(broken), parse_notes(broken))
