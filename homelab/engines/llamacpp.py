@@ -729,7 +729,9 @@ def _placed(
     # With tied embeddings the table is kept twice: in RAM to look tokens up, on the device to give the
     # output.
     # Encoders have no output layer: their table is looked up only (bge-small: 40.7 MiB on the GPU of 62.9).
-    tied = shape.embedding_bytes if shape.causal else 0
+    # EmbeddingGemma asks for one all the same (b11434, `src/models/gemma-embedding.cpp`).
+    causal = shape.causal or shape.architecture == "gemma-embedding"
+    tied = shape.embedding_bytes if causal else 0
     output = tied if shape.tied_embeddings else shape.output_bytes
     rest = (
         shape.weights_bytes - layers_total - shape.embedding_bytes - shape.output_bytes - shape.lookup_bytes

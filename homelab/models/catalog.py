@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from homelab.engines import readers
 from homelab.errors import InventoryError
-from homelab.models.shape import Format
+from homelab.models.shape import Format, Pooling, Purpose
 from homelab.models.tensors import (
     Tensor,
     ggml_bytes,
@@ -43,7 +43,11 @@ ARCHITECTURES = {  # llama.cpp's name for each `model_type`
     "deepseek_v2": "deepseek2",
     "glm4_moe": "glm4moe",
     "glm4_moe_lite": "deepseek2",
+    "bert": "bert",
+    "xlm-roberta": "bert",
+    "nomic_bert": "nomic-bert",
 }
+POOLING = {"mean": 1, "cls": 2, "last": 3, "rank": 4}  # llama.cpp `enum llama_pooling_type`
 NOTE = "figures are the catalog's: the file's own header may differ by some percent"
 
 
@@ -66,7 +70,8 @@ class Variant:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A model of the catalog. `parameters` is the published number; `text_parameters` that of the language
-    model alone where they differ."""
+    model alone where they differ. `kind` is what it does, and `pooling` how one that does not chat makes one
+    vector of a text's tokens."""
 
     name: str
     repo: str
@@ -77,6 +82,8 @@ class Entry:
     text_parameters: float
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    kind: Purpose = "chat"
+    pooling: Pooling | None = None
 
     @property
     def text(self) -> Mapping[str, Any]:
@@ -124,6 +131,11 @@ def parse(text: str) -> Catalog:
     for name, item in yaml.load(text, Loader=loader).items():  # a safe loader: plain values only
         try:
             parameters = float(item["parameters"])
+            kind, pooling = item.get("kind", "chat"), item.get("pooling")
+            if kind not in get_args(Purpose) or (kind == "chat") != (pooling is None):
+                raise ValueError(f"kind {kind!r} with pooling {pooling!r}")
+            if pooling is not None and pooling not in POOLING:
+                raise ValueError(f"pooling {pooling!r}")
             entries[name] = Entry(
                 name=name,
                 repo=item["repo"],
@@ -136,6 +148,8 @@ def parse(text: str) -> Catalog:
                 text_parameters=float(item.get("text_parameters", parameters)),
                 tool_call_parser=item.get("tools"),
                 reasoning_parser=item.get("reasoning"),
+                kind=kind,
+                pooling=pooling,
             )
         except (KeyError, TypeError, ValueError) as e:
             raise InventoryError(f"The catalog's entry {name} is not complete: {e!r}") from e
@@ -175,17 +189,16 @@ def _hub_document(entry: Entry, weights: str) -> dict[str, Any]:
 
 def _gguf_document(entry: Entry, weights: str) -> dict[str, Any]:
     config = entry.text
-    architecture = ARCHITECTURES[config["model_type"]]
+    architecture = _architecture(config)
     tied = bool(config.get("tie_word_embeddings"))
     listed: list[list[Any]] = []
     for tensor in tensors(config):
+        if tensor.name.startswith("pooler."):
+            continue  # `conversion/bert.py` leaves it out
         type_ = ggml_type(tensor, weights, config["num_hidden_layers"], tied=tied)
         listed.append([_ggml_name(tensor, architecture), list(tensor.dims), type_, ggml_bytes(tensor, type_)])
-    metadata = {
-        f"{architecture}.{key}": value
-        for key, value in _metadata(config, architecture).items()
-        if value is not None
-    }
+    said = {**_metadata(config, architecture), "pooling_type": POOLING.get(str(entry.pooling))}
+    metadata = {f"{architecture}.{key}": value for key, value in said.items() if value is not None}
     return {
         "format": "gguf",
         "version": 3,
@@ -198,6 +211,15 @@ def _gguf_document(entry: Entry, weights: str) -> dict[str, Any]:
         | metadata,
         "tensors": listed,
     }
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """llama.cpp's name of the architecture."""
+    model_type = config["model_type"]
+    # Gemma 4 says "vision" here, of its pictures only.
+    if model_type == "gemma3_text" and config.get("use_bidirectional_attention") is True:
+        return "gemma-embedding"
+    return ARCHITECTURES[model_type]
 
 
 def _ggml_name(tensor: Tensor, architecture: str) -> str:
@@ -214,8 +236,8 @@ def _ggml_name(tensor: Tensor, architecture: str) -> str:
 
 
 def _metadata(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    heads, kv, dim = config["num_attention_heads"], config["num_key_value_heads"], config.get("head_dim")
-    dim = dim or config["hidden_size"] // heads
+    heads, dim = config["num_attention_heads"], config.get("head_dim")
+    dim, kv = dim or config["hidden_size"] // heads, config.get("num_key_value_heads") or heads
     experts = config.get("num_experts") or config.get("n_routed_experts") or config.get("num_local_experts")
     kinds = layer_kinds(config)
     out: dict[str, Any] = {
@@ -246,6 +268,8 @@ def _metadata(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
             "expert_shared_count": config.get("n_shared_experts"),
             "expert_shared_feed_forward_length": config.get("shared_expert_intermediate_size"),
         }
+    if config["model_type"] == "xlm-roberta":
+        out |= {"context_length": config["max_position_embeddings"] - 2}  # positions from pad_token_id + 1
     if latent := config.get("kv_lora_rank"):
         rope = config["qk_rope_head_dim"]
         out |= {

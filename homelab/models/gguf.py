@@ -178,6 +178,8 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
     output = outside.get("output.weight", ([], 0))[1]
     routed = _largest(reader.get("expert_used_count")) * _routed(by_layer, reader)
     lookup = outside.get("per_layer_token_embd.weight", ([0], 0))  # Gemma 3n and 4
+    # Where encoders look positions and kinds of tokens up (`llama-arch.cpp`: LLM_TENSOR_LAYER_INPUT).
+    beside = sum(outside.get(name, ([], 0))[1] for name in ("position_embd.weight", "token_types.weight"))
     return ModelShape(
         format="gguf",
         architecture=architecture,
@@ -191,7 +193,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         weights_bytes=sum(int(t[3]) for t in tensors),
         embedding_bytes=embedding[1],
         output_bytes=output,
-        lookup_bytes=lookup[1],
+        lookup_bytes=lookup[1] + beside,
         lookup_width=lookup[0][0],
         mtp_bytes=sum(layer.bytes for layer in layers[count - mtp :]),
         parameters=sum(_product(t[1]) for t in tensors),

@@ -135,7 +135,7 @@ def shape(document: Mapping[str, Any]) -> ModelShape:
         config.get("tie_word_embeddings", outer.get("tie_word_embeddings", model_type.startswith("gemma")))
     )
     output = _sum(groups, lambda name: name.endswith("lm_head.weight"))
-    encoder = model_type in ENCODERS
+    encoder = _encodes(config, model_type)
     predicting = _mtp_layers(config, model_type, groups)
     vision = "vision_config" in outer
     quantization = _quantization(config, outer)
@@ -238,7 +238,7 @@ def _layers(config: Mapping[str, Any], model_type: str) -> tuple[Layer, ...]:
 
 def _kinds(config: Mapping[str, Any], model_type: str, count: int) -> list[str]:
     """`full`, `sliding`, `recurrent` or `none` for each layer."""
-    if model_type in ENCODERS:
+    if _encodes(config, model_type):
         return ["none"] * count
     if isinstance(named := _first(config, "layer_types", "layers_block_type"), list):
         return [
@@ -273,6 +273,13 @@ def _kinds(config: Mapping[str, Any], model_type: str, count: int) -> list[str]:
     if (first := config.get("max_window_layers")) is not None:
         return ["full" if i < int(first) else "sliding" for i in range(count)]
     return ["full"] * count
+
+
+def _encodes(config: Mapping[str, Any], model_type: str) -> bool:
+    """Whether every token attends to every other, so that there is nothing to cache. EmbeddingGemma is a
+    Gemma 3 of that kind (vLLM 0.33: `models/config.py`, Gemma3TextModelConfig). Gemma 4 says "vision" there,
+    which is of its pictures only."""
+    return model_type in ENCODERS or config.get("use_bidirectional_attention") is True
 
 
 def _recurrent(config: Mapping[str, Any], model_type: str) -> Recurrent | None:

@@ -40,6 +40,12 @@ HUB_NAMES = {
 }
 
 
+# What is never quantised (`conversion/base.py` and `llama-quant.cpp` of b11434).
+SINGLE = ("ffn_gate_inp", "ssm_conv1d", "position_embd", "token_types")
+# Encoders whose tensors are known here: with BERT's layers, or with Nomic's (rotary, gated, without biases).
+BERTS = frozenset({"bert", "xlm-roberta", "nomic_bert"})
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor under llama.cpp's name, its dimensions with the row first; `layer` is None outside of the
@@ -63,6 +69,9 @@ class Tensor:
 
 def tensors(config: Mapping[str, Any]) -> Iterator[Tensor]:
     """Every tensor of the text model of this configuration, its prediction layers left out."""
+    if config["model_type"] in BERTS:
+        yield from _encoder(config)
+        return
     hidden, vocab, count = config["hidden_size"], config["vocab_size"], config["num_hidden_layers"]
     yield Tensor("token_embd.weight", (hidden, vocab))
     yield Tensor("output_norm.weight", (hidden,))
@@ -84,6 +93,43 @@ def tensors(config: Mapping[str, Any]) -> Iterator[Tensor]:
             else _attention(config, kinds[i])
         )
         yield from (Tensor(name, dims, i) for name, dims in (mixer | _feed_forward(config, i)).items())
+
+
+def _encoder(config: Mapping[str, Any]) -> Iterator[Tensor]:
+    """BERT's tensors under llama.cpp's names (b11434, `src/models/bert.cpp`). The pooler behind the layers is
+    in the hub's files only: `conversion/bert.py` leaves it out, and so does vLLM 0.33 in `BertModel`."""
+    hidden, width, model_type = config["hidden_size"], config["intermediate_size"], config["model_type"]
+    nomic = model_type == "nomic_bert"
+    yield Tensor("token_embd.weight", (hidden, config["vocab_size"]))
+    yield Tensor("token_types.weight", (hidden, config["type_vocab_size"]))
+    if not nomic:
+        yield Tensor("position_embd.weight", (hidden, config["max_position_embeddings"]))
+    yield from _with_bias("token_embd_norm", (hidden,))
+    for i in range(config["num_hidden_layers"]):
+        if nomic:
+            yield Tensor("attn_qkv.weight", (hidden, 3 * hidden), i)
+            yield Tensor("attn_output.weight", (hidden, hidden), i)
+            yield Tensor("ffn_gate.weight", (hidden, width), i)
+            yield Tensor("ffn_up.weight", (hidden, width), i)
+            yield Tensor("ffn_down.weight", (width, hidden), i)
+        else:
+            for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+                yield from _with_bias(name, (hidden, hidden), i)
+            yield from _with_bias("ffn_up", (hidden, width), i)
+            yield from _with_bias("ffn_down", (width, hidden), i)
+        yield from _with_bias("attn_output_norm", (hidden,), i)
+        yield from _with_bias("layer_output_norm", (hidden,), i)
+    classifies = str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
+    if classifies:
+        yield from _with_bias("cls", (hidden, hidden))
+        yield from _with_bias("cls.output", (hidden, 1))
+    elif not nomic:
+        yield from _with_bias("pooler", (hidden, hidden))
+
+
+def _with_bias(name: str, dims: tuple[int, ...], layer: int | None = None) -> Iterator[Tensor]:
+    yield Tensor(f"{name}.weight", dims, layer)
+    yield Tensor(f"{name}.bias", dims[-1:], layer)
 
 
 def prediction_layer(config: Mapping[str, Any]) -> list[Tensor]:
@@ -247,7 +293,7 @@ def hub_bytes(tensor: Tensor, weights: str) -> int:
 def ggml_type(tensor: Tensor, weights: str, layers: int, *, tied: bool) -> str:
     """The type that `llama-quantize` gives a tensor under `weights`, as `Q4_K_M`, `Q8_0` or `MXFP4`."""
     name, row = tensor.name, tensor.dims[0]
-    if len(tensor.dims) == 1 or name.startswith(("ffn_gate_inp", "ssm_conv1d")) or name.endswith(".bias"):
+    if len(tensor.dims) == 1 or name.startswith(SINGLE) or name.endswith(".bias"):
         return "F32"
     if weights in ("F16", "BF16", "Q8_0"):
         return weights
