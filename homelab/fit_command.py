@@ -28,6 +28,7 @@ from homelab.models.header import from_header
 from homelab.models.projector import projectors
 from homelab.models.recipes import Recipe
 from homelab.models.scores import Score
+from homelab.models.shape import Purpose
 from homelab.models.source import parse_source
 
 DEFAULT_CONTEXT = 8192
@@ -48,6 +49,7 @@ class Row:
     where: str
     found: Fit | None
     shortest: str = ""
+    kind: Purpose = "chat"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +215,7 @@ def what_document(rows: Sequence[Row]) -> dict[str, Any]:
     models = [
         {
             "model": r.model,
+            "kind": r.kind,
             "licence": r.licence,
             "device": r.where,
             "fits": r.found is not None,
@@ -332,7 +335,7 @@ def what(
         choices = _of_engine(entry, None)
         for place in places:
             request = Request(
-                kind=choices[0].shape.kind,
+                kind=entry.kind,
                 context=min(context, choices[0].shape.max_context or context),
                 concurrency=concurrency,
             )
@@ -355,6 +358,7 @@ def what(
                     where=place.label,
                     found=best,
                     shortest="" if best else need,
+                    kind=entry.kind,
                 )
             )
     return rows
@@ -546,7 +550,8 @@ def _catalogued(entry: catalog.Entry, variant: catalog.Variant, engine: str | No
     return Candidate(
         source=variant.source,
         engine=engine or variant.engine,
-        shape=from_header(entry.document(variant)),
+        # Of a chat model's layers alone nobody could tell that they were trained to embed.
+        shape=replace(from_header(entry.document(variant)), kind=entry.kind),
         catalogued=True,
     )
 

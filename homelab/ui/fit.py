@@ -28,6 +28,12 @@ CATALOG = (
     Column(head="TOK/S", right=True, drop=2),
     Column(head="LICENCE", least=8, drop=1),
 )
+# What stands over the models of each kind in a list of all.
+KINDS = {
+    "chat": "",
+    "embedding": "For embeddings (kind: embedding):",
+    "rerank": "For reranking (kind: rerank):",
+}
 MEASURED = (
     Column(head="MODEL", least=12, middle=True),
     Column(head="DEVICE", least=10),
@@ -133,18 +139,22 @@ def _device(fit: Fit, width: int) -> Iterator[Text]:
 def _catalog(found: Rows, width: int) -> list[Text]:
     """What each device can run of the catalog."""
     said = f"{_asked(found.concurrency, found.context)}, or as many as the model was made for"
-    shown = cells.Rows(CATALOG)
-    for row in found.rows:
-        best = row.found
-        if best is None:
-            shown.add(row.model, row.where, Text(row.shortest, "dim"), "-", "-", "-", row.licence)
-        else:
-            size = f"{best.footprint.device_bytes / GIB:.1f}"
-            context = tokens(best.request.context)
-            fast = per_second(best.speed.decode_tokens_per_s) if best.speed else "-"
-            shown.add(row.model, row.where, best.candidate.source, size, context, fast, row.licence)
-    head = wrapped(said, width, rest="  ")
-    return [*head, *shown.lines(width), Text("Next: homelab fit MODEL --gpu … --context …")]
+    out = [*wrapped(said, width, rest="  ")]
+    for kind, title in KINDS.items():
+        shown = cells.Rows(CATALOG)
+        of_kind = [row for row in found.rows if row.kind == kind]
+        for row in of_kind:
+            best = row.found
+            if best is None:
+                shown.add(row.model, row.where, Text(row.shortest, "dim"), "-", "-", "-", row.licence)
+            else:
+                size = f"{best.footprint.device_bytes / GIB:.1f}"
+                context = tokens(best.request.context)
+                fast = per_second(best.speed.decode_tokens_per_s) if best.speed else "-"
+                shown.add(row.model, row.where, best.candidate.source, size, context, fast, row.licence)
+        if of_kind:
+            out += [*([Text(title)] if title else []), *shown.lines(width)]
+    return [*out, Text("Next: homelab fit MODEL --gpu … --context …")]
 
 
 def _history(measured: Sequence[Measurement], width: int) -> list[Text]:

@@ -15,6 +15,8 @@ import pytest
 
 from homelab import fit_command
 from homelab.errors import InventoryError
+from homelab.ui.fit import KINDS
+from homelab.ui.fit import lines as ui_lines
 from tests.models.examples import DATA, FILE_BYTES, SAFETENSORS
 from tests.models.stand_in_hub import serving
 
@@ -149,6 +151,29 @@ def test_what_can_this_house_run() -> None:
     assert fits["llama-3.3-70b"] is None
     assert next(r for r in rows if r.model == "llama-3.3-70b").shortest.startswith("needs")
     assert json.dumps(fit_command.what_document(rows))
+    assert {r.kind for r in rows} == {"chat", "embedding", "rerank"}
+    # A reranker on the hub that is a chat model's classifier runs with vLLM as it stands.
+    assert all(fits[r.model] is not None for r in rows if r.kind != "chat")
+    shown = [
+        line.plain for line in ui_lines(fit_command.Rows(rows=tuple(rows), context=32768, concurrency=2), 120)
+    ]
+    at = [
+        next(i for i, line in enumerate(shown) if word in line)
+        for word in ("qwen3-4b", "bge-m3", "reranker-v2")
+    ]
+    assert at == sorted(at)
+    assert [line for line in shown if line.endswith(":")] == list(KINDS.values())[1:]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, e in fit_command.load_catalog().entries.items() if e.kind != "chat"]
+)
+def test_what_embeds_or_reranks_is_asked_about_as_such(name: str) -> None:
+    for engine in {v.engine for v in fit_command.load_catalog().entries[name].variants}:
+        found = fit_command.run(name, engine=engine, gpu="24GiB")
+        assert found.verdict == "fits", (name, engine, found.reason)
+        wanted = {"vllm": {"runner"}, "llamacpp": {"embeddings", "reranking"}}[engine]
+        assert wanted & set(found.footprint.flags)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_every_variant_is_a_model_that_is_fully_known(entry: Entry) -> None:
         ("ggml-org/gpt-oss-20b-GGUF:MXFP4", 12.11),
         ("ggml-org/gpt-oss-120b-GGUF:MXFP4", 63.39),
         ("TheBloke/CodeLlama-7B-Instruct-GGUF:Q4_K_M", 4.08),
+        ("mixedbread-ai/mxbai-embed-large-v1:F16", 0.670),
     ],
 )
 def test_sizes_of_files_are_those_on_the_hub(source: str, gigabytes: float) -> None:
@@ -75,6 +76,26 @@ def test_every_further_token_costs(model: str, bytes_per_token: int) -> None:
     assert from_header(entry.document(entry.variants[0])).kv_bytes_per_token() == bytes_per_token
 
 
+def test_tables_that_an_encoder_looks_up_stay_in_ram() -> None:
+    """A log of bge-small in 16 bits says 40.73 MiB on the GPU and 23.11 in RAM."""
+    found = CATALOG.find("CompendiumLabs/bge-small-en-v1.5-gguf:F16")
+    assert found is not None
+    shape = from_header(found[0].document(found[1]))
+    ram = shape.embedding_bytes + shape.lookup_bytes
+    assert ram / 2**20 == pytest.approx(23.11, abs=0.01)
+    assert (shape.weights_bytes - ram) / 2**20 == pytest.approx(40.73, abs=0.01)
+
+
+@ENTRIES
+def test_what_a_model_is_for_agrees_with_its_files(entry: Entry) -> None:
+    shapes = [from_header(entry.document(variant)) for variant in entry.variants]
+    for shape in shapes:
+        # The files of a chat model that was trained to embed say nothing of it on the hub.
+        assert shape.kind == entry.kind or (shape.format == "safetensors" and shape.causal)
+        assert shape.format == "safetensors" or (shape.pooling or None) == entry.pooling
+    assert len({shape.causal for shape in shapes}) == 1
+
+
 @ENTRIES
 def test_parsers_agree_with_the_engine_s(entry: Entry) -> None:
     architecture = entry.config["architectures"][0]
@@ -100,3 +121,11 @@ def test_what_is_not_in_it_is_not_found() -> None:
 def test_an_incomplete_entry_is_named() -> None:
     with pytest.raises(InventoryError, match="marvin"):
         parse("marvin: {repo: a/b, licence: MIT, parameters: 1e9}")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["kind: poetry", "kind: embedding", "pooling: cls", "kind: rerank, pooling: x"]
+)
+def test_a_kind_and_a_pooling_go_together(wrong: str) -> None:
+    with pytest.raises(InventoryError, match="marvin"):
+        parse(f"marvin: {{repo: a/b, licence: MIT, parameters: 1e9, config: {{}}, variants: {{}}, {wrong}}}")
