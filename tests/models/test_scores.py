@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from homelab.errors import InventoryError
 from homelab.fit_command import load_catalog, load_notes, load_scores
+from homelab.models import scores
 from homelab.models.scores import Score, best, parse, parse_notes
 
 SCORES = load_scores()
@@ -27,6 +31,12 @@ def test_every_name_is_in_the_catalog() -> None:
     known = set(load_catalog().entries)
     assert set(SCORES) <= known
     assert set(NOTES) <= known
+
+
+def test_every_source_is_one_of_a_score_or_a_note() -> None:
+    document = yaml.safe_load((Path(scores.__file__).parent / "scores.yml").read_text())
+    used = {(x.source, x.date) for listed in (*SCORES.values(), *NOTES.values()) for x in listed}
+    assert {(s["name"], str(s["date"])) for s in document["sources"].values()} == used
 
 
 @pytest.mark.parametrize("name", SCORES)
