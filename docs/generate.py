@@ -312,6 +312,7 @@ def generated() -> Mapping[str, str]:
         "cards": cards_by_size(),
         "household": household(),
         "speeds": speeds(),
+        **models(),
     }
 
 
@@ -452,6 +453,12 @@ def speeds() -> str:
 
     done, left = measured.results()
     return "\n".join([*measured.summary(done), "", *measured.left_out(left)]) + "\n"
+def models() -> Mapping[str, str]:
+    """The tables of models.md."""
+    sys.path.insert(0, str(DOCS))
+    import models as tables
+
+    return tables.parts()
 
 
 def cards_by_size() -> str:
