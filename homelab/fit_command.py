@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from homelab import cards, documents, fit, pipeline, resources, state
-from homelab.engines import ArgValue, Engine, Request, engines, readers
+from homelab.engines import ArgValue, Engine, Kind, Request, engines, readers
 from homelab.errors import DoesNotFit, HomelabError, InventoryError, NodeError
 from homelab.facts import SCHEMA_VERSION, Measurement
 from homelab.fit import Alternative, Candidate, Fit, Place
@@ -332,25 +332,26 @@ def what(
     """For each model of the catalog and each device: the largest variant that fits, else why none does."""
     rows = []
     for entry in load_catalog().entries.values():
-        choices = _of_engine(entry, None)
+        sized = entry.by_size()
+        # What each engine has the smallest weights for; the others are only looked at where they may fit.
+        smallest = {variant.engine: variant for _, variant in sized}
+        made: dict[str, Candidate] = {}
         for place in places:
-            request = Request(
-                kind=entry.kind,
-                context=min(context, choices[0].shape.max_context or context),
-                concurrency=concurrency,
-            )
-            answers = [
-                fit.fit(
-                    c,
-                    replace(request, outputs=_outputs(engines()[c.engine], None), recipe=_recipe(c)),
-                    place,
-                    instead=False,
-                )
-                for c in choices
-            ]
-            best = next((a for a in answers if a.verdict == "fits"), None)
-            short = min((a.footprint.device_bytes for a in answers if a.footprint.terms), default=0)
-            need = f"needs {short / fit.GiB:.1f} GiB at least" if short else answers[-1].reason
+            best, least, why = None, 0, ""
+            for size, variant in sized:
+                room = place.free_bytes * place.device.count
+                if size > room and variant not in smallest.values():
+                    continue
+                if variant.source not in made:
+                    made[variant.source] = _catalogued(entry, variant)
+                found = _what(made[variant.source], entry.kind, place, context, concurrency)
+                if found.verdict == "fits":
+                    best = found
+                    break
+                why = found.reason
+                if found.footprint.terms:
+                    least = min(least or found.footprint.device_bytes, found.footprint.device_bytes)
+            need = f"needs {least / fit.GiB:.1f} GiB at least" if least else why
             rows.append(
                 Row(
                     model=entry.name,
@@ -362,6 +363,17 @@ def what(
                 )
             )
     return rows
+
+
+def _what(candidate: Candidate, kind: Kind, place: Place, context: int, concurrency: int) -> Fit:
+    request = Request(
+        kind=kind,
+        context=min(context, candidate.shape.max_context or context),
+        concurrency=concurrency,
+        outputs=_outputs(engines()[candidate.engine], None),
+        recipe=_recipe(candidate),
+    )
+    return fit.fit(candidate, request, place, instead=False)
 
 
 @cache

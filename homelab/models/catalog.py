@@ -7,7 +7,7 @@ files themselves would give."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -17,18 +17,33 @@ from homelab.engines import readers
 from homelab.errors import InventoryError
 from homelab.models.shape import Format, Pooling, Purpose
 from homelab.models.tensors import (
+    FOUR_BITS,
+    MIXES,
     Tensor,
     ggml_bytes,
     ggml_type,
     hub_bytes,
     hub_name,
     layer_kinds,
+    plain_mix,
     prediction_layer,
     tensors,
 )
 
-HUB_WEIGHTS = frozenset({"bf16", "fp8", "awq", "mxfp4"})
+HUB_WEIGHTS = frozenset({"bf16", "fp8", "mxfp4", *FOUR_BITS})
+# What the config.json of such a repository says of it (vLLM 0.33: `model_executor/layers/quantization`).
+QUANTIZATION: dict[str, dict[str, Any]] = {
+    "fp8": {"quant_method": "fp8"},
+    "mxfp4": {"quant_method": "mxfp4"},
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128},
+    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    "autoround": {"quant_method": "auto-round", "bits": 4, "group_size": 128},
+    "w4a16": {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+    "w4a16-g32": {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+    "nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+}
 ARCHITECTURES = {  # llama.cpp's name for each `model_type`
+    "qwen2": "qwen2",
     "qwen3": "qwen3",
     "qwen3_moe": "qwen3moe",
     "qwen3_next": "qwen3next",
@@ -36,6 +51,16 @@ ARCHITECTURES = {  # llama.cpp's name for each `model_type`
     "qwen3_5_moe_text": "qwen35moe",
     "llama": "llama",
     "mistral": "llama",
+    "ministral3": "mistral3",
+    "phi3": "phi3",
+    "smollm3": "smollm3",
+    "seed_oss": "seed_oss",
+    "minimax_m2": "minimax-m2",
+    "granitemoehybrid": "granitehybrid",
+    "nemotron_h": "nemotron_h_moe",
+    "kimi_linear": "kimi-linear",
+    "laguna": "laguna",
+    "mellum": "mellum",
     "gpt_oss": "gpt-oss",
     "gemma3_text": "gemma3",
     "gemma4_text": "gemma4",
@@ -48,15 +73,24 @@ ARCHITECTURES = {  # llama.cpp's name for each `model_type`
     "nomic_bert": "nomic-bert",
 }
 POOLING = {"mean": 1, "cls": 2, "last": 3, "rank": 4}  # llama.cpp `enum llama_pooling_type`
+GGUF_WEIGHTS = frozenset({"F16", "BF16", "Q8_0", "MXFP4", *MIXES})
+POST_ATTENTION = frozenset(
+    {"qwen3next", "qwen35", "qwen35moe", "gpt-oss", "glm4moe", "gemma3", "gemma4", "seed_oss"}
+)
+# llama.cpp takes this of a repository where no tag is given (b11434: `common/download.cpp`), else the first.
+DEFAULT_GGUF = "Q4_K_M"
 NOTE = "figures are the catalog's: the file's own header may differ by some percent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One source of a model's weights."""
+    """One source of a model's weights. `bytes` is what its files are published to have, where that is known;
+    `predicts` says that a GGUF carries the layers that predict tokens ahead."""
 
     source: str
     weights: str
+    bytes: int | None = None
+    predicts: bool = False
 
     @property
     def format(self) -> Format:
@@ -94,10 +128,18 @@ class Entry:
     def document(self, variant: Variant) -> dict[str, Any]:
         """The header document of a variant, as its files would give it but for a percent or two."""
         return (
-            _hub_document(self, variant.weights)
-            if variant.format == "safetensors"
-            else _gguf_document(self, variant.weights)
+            _hub_document(self, variant) if variant.format == "safetensors" else _gguf_document(self, variant)
         )
+
+    def by_size(self) -> list[tuple[int, Variant]]:
+        """The variants with the bytes of their weights, the largest first; without making a document of
+        each."""
+        made = list(tensors(self.text))
+        ahead = _prediction_layers(self.text)
+        sized = [
+            (variant.bytes or sum(_sizes(self, variant, made, ahead)), variant) for variant in self.variants
+        ]
+        return sorted(sized, key=lambda s: -s[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +157,9 @@ class Catalog:
         for entry in self.entries.values():
             if wanted in (entry.name, entry.repo.lower()):
                 return entry, entry.variants[0]
-            for variant in entry.variants:
-                if wanted == variant.source.lower().partition(":")[0]:
-                    return entry, variant
+            there = [v for v in entry.variants if wanted == v.source.lower().partition(":")[0]]
+            if there:
+                return entry, next((v for v in there if v.weights == DEFAULT_GGUF), there[0])
         return None
 
 
@@ -140,10 +182,8 @@ def parse(text: str) -> Catalog:
                 name=name,
                 repo=item["repo"],
                 licence=item["licence"],
-                config=item["config"],
-                variants=tuple(
-                    Variant(source=source, weights=weights) for source, weights in item["variants"].items()
-                ),
+                config=_whole(item["config"]),
+                variants=tuple(_variants(item)),
                 parameters=parameters,
                 text_parameters=float(item.get("text_parameters", parameters)),
                 tool_call_parser=item.get("tools"),
@@ -156,27 +196,90 @@ def parse(text: str) -> Catalog:
     return Catalog(entries)
 
 
+def _variants(item: Mapping[str, Any]) -> Iterator[Variant]:
+    for source, given in item["variants"].items():
+        written = given if isinstance(given, Mapping) else {"weights": given}
+        yield _variant(source, written["weights"], written.get("bytes"))
+    predicting = item.get("predicting") or ()
+    for repo, files in (item.get("gguf") or {}).items():
+        for weights, size in files.items():
+            yield _variant(f"{repo}:{weights}", weights, size, predicts=repo in predicting)
+
+
+def _variant(source: str, weights: str, size: Any, *, predicts: bool = False) -> Variant:
+    if weights not in HUB_WEIGHTS and plain_mix(weights) not in GGUF_WEIGHTS:
+        raise ValueError(f"{source} has weights {weights}, and there is nothing known of them")
+    if size is None and weights.startswith("UD-"):
+        raise ValueError(f"{source} is a mix that only its published size tells of")
+    return Variant(
+        source=source, weights=weights, bytes=None if size is None else int(float(size)), predicts=predicts
+    )
+
+
+def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """With `layer_pattern`, the catalog's short form, repeated into `layer_types`."""
+    out = dict(config)
+    if "text_config" in out:
+        out["text_config"] = _whole(out["text_config"])
+    if pattern := out.pop("layer_pattern", None):
+        out["layer_types"] = [pattern[i % len(pattern)] for i in range(out["num_hidden_layers"])]
+    return out
+
+
 def parameter_count(entry: Entry) -> int:
     """Parameters of the language model, from its dimensions."""
     return sum(tensor.elements for tensor in tensors(entry.text))
 
 
-def _hub_document(entry: Entry, weights: str) -> dict[str, Any]:
+def _prediction_layers(config: Mapping[str, Any]) -> list[Tensor]:
+    return prediction_layer(config) * int(config.get("mtp_num_hidden_layers") or 0)
+
+
+def _sizes(entry: Entry, variant: Variant, made: Sequence[Tensor], ahead: Sequence[Tensor]) -> Iterator[int]:
+    """Bytes of a variant's tensors by their dimensions alone."""
+    weights, config = variant.weights, entry.text
+    if variant.format == "safetensors":
+        yield from (hub_bytes(tensor, weights) for tensor in made)
+        yield from (hub_bytes(tensor, "bf16") for tensor in ahead)
+        yield int((entry.parameters - entry.text_parameters) * 2)
+        return
+    of_type = _typed(config, weights)
+    yield from (ggml_bytes(tensor, of_type(tensor)) for tensor in made)
+    if variant.predicts:
+        yield from (ggml_bytes(tensor, of_type(tensor)) for tensor in ahead)
+
+
+def _typed(config: Mapping[str, Any], weights: str) -> Callable[[Tensor], str]:
+    layers, tied = config["num_hidden_layers"], bool(config.get("tie_word_embeddings"))
+    heads = config["num_attention_heads"]
+    ratio = heads // (config.get("num_key_value_heads") or heads)
+    return lambda tensor: ggml_type(tensor, weights, layers, tied=tied, queries_per_key=ratio)
+
+
+def _hub_document(entry: Entry, variant: Variant) -> dict[str, Any]:
+    weights = variant.weights
     groups: dict[str, list[Any]] = {}
     for tensor in tensors(entry.text):
         group = groups.setdefault(hub_name(tensor), [0, 0, weights])
         group[0] += 1
         group[1] += hub_bytes(tensor, weights)
-    if ahead := int(entry.text.get("mtp_num_hidden_layers") or 0):
+        if hub_bytes(tensor, weights) == hub_bytes(tensor, "bf16"):
+            group[2] = "BF16"
+    if layers := _prediction_layers(entry.text):
         # Quantised repositories leave these layers as they were.
-        layer = prediction_layer(entry.text)
-        size = ahead * sum(hub_bytes(tensor, "bf16") for tensor in layer)
-        groups["mtp.*"] = [ahead * len(layer), size, "BF16"]
+        groups["mtp.*"] = [len(layers), sum(hub_bytes(tensor, "bf16") for tensor in layers), "BF16"]
     if seen := int((entry.parameters - entry.text_parameters) * 2):
         groups["vision_tower.*"] = [1, seen, "BF16"]
+    if variant.bytes:
+        # Its makers know better which layers they left alone: what is quantised gets the difference.
+        kept = sum(group[1] for group in groups.values() if group[2] == "BF16")
+        made = sum(group[1] for group in groups.values()) - kept
+        for group in groups.values():
+            if group[2] != "BF16":
+                group[1] = group[1] * (variant.bytes - kept) // made
     config = {**entry.config}
-    if weights in ("awq", "fp8"):
-        config["quantization_config"] = {"quant_method": weights}
+    if weights in QUANTIZATION:
+        config["quantization_config"] = QUANTIZATION[weights]
     return {
         "format": "safetensors",
         "config": config,
@@ -187,18 +290,28 @@ def _hub_document(entry: Entry, weights: str) -> dict[str, Any]:
     }
 
 
-def _gguf_document(entry: Entry, weights: str) -> dict[str, Any]:
+def _gguf_document(entry: Entry, variant: Variant) -> dict[str, Any]:
     config = entry.text
     architecture = _architecture(config)
-    tied = bool(config.get("tie_word_embeddings"))
+    of_type = _typed(config, variant.weights)
+    made = [*tensors(config), *(_prediction_layers(config) if variant.predicts else ())]
     listed: list[list[Any]] = []
-    for tensor in tensors(config):
+    for tensor in made:
         if tensor.name.startswith("pooler."):
             continue  # `conversion/bert.py` leaves it out
-        type_ = ggml_type(tensor, weights, config["num_hidden_layers"], tied=tied)
+        type_ = of_type(tensor)
         listed.append([_ggml_name(tensor, architecture), list(tensor.dims), type_, ggml_bytes(tensor, type_)])
-    said = {**_metadata(config, architecture), "pooling_type": POOLING.get(str(entry.pooling))}
-    metadata = {f"{architecture}.{key}": value for key, value in said.items() if value is not None}
+    if variant.bytes:
+        # What the mix of a published file differs in is the layers; the tables are as the mix has them.
+        inside = [t for t in listed if t[0].startswith("blk.") and t[2] != "F32"]
+        outside = sum(t[3] for t in listed) - (computed := sum(t[3] for t in inside))
+        for t in inside:
+            t[3] = t[3] * (variant.bytes - outside) // computed
+    known = {**_metadata(config, architecture), "pooling_type": POOLING.get(str(entry.pooling))}
+    if variant.predicts:
+        ahead = int(config.get("mtp_num_hidden_layers") or 0)
+        known |= {"block_count": config["num_hidden_layers"] + ahead, "nextn_predict_layers": ahead}
+    metadata = {f"{architecture}.{key}": value for key, value in known.items() if value is not None}
     return {
         "format": "gguf",
         "version": 3,
@@ -225,12 +338,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 def _ggml_name(tensor: Tensor, architecture: str) -> str:
     """llama.cpp calls the norm before the feed-forward part one way in some architectures and another in
     others."""
-    if tensor.name == "post_attention_norm.weight" and architecture in (
-        "llama",
-        "qwen3",
-        "qwen3moe",
-        "deepseek2",
-    ):
+    if tensor.name == "post_attention_norm.weight" and architecture not in POST_ATTENTION:
         return Tensor("ffn_norm.weight", tensor.dims, tensor.layer).full_name
     return tensor.full_name
 
@@ -253,20 +361,24 @@ def _metadata(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         "rope.dimension_count": config.get("qk_rope_head_dim") or dim,
         "vocab_size": config["vocab_size"],
         "attention.sliding_window": config.get("sliding_window"),
-        "leading_dense_block_count": config.get("first_k_dense_replace"),
+        "leading_dense_block_count": config.get("first_k_dense_replace")
+        or len(config.get("mlp_only_layers") or ())
+        or None,
     }
     if experts:
         out |= {
             "expert_count": experts,
-            "expert_used_count": config.get("num_experts_per_tok"),
+            "expert_used_count": config.get("num_experts_per_tok") or config.get("num_experts_per_token"),
             "expert_weights_scale": 1.0,
         }
         out |= {
             "expert_feed_forward_length": config.get("moe_intermediate_size") or config["intermediate_size"]
         }
         out |= {
-            "expert_shared_count": config.get("n_shared_experts"),
-            "expert_shared_feed_forward_length": config.get("shared_expert_intermediate_size"),
+            "expert_shared_count": config.get("n_shared_experts") or config.get("num_shared_experts"),
+            "expert_shared_feed_forward_length": config.get("shared_expert_intermediate_size")
+            or config.get("shared_intermediate_size")
+            or config.get("moe_shared_expert_intermediate_size"),
         }
     if config["model_type"] == "xlm-roberta":
         out |= {"context_length": config["max_position_embeddings"] - 2}  # positions from pad_token_id + 1
@@ -288,7 +400,7 @@ def _metadata(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         out |= {"attention.head_count_kv": [few if k == "full_attention" else kv for k in kinds]}
         out |= {
             "attention.sliding_window_pattern": [k == "sliding_attention" for k in kinds],
-            "embedding_length_per_layer_input": 0,
+            "embedding_length_per_layer_input": config.get("hidden_size_per_layer_input") or 0,
         }
         out |= {
             "attention.key_length": wide,
@@ -299,8 +411,30 @@ def _metadata(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         out |= {
             "rope.dimension_count": wide,
             "rope.dimension_count_swa": dim,
-            "attention.shared_kv_layers": 0,
+            "attention.shared_kv_layers": config.get("num_kv_shared_layers") or 0,
         }
+    if "mamba" in kinds:
+        # Nemotron-H's layers are one block each; where it has heads or a width, that is its kind.
+        out["attention.head_count_kv"] = [kv if k == "full_attention" else 0 for k in kinds]
+        if "moe" in kinds:
+            out["feed_forward_length"] = [config["moe_intermediate_size"] if k == "moe" else 0 for k in kinds]
+        state = config.get("ssm_state_size") or config["mamba_d_state"]
+        values = config.get("mamba_num_heads") or config["mamba_n_heads"]
+        out |= {
+            "ssm.conv_kernel": config.get("conv_kernel") or config["mamba_d_conv"],
+            "ssm.time_step_rank": values,
+            "ssm.inner_size": values * (config.get("mamba_head_dim") or config["mamba_d_head"]),
+            "ssm.state_size": state,
+            "ssm.group_count": config.get("n_groups") or config["mamba_n_groups"],
+        }
+    if isinstance(linear := config.get("linear_attn_config"), Mapping):
+        out |= {
+            "attention.head_count_kv": [int(k == "full_attention") for k in kinds],
+            "ssm.conv_kernel": linear["short_conv_kernel_size"],
+            "kda.head_dim": linear["head_dim"],
+        }
+    if isinstance(by_layer := config.get("num_attention_heads_per_layer"), list):
+        out["attention.head_count"] = by_layer
     if interval := config.get("full_attention_interval"):
         values = config["linear_num_value_heads"]
         out |= {

@@ -84,6 +84,7 @@ GENERIC = frozenset(
         "minimax-m2",
         "hunyuan-moe",
         "seed_oss",
+        "smollm3",
         "stablelm",
         "starcoder2",
         "olmoe",

@@ -40,6 +40,8 @@ GENERIC = frozenset(
         "smollm3",
         "seed_oss",
         "ministral3",
+        "laguna",
+        "mellum",
     }
     | {
         "qwen3_next",
