@@ -77,8 +77,9 @@ GGUF_WEIGHTS = frozenset({"F16", "BF16", "Q8_0", "MXFP4", *MIXES})
 POST_ATTENTION = frozenset(
     {"qwen3next", "qwen35", "qwen35moe", "gpt-oss", "glm4moe", "gemma3", "gemma4", "seed_oss"}
 )
-# llama.cpp takes this of a repository where no tag is given (b11434: `common/download.cpp`), else the first.
-DEFAULT_GGUF = "Q4_K_M"
+# Where no tag is given, llama.cpp takes the first of these that a repository has (b11434:
+# `common/download.cpp`).
+DEFAULT_GGUF = ("Q4_K_M", "Q8_0")
 NOTE = "figures are the catalog's: the file's own header may differ by some percent"
 
 
@@ -159,7 +160,8 @@ class Catalog:
                 return entry, entry.variants[0]
             there = [v for v in entry.variants if wanted == v.source.lower().partition(":")[0]]
             if there:
-                return entry, next((v for v in there if v.weights == DEFAULT_GGUF), there[0])
+                default = (v for weights in DEFAULT_GGUF for v in there if v.weights == weights)
+                return entry, next(default, there[0])
         return None
 
 
@@ -217,12 +219,13 @@ def _variant(source: str, weights: str, size: Any, *, predicts: bool = False) ->
 
 
 def _whole(config: Mapping[str, Any]) -> dict[str, Any]:
-    """With `layer_pattern`, the catalog's short form, repeated into `layer_types`."""
+    """With the patterns, the catalog's short form, repeated for all layers."""
     out = dict(config)
     if "text_config" in out:
         out["text_config"] = _whole(out["text_config"])
-    if pattern := out.pop("layer_pattern", None):
-        out["layer_types"] = [pattern[i % len(pattern)] for i in range(out["num_hidden_layers"])]
+    for short, key in (("layer_pattern", "layer_types"), ("heads_pattern", "num_attention_heads_per_layer")):
+        if pattern := out.pop(short, None):
+            out[key] = [pattern[i % len(pattern)] for i in range(out["num_hidden_layers"])]
     return out
 
 
@@ -232,7 +235,12 @@ def parameter_count(entry: Entry) -> int:
 
 
 def _prediction_layers(config: Mapping[str, Any]) -> list[Tensor]:
-    return prediction_layer(config) * int(config.get("mtp_num_hidden_layers") or 0)
+    return prediction_layer(config) * _ahead(config)
+
+
+def _ahead(config: Mapping[str, Any]) -> int:
+    """Layers that predict tokens ahead."""
+    return int(config.get("mtp_num_hidden_layers") or config.get("num_nextn_predict_layers") or 0)
 
 
 def _sizes(entry: Entry, variant: Variant, made: Sequence[Tensor], ahead: Sequence[Tensor]) -> Iterator[int]:
@@ -309,8 +317,9 @@ def _gguf_document(entry: Entry, variant: Variant) -> dict[str, Any]:
             t[3] = t[3] * (variant.bytes - outside) // computed
     known = {**_metadata(config, architecture), "pooling_type": POOLING.get(str(entry.pooling))}
     if variant.predicts:
-        ahead = int(config.get("mtp_num_hidden_layers") or 0)
+        ahead = _ahead(config)
         known |= {"block_count": config["num_hidden_layers"] + ahead, "nextn_predict_layers": ahead}
+        known |= {k: [*v, *([v[-1]] * ahead)] for k, v in known.items() if isinstance(v, list)}
     metadata = {f"{architecture}.{key}": value for key, value in known.items() if value is not None}
     return {
         "format": "gguf",

@@ -190,8 +190,14 @@ def prediction_layer(config: Mapping[str, Any]) -> list[Tensor]:
     """One layer that predicts tokens ahead (MTP), behind the others: a layer as the last one, what joins two
     vectors, and norms (llama.cpp b11434, `src/models/qwen35.cpp`)."""
     count, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
+    if config["model_type"] == "nemotron_h":  # an attention and a feed-forward block in one
+        blocks = _nemotron_block(config, "full_attention") | _nemotron_block(config, "moe")
+        last = [Tensor(name, dims, count) for name, dims in blocks.items()]
+        last += [Tensor(f"{n}.weight", (hidden,), count) for n in ("attn_norm", "post_attention_norm")]
+    else:
+        last = [Tensor(t.name, t.dims, count) for t in tensors(config) if t.layer == count - 1]
     return [
-        *(Tensor(t.name, t.dims, count) for t in tensors(config) if t.layer == count - 1),
+        *last,
         Tensor("nextn.eh_proj.weight", (2 * hidden, hidden), count),
         *(Tensor(f"nextn.{n}.weight", (hidden,), count) for n in ("enorm", "hnorm", "shared_head_norm")),
     ]
@@ -225,15 +231,11 @@ def _attention(config: Mapping[str, Any], kind: str, layer: int) -> dict[str, tu
         dim, kv = config.get("global_head_dim") or dim, config.get("num_global_key_value_heads") or kv
     gated = 2 if config.get("full_attention_interval") else 1  # Qwen3-Next's queries bring their gates along
     out: dict[str, tuple[int, ...]] = {"attn_q.weight": (hidden, heads * dim * gated)}
-    # The last layers of Gemma 4 E2B and E4B read the cache of earlier ones; the full ones of the larger take
-    # their keys for values.
-    shared = int(config.get("num_kv_shared_layers") or 0)
-    reads = shared > 0 and layer >= int(config["num_hidden_layers"]) - shared
     if model_type == "phi3":
         out = {"attn_qkv.weight": (hidden, (heads + 2 * kv) * dim)}
-    elif not reads:
+    else:
         out["attn_k.weight"] = (hidden, kv * dim)
-        if not (kind == "full_attention" and config.get("attention_k_eq_v")):
+        if not (kind == "full_attention" and config.get("attention_k_eq_v")):  # Gemma 4: the values are keys
             out["attn_v.weight"] = (hidden, kv * dim)
     out["attn_output.weight"] = (heads * dim, hidden)
     if config.get("attention_bias") or model_type == "qwen2":
@@ -241,9 +243,7 @@ def _attention(config: Mapping[str, Any], kind: str, layer: int) -> dict[str, tu
     if model_type == "gpt_oss":
         out |= {"attn_output.bias": (hidden,), "attn_sinks.weight": (heads,)}
     if model_type.startswith(("qwen3", "gemma", "laguna", "mellum")):
-        out["attn_q_norm.weight"] = (dim,)
-        if not reads:
-            out["attn_k_norm.weight"] = (dim,)
+        out |= {"attn_q_norm.weight": (dim,), "attn_k_norm.weight": (dim,)}
     if model_type == "minimax_m2":
         out |= {"attn_q_norm.weight": (heads * dim,), "attn_k_norm.weight": (kv * dim,)}
     if model_type == "laguna":
