@@ -475,7 +475,8 @@ def _of_engine(entry: catalog.Entry, engine: str | None, quant: str | None = Non
                 hint=f"It has {weights}",
             )
         found = chosen
-    return sorted(found, key=lambda c: -c.shape.weights_bytes)
+    # Towers and layers that predict make nothing of the language model any better.
+    return sorted(found, key=lambda c: -(c.shape.weights_bytes - c.shape.vision_bytes - c.shape.mtp_bytes))
 
 
 def _named(quant: str, known: Sequence[str]) -> set[str]:

@@ -7,7 +7,8 @@ files themselves would give."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -133,14 +134,18 @@ class Entry:
         )
 
     def by_size(self) -> list[tuple[int, Variant]]:
-        """The variants with the bytes of their weights, the largest first; without making a document of
-        each."""
+        """The variants with the bytes of their weights, those with the most for the language model first;
+        without making a document of each."""
         made = list(tensors(self.text))
         ahead = _prediction_layers(self.text)
-        sized = [
-            (variant.bytes or sum(_sizes(self, variant, made, ahead)), variant) for variant in self.variants
-        ]
-        return sorted(sized, key=lambda s: -s[0])
+        seen = int((self.parameters - self.text_parameters) * 2)
+        sized = []
+        for variant in self.variants:
+            own, beside = _sizes(self.text, variant, made, ahead)
+            beside += seen if variant.format == "safetensors" else 0
+            size = variant.bytes or own + beside
+            sized.append((size - beside, size, variant))
+        return [(size, variant) for _, size, variant in sorted(sized, key=lambda s: -s[0])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,18 +248,29 @@ def _ahead(config: Mapping[str, Any]) -> int:
     return int(config.get("mtp_num_hidden_layers") or config.get("num_nextn_predict_layers") or 0)
 
 
-def _sizes(entry: Entry, variant: Variant, made: Sequence[Tensor], ahead: Sequence[Tensor]) -> Iterator[int]:
-    """Bytes of a variant's tensors by their dimensions alone."""
-    weights, config = variant.weights, entry.text
+def _sizes(
+    config: Mapping[str, Any], variant: Variant, made: Sequence[Tensor], ahead: Sequence[Tensor]
+) -> tuple[int, int]:
+    """Bytes of a variant's tensors by their dimensions alone: of the language model, which is 0 where its size
+    is published and not needed, and of its prediction layers."""
+    known = variant.bytes is not None
     if variant.format == "safetensors":
-        yield from (hub_bytes(tensor, weights) for tensor in made)
-        yield from (hub_bytes(tensor, "bf16") for tensor in ahead)
-        yield int((entry.parameters - entry.text_parameters) * 2)
-        return
-    of_type = _typed(config, weights)
-    yield from (ggml_bytes(tensor, of_type(tensor)) for tensor in made)
-    if variant.predicts:
-        yield from (ggml_bytes(tensor, of_type(tensor)) for tensor in ahead)
+        own = 0 if known else sum(n * hub_bytes(tensor, variant.weights) for tensor, n in _alike(made))
+        return own, sum(hub_bytes(tensor, "bf16") for tensor in ahead)
+    of_type = _typed(config, variant.weights)
+    own = 0 if known else sum(ggml_bytes(tensor, of_type(tensor)) for tensor in made)
+    return own, sum(ggml_bytes(tensor, of_type(tensor)) for tensor in ahead) if variant.predicts else 0
+
+
+def _alike(made: Iterable[Tensor]) -> Iterator[tuple[Tensor, int]]:
+    """One tensor of those that are the same in several layers, and in how many."""
+    first: dict[tuple[Any, ...], Tensor] = {}
+    counts: Counter[tuple[Any, ...]] = Counter()
+    for tensor in made:
+        key = tensor.name, tensor.dims
+        first.setdefault(key, tensor)
+        counts[key] += 1
+    yield from ((first[key], count) for key, count in counts.items())
 
 
 def _typed(config: Mapping[str, Any], weights: str) -> Callable[[Tensor], str]:
@@ -267,10 +283,10 @@ def _typed(config: Mapping[str, Any], weights: str) -> Callable[[Tensor], str]:
 def _hub_document(entry: Entry, variant: Variant) -> dict[str, Any]:
     weights = variant.weights
     groups: dict[str, list[Any]] = {}
-    for tensor in tensors(entry.text):
+    for tensor, count in _alike(tensors(entry.text)):
         group = groups.setdefault(hub_name(tensor), [0, 0, weights])
-        group[0] += 1
-        group[1] += hub_bytes(tensor, weights)
+        group[0] += count
+        group[1] += count * hub_bytes(tensor, weights)
         if hub_bytes(tensor, weights) == hub_bytes(tensor, "bf16"):
             group[2] = "BF16"
     if layers := _prediction_layers(entry.text):

@@ -8,9 +8,10 @@ its `src/models/*.cpp`."""
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 # (elements, bytes) of a block. ggml `ggml-common.h`.
@@ -94,10 +95,7 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        out = 1
-        for d in self.dims:
-            out *= d
-        return out
+        return math.prod(self.dims)
 
     @property
     def full_name(self) -> str:
@@ -464,7 +462,7 @@ def ggml_type(tensor: Tensor, weights: str, layers: int, *, tied: bool, queries_
     more = i < layers // 8 or i >= 7 * layers // 8 or (i - layers // 8) % 3 == 2
     if name == "output.weight" or (tied and name in ("token_embd.weight", "per_layer_token_embd.weight")):
         base = "Q6_K"
-    elif re.match(r"attn_v\.|attn_qkv\.|attn_kv_b\.", name):
+    elif name.startswith(("attn_v.", "attn_qkv.", "attn_kv_b.")):
         if mix == "Q3_K_M":
             base = "Q5_K" if i < 2 else "Q4_K"
         elif (mix == "Q4_K_S" and i < 4) or (mix == "IQ4_XS" and queries_per_key >= 4):
@@ -483,6 +481,7 @@ def ggml_type(tensor: Tensor, weights: str, layers: int, *, tied: bool, queries_
     return FALLBACKS[base] if row % GGML[base][0] else base
 
 
+@cache
 def plain_mix(weights: str) -> str:
     """The mix of `llama-quantize` that a name stands for: `UD-Q4_K_XL` is made from Q4_K_M."""
     name = weights.removeprefix("UD-").removesuffix("_MOE")
