@@ -446,7 +446,10 @@ def candidates(
     try:
         if known is not None and engine not in (None, *readers(known[1].format)):
             return _of_engine(known[0], engine), others
-        return [_candidate(source, hub.read_header(source, endpoint=endpoint, token=token), engine)], others
+        read = _candidate(source, hub.read_header(source, endpoint=endpoint, token=token), engine)
+        if known is not None and known[0].kind != "chat":
+            read = replace(read, shape=replace(read.shape, kind=known[0].kind))
+        return [read], others
     except HomelabError as e:
         # Not for a source that the hub knows better, as a quantisation that is not there.
         if known is None or not (isinstance(e, NodeError) or "gated" in e.message):
@@ -563,7 +566,7 @@ def _catalogued(entry: catalog.Entry, variant: catalog.Variant, engine: str | No
     return Candidate(
         source=variant.source,
         engine=engine or variant.engine,
-        # Of a chat model's layers alone nobody could tell that they were trained to embed.
+        # A chat model's config does not say that it was trained to embed.
         shape=replace(from_header(entry.document(variant)), kind=entry.kind),
         catalogued=True,
     )

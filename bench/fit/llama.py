@@ -107,6 +107,8 @@ def asked_now() -> None:
         return
     shapes: dict[str, dict[str, Any]] = {}
     for entry in fit_command.load_catalog().entries.values():
+        if entry.kind != "chat":
+            continue
         variant = next(v for v in entry.variants if v.format == "gguf")
         shapes[entry.name] = entry.document(variant)
     print(

@@ -15,6 +15,7 @@ import pytest
 
 from homelab import fit_command
 from homelab.errors import InventoryError
+from homelab.fit_command import load_catalog
 from homelab.ui.fit import KINDS
 from homelab.ui.fit import lines as ui_lines
 from tests.models.examples import DATA, FILE_BYTES, SAFETENSORS
@@ -120,6 +121,21 @@ def test_a_gated_repository_is_answered_from_the_catalog_and_a_wrong_quantisatio
         )
         with pytest.raises(InventoryError, match="Q4_K_M"):
             fit_command.run("Qwen/Qwen3-4B-GGUF:Q4_K_M", endpoint=hub.url)
+
+
+def test_a_header_of_a_chat_model_that_was_trained_to_embed_is_known_by_its_name() -> None:
+    head = json.dumps({"model.norm.weight": {"dtype": "BF16", "shape": [1024], "data_offsets": [0, 2048]}})
+    config = load_catalog().entries["qwen3-embedding-0.6b"].config
+    with serving() as hub:
+        for repo in ("Qwen/Qwen3-Embedding-0.6B", "marvin/Embedding-0.6B"):
+            hub.add(repo, "config.json", json.dumps(dict(config)).encode())
+            file = len(head).to_bytes(8, "little") + head.encode() + bytes(2048)
+            hub.add(repo, "model.safetensors", file)
+        known = fit_command.run("Qwen/Qwen3-Embedding-0.6B", gpu="24GiB", endpoint=hub.url)
+        other = fit_command.run("marvin/Embedding-0.6B", gpu="24GiB", endpoint=hub.url)
+    assert not known.candidate.catalogued
+    assert (known.request.kind, known.footprint.flags["runner"]) == ("embedding", "pooling")
+    assert other.request.kind == "chat"
 
 
 def test_other_repositories_need_one() -> None:
