@@ -28,7 +28,7 @@ from homelab.models.header import from_header
 from homelab.models.projector import projectors
 from homelab.models.recipes import Recipe
 from homelab.models.scores import Score
-from homelab.models.shape import Purpose
+from homelab.models.shape import ModelShape, Purpose
 from homelab.models.source import parse_source
 
 DEFAULT_CONTEXT = 8192
@@ -335,16 +335,13 @@ def what(
         sized = entry.by_size()
         # What each engine has the smallest weights for; the others are only looked at where they may fit.
         smallest = {variant.engine: variant for _, variant in sized}
-        made: dict[str, Candidate] = {}
         for place in places:
             best, least, why = None, 0, ""
             for size, variant in sized:
                 room = place.free_bytes * place.device.count
                 if size > room and variant not in smallest.values():
                     continue
-                if variant.source not in made:
-                    made[variant.source] = _catalogued(entry, variant)
-                found = _what(made[variant.source], entry.kind, place, context, concurrency)
+                found = _what(_catalogued(entry, variant), entry.kind, place, context, concurrency)
                 if found.verdict == "fits":
                     best = found
                     break
@@ -479,7 +476,7 @@ def _of_engine(entry: catalog.Entry, engine: str | None, quant: str | None = Non
             )
         found = chosen
     # Towers and layers that predict make nothing of the language model any better.
-    return sorted(found, key=lambda c: -(c.shape.weights_bytes - c.shape.vision_bytes - c.shape.mtp_bytes))
+    return sorted(found, key=lambda c: -c.shape.language_bytes)
 
 
 def _named(quant: str, known: Sequence[str]) -> set[str]:
@@ -567,9 +564,14 @@ def _catalogued(entry: catalog.Entry, variant: catalog.Variant, engine: str | No
         source=variant.source,
         engine=engine or variant.engine,
         # A chat model's config does not say that it was trained to embed.
-        shape=replace(from_header(entry.document(variant)), kind=entry.kind),
+        shape=replace(_shape(entry.name, variant), kind=entry.kind),
         catalogued=True,
     )
+
+
+@cache
+def _shape(name: str, variant: catalog.Variant) -> ModelShape:
+    return from_header(load_catalog().entries[name].document(variant))
 
 
 def _candidate(source: str, document: Mapping[str, Any], engine: str | None) -> Candidate:

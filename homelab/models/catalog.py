@@ -251,8 +251,8 @@ def _ahead(config: Mapping[str, Any]) -> int:
 def _sizes(
     config: Mapping[str, Any], variant: Variant, made: Sequence[Tensor], ahead: Sequence[Tensor]
 ) -> tuple[int, int]:
-    """Bytes of a variant's tensors by their dimensions alone: of the language model, which is 0 where its size
-    is published and not needed, and of its prediction layers."""
+    """Bytes of a variant's tensors by their dimensions alone: of the language model, which is 0 where its
+    size is published and not needed, and of its prediction layers."""
     known = variant.bytes is not None
     if variant.format == "safetensors":
         own = 0 if known else sum(n * hub_bytes(tensor, variant.weights) for tensor, n in _alike(made))

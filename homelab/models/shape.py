@@ -120,6 +120,11 @@ class ModelShape:
         """Bytes of the experts that tokens choose among."""
         return sum(layer.expert_bytes for layer in self.layers) or self.routed_bytes
 
+    @property
+    def language_bytes(self) -> int:
+        """Bytes of the language model alone, without its vision tower and its prediction layers."""
+        return self.weights_bytes - self.vision_bytes - self.mtp_bytes
+
     def kv_bytes_per_token(self, element_bytes: float = 2) -> float:
         """Bytes that every further token of a long request costs: layers that grow, without windows and
         states."""
