@@ -28,7 +28,8 @@ ALIASES = {
     "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
 }
 NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-# Layers of a kind whose tensors `homelab.models.tensors` does not know.
+# Layers of kinds whose tensors `homelab.models.tensors` knows of these architectures only.
+KNOWN_LAYERS = frozenset({"granitemoehybrid", "kimi_linear", "nemotron_h"})
 OTHER_LAYERS = (
     "ssm_state_size",
     "mamba_d_state",
@@ -45,10 +46,11 @@ HUB_QUANTS = {
     "fbgemm_fp8": "fp8",
     "mxfp4": "mxfp4",
     "awq": "awq",
-    "gptq": "awq",
-    "gptq_marlin": "awq",
-    "auto-round": "awq",
-    "auto_round": "awq",
+    "gptq": "gptq",
+    "gptq_marlin": "gptq",
+    "auto-round": "autoround",
+    "auto_round": "autoround",
+    "compressed-tensors": "w4a16",
 }
 GGUF_QUANTS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS")
 # A mixture of experts that was trained in four bits has no other files.
@@ -132,7 +134,7 @@ def _text(config: Mapping[str, Any]) -> dict[str, Any]:
         if (value := given.get(name)) is not None:
             _checked(name, value)
     layers = layer_count(given["num_hidden_layers"])
-    if unknown := [key for key in OTHER_LAYERS if given.get(key)]:
+    if model_type not in KNOWN_LAYERS and (unknown := [key for key in OTHER_LAYERS if given.get(key)]):
         raise InventoryError(
             f"config.json describes layers that homelab does not know the tensors of "
             f"(model_type {model_type or '?'}, `{unknown[0]}`)",
@@ -173,19 +175,21 @@ def _own(config: Mapping[str, Any], text: Mapping[str, Any]) -> str:
     if not isinstance(said, Mapping):
         return "bf16"
     method = str(said.get("quant_method") or said.get("quant_algo") or "").lower()
+    algorithm = f"{method} {said.get('quant_algo')}".lower()
     groups = said.get("config_groups")
     first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
     weights = first.get("weights") if isinstance(first, Mapping) else None
-    bits = (
-        said.get("bits")
-        or said.get("w_bit")
-        or (weights.get("num_bits") if isinstance(weights, Mapping) else None)
-    )
-    if bits == 8 or "fp8" in method:
+    linear: Mapping[str, Any] = weights if isinstance(weights, Mapping) else {}
+    bits = said.get("bits") or said.get("w_bit") or linear.get("num_bits")
+    if "nvfp4" in algorithm or (bits == 4 and linear.get("type") == "float"):
+        return "nvfp4"
+    if bits == 8 or "fp8" in algorithm:
         return "fp8"
-    if bits == 4 or "nvfp4" in method or said.get("load_in_4bit"):
-        return "mxfp4" if method == "mxfp4" else "awq"
-    return HUB_QUANTS.get(method, "bf16")
+    if bits == 4 or said.get("load_in_4bit"):
+        if method == "compressed-tensors" and linear.get("group_size") == 32:
+            return "w4a16-g32"
+        return HUB_QUANTS.get(method, "awq")
+    return "bf16" if method == "compressed-tensors" else HUB_QUANTS.get(method, "bf16")
 
 
 def _vision_parameters(config: Mapping[str, Any]) -> int:

@@ -229,24 +229,36 @@ def test_what_does_not_fit_of_a_config_names_the_quantisation_to_type(tmp_path: 
     assert answered(typed(question, way)).verdict == "fits"
 
 
+def compressed(weights: dict[str, object]) -> dict[str, object]:
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}}
+
+
 def test_a_quantisation_of_its_own_is_the_one_that_is_counted(tmp_path: Path) -> None:
     for said, quant, others in (
         ({"quant_method": "awq", "bits": 4}, "awq", True),
         ({"quant_method": "fp8"}, "fp8", True),
         ({"quant_method": "mxfp4"}, "mxfp4", True),
-        (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
-            },
-            "awq",
-            True,
-        ),
+        (compressed({"num_bits": 4, "type": "int", "group_size": 128}), "w4a16", True),
+        (compressed({"num_bits": 4, "type": "int", "group_size": 32}), "w4a16-g32", True),
+        (compressed({"num_bits": 4, "type": "float", "group_size": 16}), "nvfp4", True),
+        (compressed({"num_bits": 8, "type": "float"}), "fp8", True),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", True),
+        ({"quant_method": "gptq", "bits": 4}, "gptq", True),
+        ({"quant_method": "auto-round", "bits": 4}, "autoround", True),
         ({"quant_method": "something"}, "bf16", True),
     ):
         path = config(tmp_path, SAFETENSORS["qwen3-30b-a3b"] | {"quantization_config": said})
         assert fit_command.run(str(path), engine="vllm").candidate.quant == quant
         assert (fit_command.run(str(path), engine="llamacpp").candidate.engine == "llamacpp") is others
+
+
+def test_a_config_of_mamba_and_experts_is_answered(tmp_path: Path) -> None:
+    entry = fit_command.load_catalog().entries["nemotron-3-nano-30b-a3b"]
+    path = config(tmp_path, entry.config)
+    found = fit_command.run(str(path), engine="vllm", gpu="80GiB", context="32k")
+    # 31,577,937,344 parameters, as the hub counts them.
+    assert found.candidate.shape.weights_bytes == pytest.approx(2 * 31577937344, rel=1e-6)
+    assert found.candidate.shape.hybrid
 
 
 def test_a_model_type_that_is_not_known_is_an_estimate_and_says_so(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@ files that lie on the hub."""
 
 from __future__ import annotations
 
+import itertools
+import json
+from dataclasses import replace
+
 import pytest
 
 from homelab.engines import vllm
 from homelab.errors import InventoryError
 from homelab.fit_command import load_catalog
-from homelab.models.catalog import Entry, parameter_count, parse
+from homelab.models.catalog import Entry, Variant, parameter_count, parse
 from homelab.models.header import from_header
-from homelab.models.tensors import layer_kinds
+from homelab.models.tensors import FOUR_BITS, layer_kinds
 
 CATALOG = load_catalog()
 ENTRIES = pytest.mark.parametrize("entry", CATALOG.entries.values(), ids=lambda e: e.name)
@@ -60,6 +64,120 @@ def test_sizes_of_files_are_those_on_the_hub(source: str, gigabytes: float) -> N
     assert found[0].document(found[1])["file_bytes"] / 1e9 == pytest.approx(gigabytes, rel=0.005)
 
 
+# What their makers publish under the name of a mix is another one: more bits for some tensors of hybrids,
+# of experts and of tables.
+OWN_MIXES = (
+    "unsloth/Qwen3.5-35B",
+    "unsloth/Qwen3.6-35B",
+    "unsloth/Qwen3-Coder-Next",
+    "unsloth/gemma-4-E",
+    "unsloth/phi-4",  # made over into a Llama
+)
+PUBLISHED = [
+    (entry, variant)
+    for entry in CATALOG.entries.values()
+    for variant in entry.variants
+    if variant.bytes and variant.format == "gguf"
+]
+
+
+@pytest.mark.parametrize(("entry", "variant"), PUBLISHED, ids=lambda x: getattr(x, "source", ""))
+def test_a_mix_of_llama_quantize_has_the_published_size(entry: Entry, variant: Variant) -> None:
+    assert variant.bytes is not None
+    computed = entry.document(replace(variant, bytes=None))["file_bytes"]
+    own = variant.weights.startswith("UD-") or variant.source.startswith(OWN_MIXES)
+    assert computed == pytest.approx(variant.bytes, rel=0.2 if own else 0.04)
+    # The published size is what is counted.
+    assert entry.document(variant)["file_bytes"] == pytest.approx(variant.bytes, rel=1e-4)
+
+
+def test_most_mixes_have_it_within_a_percent() -> None:
+    off = [
+        abs(entry.document(replace(variant, bytes=None))["file_bytes"] / variant.bytes - 1)
+        for entry, variant in PUBLISHED
+        if variant.bytes and not variant.weights.startswith("UD-")
+    ]
+    assert len(off) > 60
+    assert sorted(off)[len(off) // 2] < 0.005
+
+
+HUB = [
+    (entry, variant)
+    for entry in CATALOG.entries.values()
+    for variant in entry.variants
+    if variant.format == "safetensors"
+]
+
+
+@pytest.mark.parametrize(("entry", "variant"), HUB, ids=lambda x: getattr(x, "source", ""))
+def test_a_repository_says_of_itself_what_vllm_reads(entry: Entry, variant: Variant) -> None:
+    document = entry.document(variant)
+    said = document["config"].get("quantization_config", {}).get("quant_method", "none")
+    shape = from_header(document)
+    assert shape.quantization == said
+    assert (said == "none") == (variant.weights == "bf16")
+    whole = 2 * (entry.parameters + 0.1 * entry.parameters)
+    assert shape.weights_bytes < whole
+    if variant.bytes:
+        assert shape.weights_bytes == pytest.approx(variant.bytes, rel=1e-3)
+        # What is published must leave the quantised layers within reason of their own bits.
+        assert entry.document(replace(variant, bytes=None))["tensor_bytes"] == pytest.approx(
+            variant.bytes, rel=0.25
+        )
+    if variant.weights in FOUR_BITS:
+        # Two thirds of Gemma 4's small models are tables.
+        most = 0.72 if "gemma-4-e" in entry.name else 0.62
+        assert shape.language_bytes < most * 2 * entry.text_parameters
+
+
+def test_embeddings_and_routers_stay_in_sixteen_bits_in_all_four_bit_repositories() -> None:
+    entry = CATALOG.entries["qwen3-30b-a3b"]
+    for weights in FOUR_BITS:
+        groups = entry.document(Variant(source="x", weights=weights))["groups"]
+        kept = {name for name, (_, _, dtype) in groups.items() if dtype == "BF16"}
+        assert {"model.embed_tokens.weight", "lm_head.weight", "model.layers.*.mlp.gate.weight"} <= kept
+        assert "model.layers.*.self_attn.q_proj.weight" not in kept
+
+
+def test_files_with_layers_that_predict_are_known_as_such() -> None:
+    plain = CATALOG.find("unsloth/Qwen3.6-27B-GGUF:Q6_K")
+    ahead = CATALOG.find("unsloth/Qwen3.6-27B-MTP-GGUF:Q6_K")
+    assert plain is not None
+    assert ahead is not None
+    assert from_header(plain[0].document(plain[1])).mtp_layers == 0
+    shape = from_header(ahead[0].document(ahead[1]))
+    assert shape.mtp_layers == 1
+    assert shape.mtp_bytes > 3e8
+    assert shape.language_bytes == pytest.approx(22.454e9, rel=0.005)
+
+
+@pytest.mark.parametrize("entry", CATALOG.entries.values(), ids=lambda e: e.name)
+def test_variants_are_in_order_of_their_size_without_their_documents(entry: Entry) -> None:
+    shapes = [from_header(entry.document(variant)) for _, variant in entry.by_size()]
+    assert [size for size, _ in entry.by_size()] == pytest.approx(
+        [shape.weights_bytes for shape in shapes], rel=1e-3
+    )
+    assert len(shapes) == len(entry.variants)
+    ranks = [shape.language_bytes for shape in shapes]
+    assert all(a >= b * 0.999 for a, b in itertools.pairwise(ranks))
+
+
+@pytest.mark.parametrize(
+    ("variants", "said"),
+    [
+        ({"a/b-GGUF:Q4": "Q4"}, "nothing known"),
+        ({"a/b": "int3"}, "nothing known"),
+        ({"a/b-GGUF:UD-Q4_K_XL": "UD-Q4_K_XL"}, "published size"),
+        ({"a/b": {"weights": "awq", "bytes": "much"}}, "much"),
+        ({"a/b": {"bytes": 3}}, "weights"),
+    ],
+)
+def test_weights_that_nothing_is_known_of_are_refused(variants: dict[str, object], said: str) -> None:
+    entry = {"repo": "a/b", "licence": "MIT", "parameters": 1e9, "config": {}, "variants": variants}
+    with pytest.raises(InventoryError, match=said):
+        parse(json.dumps({"marvin": entry}))
+
+
 @pytest.mark.parametrize(
     ("model", "bytes_per_token"),
     [
@@ -73,6 +191,15 @@ def test_sizes_of_files_are_those_on_the_hub(source: str, gigabytes: float) -> N
         ("glm-4.5-air", 188416),
         ("codellama-7b", 524288),
         ("glm-4.7-flash", 54144),
+        ("qwen3.5-9b", 32768),
+        ("qwen3.5-122b-a10b", 24576),
+        ("nemotron-3-nano-30b-a3b", 6144),
+        ("granite-4.0-h-small", 16384),
+        ("kimi-linear-48b-a3b", 8064),
+        ("laguna-xs-2.1", 40960),
+        ("minimax-m2.7", 253952),
+        ("gemma-4-e4b", 16384),
+        ("qwen2.5-coder-7b", 57344),
     ],
 )
 def test_every_further_token_costs(model: str, bytes_per_token: int) -> None:
