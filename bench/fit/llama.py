@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ def asked_now() -> None:
         if entry.kind != "chat":
             continue
         variant = next(v for v in entry.variants if v.format == "gguf")
-        shapes[entry.name] = entry.document(variant)
+        # llama.cpp takes tensors that have the size of their type, not that of the published file.
+        shapes[entry.name] = entry.document(replace(variant, bytes=None))
     print(
         "| model | runs | model, MiB | context, MiB | compute, all rows | compute, a server's |\n"
         "|---|---:|---:|---:|---:|---:|"

@@ -335,7 +335,12 @@ def _gguf_document(entry: Entry, variant: Variant) -> dict[str, Any]:
     if variant.predicts:
         ahead = _ahead(config)
         known |= {"block_count": config["num_hidden_layers"] + ahead, "nextn_predict_layers": ahead}
-        known |= {k: [*v, *([v[-1]] * ahead)] for k, v in known.items() if isinstance(v, list)}
+        layers = config["num_hidden_layers"]
+        known |= {
+            key: [*value, *([max(value)] * ahead)]
+            for key, value in known.items()
+            if isinstance(value, list) and len(value) == layers
+        }
     metadata = {f"{architecture}.{key}": value for key, value in known.items() if value is not None}
     return {
         "format": "gguf",
@@ -438,11 +443,18 @@ def _metadata(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
             "rope.dimension_count_swa": dim,
             "attention.shared_kv_layers": config.get("num_kv_shared_layers") or 0,
         }
+        if config.get("use_double_wide_mlp"):
+            own = config["num_hidden_layers"] - config["num_kv_shared_layers"]
+            width = config["intermediate_size"]
+            out["feed_forward_length"] = [width if i < own else 2 * width for i in range(len(kinds))]
+    if architecture in ("kimi-linear", "minimax-m2"):
+        out["expert_gating_func"] = 2  # sigmoid
     if "mamba" in kinds:
         # Nemotron-H's layers are one block each; where it has heads or a width, that is its kind.
         out["attention.head_count_kv"] = [kv if k == "full_attention" else 0 for k in kinds]
         if "moe" in kinds:
             out["feed_forward_length"] = [config["moe_intermediate_size"] if k == "moe" else 0 for k in kinds]
+            out["attention.layer_norm_epsilon"] = 1e-5
         state = config.get("ssm_state_size") or config["mamba_d_state"]
         values = config.get("mamba_num_heads") or config["mamba_n_heads"]
         out |= {

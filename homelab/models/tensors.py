@@ -412,7 +412,16 @@ def _feed_forward(config: Mapping[str, Any], layer: int) -> dict[str, tuple[int,
         }
     if config.get("shared_expert_intermediate_size") and model_type.startswith("qwen"):
         out |= {"ffn_gate_inp_shexp.weight": (hidden,)}
-    return dense | out if model_type.startswith("gemma") else out  # Gemma 4 has both in each layer
+    if not model_type.startswith("gemma"):
+        return out
+    # Gemma 4 has both in each layer, with norms for each.
+    norms = (
+        "ffn_gate_inp.scale",
+        "pre_ffw_norm_2.weight",
+        "post_ffw_norm_1.weight",
+        "post_ffw_norm_2.weight",
+    )
+    return dense | out | dict.fromkeys(norms, (hidden,)) | {"ffn_down_exps.scale": (experts,)}
 
 
 def hub_name(tensor: Tensor) -> str:
