@@ -453,6 +453,8 @@ def speeds() -> str:
 
     done, left = measured.results()
     return "\n".join([*measured.summary(done), "", *measured.left_out(left)]) + "\n"
+
+
 def models() -> Mapping[str, str]:
     """The tables of models.md."""
     sys.path.insert(0, str(DOCS))

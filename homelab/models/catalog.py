@@ -76,7 +76,17 @@ ARCHITECTURES = {  # llama.cpp's name for each `model_type`
 POOLING = {"mean": 1, "cls": 2, "last": 3, "rank": 4}  # llama.cpp `enum llama_pooling_type`
 GGUF_WEIGHTS = frozenset({"F16", "BF16", "Q8_0", "MXFP4", *MIXES})
 POST_ATTENTION = frozenset(
-    {"qwen3next", "qwen35", "qwen35moe", "gpt-oss", "glm4moe", "gemma3", "gemma4", "seed_oss"}
+    {
+        "qwen3next",
+        "qwen35",
+        "qwen35moe",
+        "gpt-oss",
+        "glm4moe",
+        "gemma3",
+        "gemma4",
+        "nemotron_h_moe",
+        "seed_oss",
+    }
 )
 # Where no tag is given, llama.cpp takes the first of these that a repository has (b11434:
 # `common/download.cpp`).

@@ -6,10 +6,11 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from homelab.engines import vllm
+from homelab.engines import Device, Request, llamacpp, vllm
 from homelab.errors import InventoryError
 from homelab.fit_command import load_catalog
 from homelab.models.catalog import Entry, Variant, parameter_count, parse
@@ -225,6 +226,32 @@ def test_what_a_model_is_for_agrees_with_its_files(entry: Entry) -> None:
         assert shape.kind == entry.kind or (shape.format == "safetensors" and shape.causal)
         assert shape.format == "safetensors" or (shape.pooling or None) == entry.pooling
     assert len({shape.causal for shape in shapes}) == 1
+
+
+# What `llama-fit-params` (b11549, CPU, all rows of logits) says of a header of each entry, in MiB, at four
+# slots.
+SAID = json.loads((Path(__file__).parent / "data" / "catalog_said.json").read_text())
+CPU = Device(vendor="cpu", name="a machine", total_bytes=2**36, memory_kind="ram")
+
+
+@pytest.mark.parametrize("name", [n for n, e in CATALOG.entries.items() if n in SAID])
+def test_llama_cpp_says_the_same_of_the_dimensions(name: str) -> None:
+    source, tokens, model, context, compute = SAID[name]
+    entry = CATALOG.entries[name]
+    variant = next(v for v in entry.variants if v.source == source)
+    shape = from_header(entry.document(replace(variant, bytes=None)))
+    request = Request(
+        kind="chat",
+        context=tokens // 4,
+        concurrency=4,
+        args={"ubatch-size": 512, "flash-attn": "on"},
+        outputs="all",
+    )
+    terms = {t.name: t.bytes / 2**20 for t in llamacpp.footprint(shape, request, CPU).terms}
+    # Without speculation llama.cpp leaves out the layers that predict.
+    assert terms["model"] - shape.mtp_bytes / 2**20 == pytest.approx(model + 0.5, abs=0.6)
+    assert terms["context"] == pytest.approx(context + 0.5, abs=1)
+    assert 1 <= terms["compute"] / compute < 1.07
 
 
 @ENTRIES
