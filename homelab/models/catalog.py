@@ -268,7 +268,7 @@ def _sizes(
         own = 0 if known else sum(n * hub_bytes(tensor, variant.weights) for tensor, n in _alike(made))
         return own, sum(hub_bytes(tensor, "bf16") for tensor in ahead)
     of_type = _typed(config, variant.weights)
-    own = 0 if known else sum(ggml_bytes(tensor, of_type(tensor)) for tensor in made)
+    own = 0 if known else sum(ggml_bytes(tensor, of_type(tensor)) for tensor in made if _in_gguf(tensor))
     return own, sum(ggml_bytes(tensor, of_type(tensor)) for tensor in ahead) if variant.predicts else 0
 
 
@@ -281,6 +281,10 @@ def _alike(made: Iterable[Tensor]) -> Iterator[tuple[Tensor, int]]:
         first.setdefault(key, tensor)
         counts[key] += 1
     yield from ((first[key], count) for key, count in counts.items())
+
+
+def _in_gguf(tensor: Tensor) -> bool:
+    return not tensor.name.startswith("pooler.")  # `conversion/bert.py` leaves it out
 
 
 def _typed(config: Mapping[str, Any], weights: str) -> Callable[[Tensor], str]:
@@ -330,9 +334,7 @@ def _gguf_document(entry: Entry, variant: Variant) -> dict[str, Any]:
     of_type = _typed(config, variant.weights)
     made = [*tensors(config), *(_prediction_layers(config) if variant.predicts else ())]
     listed: list[list[Any]] = []
-    for tensor in made:
-        if tensor.name.startswith("pooler."):
-            continue  # `conversion/bert.py` leaves it out
+    for tensor in filter(_in_gguf, made):
         type_ = of_type(tensor)
         listed.append([_ggml_name(tensor, architecture), list(tensor.dims), type_, ggml_bytes(tensor, type_)])
     if variant.bytes:
