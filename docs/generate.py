@@ -302,6 +302,16 @@ def rewritten(text: str, name: str) -> str:
     return text
 
 
+# The houses of suggest.md, each planned as suggested by tests/test_suggest.py.
+HOUSES = {
+    "laptop": "RTX 4060 Laptop",
+    "desktop": "RTX 4090",
+    "two cards": "2x RTX 3090",
+    "mac": "M4 Max 36GB",
+    "spark": "DGX Spark",
+}
+
+
 def generated() -> Mapping[str, str]:
     """Every generated part by its name."""
     return {f"inventory {c.__name__}": inventory_table(c) for c in INVENTORY} | {
@@ -312,6 +322,7 @@ def generated() -> Mapping[str, str]:
         "cards": cards_by_size(),
         "household": household(),
         "speeds": speeds(),
+        **{f"suggest {name}": suggested(gpu) for name, gpu in HOUSES.items()},
         **models(),
     }
 
@@ -461,6 +472,12 @@ def models() -> Mapping[str, str]:
     import models as tables
 
     return tables.parts()
+
+
+def suggested(gpu: str) -> str:
+    """What is suggested for a machine."""
+    asked = ("suggest", "--gpu", gpu)
+    return f"```\n$ {shlex.join(('homelab', *asked))}\n{said(*asked)}\n```\n"
 
 
 def cards_by_size() -> str:

@@ -552,6 +552,66 @@ def fit(
         raise typer.Exit(fit_command.exit_code(answer))
 
 
+@app.command(rich_help_panel=DECIDE, short_help="Suggest what this house should run.")
+def suggest(
+    ctx: typer.Context,
+    purposes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--for",
+            help="coding, chat, agents or embedding; may be repeated. Default: coding, chat and embedding.",
+        ),
+    ] = None,
+    node: Annotated[
+        str | None,
+        typer.Option("--node", help="For this node alone.", autocompletion=_completed("nodes")),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu", help="For a machine that is not there: RTX 4090, 2x RTX 3090, M4 Max 36GB, DGX Spark."
+        ),
+    ] = None,
+    instead: Annotated[
+        bool, typer.Option("--instead", help="As if the inventory had no models yet; without: beside them.")
+    ] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Add what is suggested to the inventory's models.")
+    ] = False,
+    inventory: InventoryOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Suggest what this house should run: by published scores, predicted speed, and what fits. Downloads
+    nothing, and changes nothing but the inventory with --write."""
+    from homelab import suggest_command, ui
+
+    path = inventory or ctx.obj or Path("inventory.yml")
+    if write and (gpu or instead):
+        raise InventoryError(
+            "--write adds to the inventory what fits beside its models on its machines",
+            hint="Leave --gpu and --instead out",
+        )
+    found, errors = suggest_command.run(
+        path, purposes=tuple(purposes or ()), node=node, gpu=gpu, instead=instead
+    )
+    if json:
+        ui.print_json(suggest_command.document(found))
+    else:
+        from homelab.ui import suggest as screen
+
+        ui.show(screen.lines(found, ui.width(), inventory=not write))
+    if write and found.picks:
+        suggest_command.write(path, found.picks)
+        ui.say(f"Wrote {len(found.picks)} models into {path}")
+    if not json and found.picks and not gpu:
+        again = "" if str(path) == "inventory.yml" else f" -i {path}"
+        ui.next_steps(f"homelab plan{again}" if write else f"homelab suggest{again} --write")
+    if errors and not gpu:
+        _show_unreachable(_household(ctx, inventory), dict(errors))
+    if not found.picks:
+        raise typer.Exit(3)
+
+
 @app.command(rich_help_panel=USE)
 def ask(
     ctx: typer.Context,

@@ -55,6 +55,7 @@ PURE = {
     "fit",
     "cards",
     "speed",
+    "suggest",
 }
 EFFECTS = {
     "asyncio",

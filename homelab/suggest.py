@@ -1,0 +1,497 @@
+"""What a house should run: which models, in which weights, with how much context and where, by how good they
+are (published scores), how fast they will be, and whether they fit. Pure.
+
+A choice is made with the planner's own arithmetic and then planned whole, so that what is suggested is what
+`homelab plan` would place."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import yaml
+
+from homelab.cards import Cards
+from homelab.errors import InventoryError
+from homelab.facts import Survey, Weights
+from homelab.inventory import Context, Inventory, Model, Variant
+from homelab.models.catalog import Entry
+from homelab.models.catalog import Variant as CatalogVariant
+from homelab.models.recipes import Recipes
+from homelab.models.scores import Score
+from homelab.models.shape import ModelShape
+from homelab.placement import Layout, Placement, Slot, place
+from homelab.placement.candidates import Candidates, too_large
+from homelab.placement.devices import names_of
+from homelab.speed import Speed, predict
+
+PURPOSES = ("coding", "chat", "agents", "embedding")
+USUAL = ("coding", "chat", "embedding")  # where nobody says for what
+# Tokens of one request: the least with which the purpose is served, what it is served well with, and the most
+# that is asked for. An agent's own instructions are 15 000 to 25 000, and Claude Code warns below 48 000.
+CONTEXTS = {
+    "coding": (32768, 65536, 131072),
+    "chat": (16384, 32768, 65536),
+    "agents": (49152, 98304, 131072),
+    "embedding": (2048, 2048, 8192),
+}
+# Whoever reads along reads 5 to 10 tokens/s; who waits for code wants more, and gains nothing beyond.
+COMFORTABLE_TOKENS_PER_S = 20.0
+# Published scores are of weights as they were trained. Four bits come near to them, less does not.
+COARSE = re.compile(r"^(UD-)?I?Q[123]")
+# An embedder stands beside the models that answer, and is not to take their place.
+EMBEDDER_SHARE, EMBEDDER_BYTES = 0.1, 3 << 29
+# Of each model so many of the largest weights that fit are looked at: smaller ones are faster. Of those that
+# are nearly as large as the largest the fastest are taken.
+SIZES, NEARLY = 4, 0.9
+MOST_TRIES = 8
+RUNNERS_UP = 4
+# A second model is worth its memory where it is better than the first by more than this part.
+BETTER = 1.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One model at the least context of a purpose, in the weights and the place that suit it best there."""
+
+    entry: Entry
+    weights: str
+    weights_bytes: int
+    slot: Slot
+    placement: Placement
+    speed: Speed | None
+    score: Score | None
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def value(self) -> float:
+        """What it is worth for the purpose: its score, less where it is slower than is comfortable."""
+        if self.score is None:
+            return 0.0
+        fast = self.speed.decode_tokens_per_s / COMFORTABLE_TOKENS_PER_S if self.speed else 1.0
+        return self.score.value * min(1.0, fast)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pick:
+    """A model that is suggested: for which purposes, and each instance of it with its speed."""
+
+    name: str
+    purposes: tuple[str, ...]
+    weights: str
+    model: Model
+    scores: tuple[Score, ...]
+    placements: tuple[tuple[Placement, Speed | None], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion:
+    """The household. `others` are, by purpose, what would come next; `missing` the purposes that nothing is
+    suggested for, each with the reason; `beside` the models that the inventory has already."""
+
+    picks: tuple[Pick, ...]
+    layout: Layout
+    others: Mapping[str, tuple[Option, ...]]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What a suggestion is made from beside the house: the catalog, what was published of it, the cards."""
+
+    entries: Mapping[str, Entry]
+    scores: Mapping[str, tuple[Score, ...]]
+    cards: Cards
+    recipes: Recipes | None = None
+
+
+def suggest(
+    inventory: Inventory,
+    survey: Survey,
+    known: Known,
+    purposes: Sequence[str] = USUAL,
+    *,
+    node: str | None = None,
+) -> Suggestion:
+    """The best household for these purposes, beside the models that the inventory has; on one node where one
+    is named."""
+    house = _House(inventory, survey, known, node)
+    answering = [p for p in purposes if p != "embedding"]
+    if "embedding" not in purposes or not answering:
+        return _Search(house).run(purposes).suggestion()
+    # An embedder stands beside the others where that costs them nothing to speak of.
+    without = _Search(house).run(answering)
+    beside = _Search(house).run(["embedding", *answering])
+    lost = next((p for p in answering if beside.value(p) * BETTER < without.value(p)), None)
+    if lost is None or "embedding" in beside.missing:
+        return beside.suggestion()
+    mine, other = (search.serving[lost] for search in (without, beside))
+    instead = f"{other} in place of {mine}" if other else f"{mine} gone"
+    without.missing["embedding"] = f"beside it there would be {instead} for {lost}"
+    without.options["embedding"] = beside.options["embedding"]
+    return without.suggestion()
+
+
+class _House:
+    """The machines, and every model of the catalog that could run on them."""
+
+    def __init__(self, inventory: Inventory, survey: Survey, known: Known, node: str | None) -> None:
+        self.inventory, self.known, self.node = inventory, known, node
+        entries = {n: e for n, e in known.entries.items() if n not in inventory.models}
+        slots = [s for s in Candidates(inventory, survey).slots if node in (None, s.node)]
+        largest = max((s.free_bytes * s.device.count for s in slots), default=0)
+        self.sizes = {name: able for name, entry in entries.items() if (able := list(_able(entry, largest)))}
+        self.entries = {n: entries[n] for n in self.sizes}
+        headers = {
+            v.source: Weights.model_construct(
+                source=v.source, header=self.entries[n].document(v), bytes=size, present=False, path=None
+            )
+            for n, able in self.sizes.items()
+            for size, v in able
+        }
+        self.survey = survey.model_copy(update={"models": {**headers, **survey.models}})
+        models = {
+            n: Model(
+                variants=tuple(Variant(engine=v.engine, source=v.source) for _, v in able),
+                kind=self.entries[n].kind,
+                node=node,
+            )
+            for n, able in self.sizes.items()
+        }
+        self.candidates = Candidates(self.with_models(models), self.survey, known.recipes)
+        self.slots = [s for s in self.candidates.slots if node in (None, s.node)]
+        self.layout = place(inventory, self.survey, known.recipes)
+        self.devices = {s.key: known.cards.known(s.device) for s in self.slots}
+        self._found: dict[tuple[object, ...], Option | None] = {}
+        self.used = Counter[tuple[str, str]]()
+        for p in self.layout:
+            take(self.used, p)
+        self._benchmarks: dict[str, str | None] = {}
+
+    def with_models(self, models: Mapping[str, Model]) -> Inventory:
+        return self.inventory.model_copy(update={"models": {**self.inventory.models, **models}})
+
+    def score(self, name: str, purpose: str) -> Score | None:
+        """A model's score in the benchmark that most of what fits here has one in, for only the same are
+        compared."""
+        if purpose not in self._benchmarks:
+            self._benchmarks[purpose] = self._benchmark(purpose)
+        common = self._benchmarks[purpose]
+        return next((s for s in self._scores(name, purpose) if s.benchmark == common), None)
+
+    def options(
+        self, purpose: str, used: Mapping[tuple[str, str], int], only: Slot | None = None
+    ) -> list[Option]:
+        """For each model its best weights on its best device beside what is used, the best model first;
+        those without a published score last."""
+        found = [o for n in self.entries if (o := self._best(n, purpose, used, only)) is not None]
+        scored = [replace(o, score=self.score(o.name, purpose)) for o in found]
+        return sorted(scored, key=lambda o: (-o.value, -_fast(o), o.name))
+
+    def _benchmark(self, purpose: str) -> str | None:
+        able = [n for n in self.entries if self._best(n, purpose, self.used, None) is not None]
+        counted = Counter(s.benchmark for n in able for s in self._scores(n, purpose)).most_common(1)
+        return counted[0][0] if counted else None
+
+    def _scores(self, name: str, purpose: str) -> list[Score]:
+        return [s for s in self.known.scores.get(name, ()) if s.purpose == purpose]
+
+    def _best(
+        self, name: str, purpose: str, used: Mapping[tuple[str, str], int], only: Slot | None
+    ) -> Option | None:
+        entry = self.entries[name]
+        if entry.kind != ("embedding" if purpose == "embedding" else "chat"):
+            return None
+        least, good, _ = contexts(entry, purpose)
+        if least < CONTEXTS[purpose][0]:
+            return None  # made for less
+        found = []
+        for slot in self.slots if only is None else [only]:
+            free = left(slot, used)
+            if purpose == "embedding":
+                share = int(EMBEDDER_SHARE * slot.device.total_bytes)
+                free = min(free, max(EMBEDDER_BYTES, share))
+            key = (name, slot.node, slot.key, good, least, free)
+            if key not in self._found:
+                self._found[key] = self._there(name, slot, (good, least), free)
+            if (option := self._found[key]) is not None:
+                found.append(option)
+        # The largest weights that are comfortable, on the fewest cards.
+        return max(
+            found,
+            key=lambda o: (min(_fast(o), COMFORTABLE_TOKENS_PER_S), o.weights_bytes, -o.slot.device.count),
+            default=None,
+        )
+
+    def _there(self, name: str, slot: Slot, wanted: Sequence[int], free: int) -> Option | None:
+        """A model on one device, with the most of the wanted contexts that it can have there."""
+        for context in dict.fromkeys(wanted):
+            fitting = list(self._fitting(name, slot, context, free))
+            if usable := [o for o in fitting if o.speed is None or not o.speed.slow]:
+                return _suiting(usable)
+        return None
+
+    def _fitting(self, name: str, slot: Slot, context: int, free: int) -> Iterator[Option]:
+        """The largest weights that fit, and some that are smaller and faster."""
+        known, count = self.candidates, 0
+        for index, (size, variant) in enumerate(self.sizes[name]):
+            if size > free * slot.device.count or count == SIZES:
+                continue
+            draft = known.draft(name, index, slot)
+            sized = known.sized(draft, context) if not isinstance(draft, str) else draft
+            if isinstance(sized, str) or too_large(sized, free, "", known.ram(slot.node)):
+                continue
+            count += 1
+            yield Option(
+                entry=self.entries[name],
+                weights=variant.weights,
+                weights_bytes=size,
+                slot=slot,
+                placement=sized,
+                speed=self.speed(sized, known.shape(sized.source, slot.node)),
+                score=None,
+            )
+
+    def speed(self, p: Placement, shape: ModelShape | str | None) -> Speed | None:
+        if shape is None or isinstance(shape, str):
+            return None
+        device = self.known.cards.known(p.device)
+        return predict(shape, p.request, p.footprint, device, engine=p.engine)
+
+    def why_nothing(self, purpose: str) -> str:
+        if not self.slots:
+            return "no machine could be looked at"
+        largest = max(left(s, self.used) * s.device.count for s in self.slots)
+        return (
+            f"no model of the catalog fits with {CONTEXTS[purpose][0]} tokens and is fast enough; the most "
+            f"that is free in one place is {max(0, largest) / 2**30:.1f} GiB"
+        )
+
+
+class _Search:
+    """Choices are made one after the other, each held against what is left and then planned with the rest."""
+
+    def __init__(self, house: _House) -> None:
+        self.house = house
+        self.chosen: dict[str, tuple[Option, list[str], Model]] = {}
+        self.options: dict[str, list[Option]] = {}
+        self.serving: dict[str, str] = {}
+        self.missing: dict[str, str] = {}
+        self.layout = house.layout
+        self.used = Counter(house.used)
+
+    def run(self, purposes: Sequence[str]) -> _Search:
+        for purpose in purposes:
+            self._choose(purpose)
+        if self.house.node is None and (answering := [p for p in purposes if p != "embedding"]):
+            self._fill(answering[0])
+        return self
+
+    def value(self, purpose: str) -> float:
+        """What the model that serves a purpose is worth for it."""
+        name = self.serving.get(purpose)
+        return self._as(purpose, name).value if name in self.chosen and name is not None else 0.0
+
+    def _as(self, purpose: str, name: str) -> Option:
+        return replace(self.chosen[name][0], score=self.house.score(name, purpose))
+
+    def _choose(self, purpose: str) -> None:
+        """Finds who serves a purpose: a model that is chosen already where it is nearly as good as what
+        could be had beside it, or another one."""
+        # What could be had in place of what is chosen is shown beside it.
+        self.options[purpose] = self.house.options(purpose, self.house.used)
+        able = [o for o in self.house.options(purpose, self.used) if o.name not in self.chosen]
+        kind = "embedding" if purpose == "embedding" else "chat"
+        there = [self._as(purpose, n) for n, (o, _, _) in self.chosen.items() if o.entry.kind == kind]
+        serves = max(there, key=lambda o: o.value, default=None)
+        if serves is not None:
+            able = [o for o in able if o.value > serves.value * BETTER]
+        elif any(o.score for o in able):
+            able = [o for o in able if o.score]
+        for option in able[:MOST_TRIES]:
+            if self._add(option, purpose):
+                self.serving[purpose] = option.name
+                return
+        if serves is not None:
+            self.chosen[serves.name][1].append(purpose)
+            self.serving[purpose] = serves.name
+        else:
+            self.missing[purpose] = self.house.why_nothing(purpose)
+
+    def _fill(self, purpose: str) -> None:
+        """Gives GPUs that are left empty a model of their own, or another instance of one."""
+        for slot in self.house.slots:
+            if len(slot.gpus) != 1 or self.used[slot.node, slot.gpus[0].uuid]:
+                continue
+            for option in [o for o in self.house.options(purpose, self.used, slot) if o.score][:MOST_TRIES]:
+                if option.name not in self.chosen:
+                    if self._add(option, purpose, "more"):
+                        break
+                    continue
+                mine, purposes, model = self.chosen[option.name]
+                more = model.model_copy(update={"replicas": model.replicas + 1})
+                if mine.weights == option.weights and self._plan({**self._models(), option.name: more}):
+                    self.chosen[option.name] = mine, purposes, more
+                    take(self.used, option.placement)
+                    break
+
+    def _add(self, option: Option, purpose: str, called: str | None = None) -> bool:
+        least, _, most = contexts(option.entry, purpose)
+        model = Model(
+            variants=(Variant(engine=option.placement.engine, source=option.placement.source),),
+            kind=option.entry.kind,
+            context=Context(min=least, max=most),
+            node=self.house.node,
+        )
+        if not self._plan({**self._models(), option.name: model}):
+            return False
+        self.chosen[option.name] = option, [called or purpose], model
+        take(self.used, option.placement)
+        return True
+
+    def _models(self) -> dict[str, Model]:
+        return {name: model for name, (_, _, model) in self.chosen.items()}
+
+    def _plan(self, models: Mapping[str, Model]) -> bool:
+        """Whether the planner has a place for all of it; then that is the layout."""
+        layout = place(self.house.with_models(models), self.house.survey, self.house.known.recipes)
+        if layout.unplaced:
+            return False
+        self.layout = layout
+        return True
+
+    def suggestion(self) -> Suggestion:
+        return Suggestion(
+            picks=tuple(sorted(map(self._pick, self.chosen), key=lambda p: p.model.kind != "chat")),
+            layout=self.layout,
+            others={
+                purpose: tuple(o for o in options if o.name not in self.chosen and o.score)[:RUNNERS_UP]
+                for purpose, options in sorted(self.options.items(), key=lambda o: o[0] == "embedding")
+            },
+            missing=self.missing,
+            beside=tuple(self.house.inventory.models),
+        )
+
+    def _pick(self, name: str) -> Pick:
+        option, purposes, model = self.chosen[name]
+        scores = [self.house.score(name, p) for p in purposes if p in PURPOSES]
+        explains = self.layout.explains
+        return Pick(
+            name=name,
+            purposes=tuple(dict.fromkeys(purposes)),
+            weights=option.weights,
+            model=model,
+            scores=tuple(s for s in scores if s is not None),
+            placements=tuple(
+                (p, self.house.speed(p, explains.shape(p) if explains is not None else None))
+                for p in self.layout
+                if p.model == name
+            ),
+        )
+
+
+def take(used: Counter[tuple[str, str]], p: Placement) -> None:
+    for name in names_of(p.gpus):
+        used[p.node, name] += p.bytes
+
+
+def left(slot: Slot, used: Mapping[tuple[str, str], int]) -> int:
+    """What is left on each device of a slot."""
+    return slot.free_bytes - max(used.get((slot.node, n), 0) for n in names_of(slot.gpus))
+
+
+def contexts(entry: Entry, purpose: str) -> tuple[int, int, int]:
+    """The least, the usual and the most tokens of one request, as far as the model was made for them."""
+    least, good, most = CONTEXTS[purpose]
+    made_for = int(entry.text.get("max_position_embeddings") or most)
+    return min(least, made_for), min(good, made_for), min(most, made_for)
+
+
+def _able(entry: Entry, most: int) -> Iterator[tuple[int, CatalogVariant]]:
+    """Weights of at least four bits and at most so many bytes, the largest first."""
+    return ((size, v) for size, v in entry.by_size() if size <= most and not COARSE.match(v.weights))
+
+
+def _suiting(fitting: Sequence[Option]) -> Option:
+    """Of what fits one device, the largest weights first: the largest that are comfortable, or what is
+    fastest; of those that are nearly as large the fastest."""
+    able = [o for o in fitting if o.speed is None or _fast(o) >= COMFORTABLE_TOKENS_PER_S]
+    if not able:
+        return max(fitting, key=_fast)
+    alike = [o for o in able if o.weights_bytes >= NEARLY * able[0].weights_bytes]
+    return max(alike, key=lambda o: (round(_fast(o)), o.weights_bytes))
+
+
+def _fast(option: Option) -> float:
+    return option.speed.decode_tokens_per_s if option.speed else 0.0
+
+
+def written(picks: Sequence[Pick]) -> str:
+    """The picks as entries of an inventory's `models`."""
+    out = []
+    for pick in picks:
+        variant = pick.model.variants[0]
+        about = f"{', '.join(pick.purposes)}"
+        told = "; ".join(f"{s.benchmark} {s.value:g} ({s.source}, {s.date})" for s in pick.scores)
+        out.append(f"{pick.name}:  # {about}{f': {told}' if told else ''}")
+        if pick.model.kind != "chat":
+            out.append(f"  kind: {pick.model.kind}")
+        out += [f"  engine: {variant.engine}", f'  source: "{variant.source}"']
+        context = pick.model.context
+        if context is not None:
+            both = f"{{min: {context.min}, max: {context.max}}}"
+            out.append(f"  context: {context.max if context.min == context.max else both}")
+        if pick.model.replicas > 1:
+            out.append(f"  replicas: {pick.model.replicas}")
+        if pick.model.node is not None:
+            out.append(f"  node: {pick.model.node}")
+    return "\n".join(out) + "\n"
+
+
+def with_models(text: str, picks: Sequence[Pick]) -> str:
+    """An inventory's text with the picks behind its models, and nothing else changed.
+
+    Raises InventoryError where a name is taken, or `models` is written in a way that cannot be added to."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        raise InventoryError("The inventory is not a mapping", hint="Start from an example: homelab init")
+    models = next((v for k, v in root.value if k.value == "models"), None)
+    block = written(picks)
+    if models is None or (isinstance(models, yaml.ScalarNode) and not models.value):
+        if models is not None:
+            raise InventoryError("`models:` is written without a value", hint="Take the line out, and again")
+        return f"{text.rstrip()}\n\nmodels:\n{_indented(block, 2)}"
+    if not isinstance(models, yaml.MappingNode):
+        raise InventoryError("`models` is not a mapping")
+    taken = {k.value for k, _ in models.value} & {p.name for p in picks}
+    if taken:
+        raise InventoryError(f"The inventory has models of these names already: {', '.join(sorted(taken))}")
+    if models.flow_style:
+        if models.value:
+            raise InventoryError(
+                "`models` is written in braces, which nothing can be added to",
+                hint="Write it as a block, one model below the other, and again",
+            )
+        start, end = models.start_mark.index, models.end_mark.index
+        return (
+            f"{text[:start].rstrip(' ')}\n{_indented(block, 2)}{text[end:].lstrip(' ').removeprefix(chr(10))}"
+        )
+    first = models.value[0][0].start_mark
+    last = models.value[-1][1].end_mark.index
+    # A block ends where the next thing begins: before it stand blank lines and comments that belong to that.
+    body = text[:last].rstrip()
+    rest = text[len(body) :]
+    line_end = rest.find("\n")
+    after = rest[line_end + 1 :] if line_end >= 0 else ""
+    tail = rest[:line_end] if line_end >= 0 else rest
+    return f"{body}{tail}\n\n{_indented(block, first.column)}{after}"
+
+
+def _indented(block: str, columns: int) -> str:
+    return "".join(f"{' ' * columns}{line}\n" for line in block.splitlines())
