@@ -57,6 +57,7 @@ ARCHITECTURES = {  # llama.cpp's name for each `model_type`
     "smollm3": "smollm3",
     "seed_oss": "seed_oss",
     "minimax_m2": "minimax-m2",
+    "granite": "granite",
     "granitemoehybrid": "granitehybrid",
     "nemotron_h": "nemotron_h_moe",
     "kimi_linear": "kimi-linear",
@@ -459,6 +460,8 @@ def _metadata(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
             own = config["num_hidden_layers"] - config["num_kv_shared_layers"]
             width = config["intermediate_size"]
             out["feed_forward_length"] = [width if i < own else 2 * width for i in range(len(kinds))]
+    if architecture == "granite":
+        out["logit_scale"] = 1.0  # llama.cpp asks for one; no memory depends on it
     if architecture in ("kimi-linear", "minimax-m2"):
         out["expert_gating_func"] = 2  # sigmoid
     if "mamba" in kinds:
