@@ -63,6 +63,7 @@ ARCHITECTURES = {  # llama.cpp's name for each `model_type`
     "kimi_linear": "kimi-linear",
     "laguna": "laguna",
     "mellum": "mellum",
+    "muse_glimmer_text": "muse-glimmer",
     "gpt_oss": "gpt-oss",
     "gemma3_text": "gemma3",
     "gemma4_text": "gemma4",
@@ -87,6 +88,7 @@ POST_ATTENTION = frozenset(
         "gemma4",
         "nemotron_h_moe",
         "seed_oss",
+        "muse-glimmer",
     }
 )
 # Where no tag is given, llama.cpp takes the first of these that a repository has (b11434:
@@ -460,7 +462,7 @@ def _metadata(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
             own = config["num_hidden_layers"] - config["num_kv_shared_layers"]
             width = config["intermediate_size"]
             out["feed_forward_length"] = [width if i < own else 2 * width for i in range(len(kinds))]
-    if architecture == "granite":
+    if architecture in ("granite", "muse-glimmer"):
         out["logit_scale"] = 1.0  # llama.cpp asks for one; no memory depends on it
     if architecture in ("kimi-linear", "minimax-m2"):
         out["expert_gating_func"] = 2  # sigmoid

@@ -42,6 +42,8 @@ GENERIC = frozenset(
         "ministral3",
         "laguna",
         "mellum",
+        "muse_glimmer",
+        "muse_glimmer_text",
     }
     | {
         "qwen3_next",

@@ -120,14 +120,14 @@ def tensors(config: Mapping[str, Any]) -> Iterator[Tensor]:
         yield Tensor("per_layer_token_embd.weight", (beside * count, vocab))
         yield Tensor("per_layer_model_proj.weight", (hidden, beside * count))
         yield Tensor("per_layer_proj_norm.weight", (beside,))
-    gemma = str(config["model_type"]).startswith("gemma")
+    norms_after = str(config["model_type"]).startswith(("gemma", "muse_glimmer"))
     for i in range(count):
         if config["model_type"] == "nemotron_h":  # each layer is one block with one norm
             yield Tensor("attn_norm.weight", (hidden,), i)
             yield from (Tensor(name, dims, i) for name, dims in _nemotron_block(config, kinds[i]).items())
             continue
         yield from (Tensor(n, (hidden,), i) for n in ("attn_norm.weight", "post_attention_norm.weight"))
-        if gemma:
+        if norms_after:
             yield from (Tensor(n, (hidden,), i) for n in ("ffn_norm.weight", "post_ffw_norm.weight"))
         if beside:
             yield Tensor("inp_gate.weight", (hidden, beside), i)
@@ -240,12 +240,14 @@ def _attention(config: Mapping[str, Any], kind: str, layer: int) -> dict[str, tu
         out |= {"attn_q.bias": (heads * dim,), "attn_k.bias": (kv * dim,), "attn_v.bias": (kv * dim,)}
     if model_type == "gpt_oss":
         out |= {"attn_output.bias": (hidden,), "attn_sinks.weight": (heads,)}
-    if model_type.startswith(("qwen3", "gemma", "laguna", "mellum")):
+    if model_type.startswith(("qwen3", "gemma", "laguna", "mellum", "muse_glimmer")):
         out |= {"attn_q_norm.weight": (dim,), "attn_k_norm.weight": (dim,)}
     if model_type == "minimax_m2":
         out |= {"attn_q_norm.weight": (heads * dim,), "attn_k_norm.weight": (kv * dim,)}
     if model_type == "laguna":
         out["attn_gate.weight"] = (hidden, heads)
+    if model_type.startswith("muse_glimmer"):
+        out["attn_gate.weight"] = (hidden, heads * dim)
     return out
 
 
