@@ -369,7 +369,7 @@ def _translated(request: Request, candidate: Candidate, other: Candidate) -> Req
     drafts = request.speculative if other.shape.mtp_layers else 0
     if other.engine == candidate.engine:
         return replace(request, speculative=drafts)
-    return replace(request, args={}, recipe=None, speculative=drafts)
+    return replace(request, args={}, recipe=None, sampling={}, speculative=drafts)
 
 
 def _notes(candidate: Candidate, request: Request, device: Device) -> Iterator[str]:

@@ -287,6 +287,7 @@ def run(
             outputs=_outputs(known, outputs),
             speculative=drafts,
             recipe=recipe,
+            sampling=_sampling(candidate),
         )
         for place in given or [None]:
             answer = fit.fit(candidate, request, place, instead=False)
@@ -314,6 +315,10 @@ def _whole(a: Alternative) -> Alternative:
 
 def _recipe(candidate: Candidate) -> Recipe | None:
     return pipeline.load_recipes().find(candidate.source) if candidate.engine == "vllm" else None
+
+
+def _sampling(candidate: Candidate) -> Mapping[str, float]:
+    return pipeline.load_sampling().find(candidate.source) if candidate.engine == "llamacpp" else {}
 
 
 def _home(path: str) -> Path:
@@ -369,6 +374,7 @@ def _what(candidate: Candidate, kind: Kind, place: Place, context: int, concurre
         concurrency=concurrency,
         outputs=_outputs(engines()[candidate.engine], None),
         recipe=_recipe(candidate),
+        sampling=_sampling(candidate),
     )
     return fit.fit(candidate, request, place, instead=False)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from homelab.deploy.events import Tell, Took
     from homelab.facts import Facts, Survey
     from homelab.models.recipes import Recipes
+    from homelab.models.sampling import Sampling
     from homelab.plan import Change, Options, Place, Plan
     from homelab.speed import Speed
 
@@ -216,6 +217,14 @@ def load_recipes() -> Recipes:
     return recipes.parse((Path(recipes.__file__).parent / "recipes.yml").read_text())
 
 
+@cache
+def load_sampling() -> Sampling:
+    """How models are sampled where a client does not say, as this release knows it."""
+    from homelab.models import sampling
+
+    return sampling.parse((Path(sampling.__file__).parent / "sampling.yml").read_text())
+
+
 def make_plan(household: Household, survey: Survey, secrets: Secrets, options: Options | None = None) -> Plan:
     """Where everything goes, what would be written, and what that changes; how fast it will be, if it
     changes anything."""
@@ -224,7 +233,7 @@ def make_plan(household: Household, survey: Survey, secrets: Secrets, options: O
     from homelab.render import render
 
     asks_vllm = any(v.engine == "vllm" for m in household.inventory.models.values() for v in m.variants)
-    layout = place(household.inventory, survey, load_recipes() if asks_vllm else None)
+    layout = place(household.inventory, survey, load_recipes() if asks_vllm else None, load_sampling())
     services = render(household.inventory, layout, survey, secrets, household.environ)
     plan = diff(household.inventory, layout, services, survey, options or Options())
     return with_speeds(plan) if plan.todo else plan

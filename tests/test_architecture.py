@@ -52,6 +52,7 @@ PURE = {
     "models.recipes",
     "models.rules",
     "models.scores",
+    "models.sampling",
     "fit",
     "cards",
     "speed",

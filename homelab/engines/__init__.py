@@ -88,7 +88,8 @@ class Request:
     user's own engine arguments, canonical. `outputs`: one of the engine's `OUTPUTS`; empty: its first.
     `speculative`: tokens that the model's own prediction layers draft at a time, 0 for none. `drafter`: the
     other model that `args` name for it, None where none is named or its header is not known. `recipe`: how
-    others run this source with vLLM, None where nobody said."""
+    others run this source with vLLM, None where nobody said. `sampling`: where a client does
+    not say."""
 
     kind: Kind
     context: int
@@ -98,6 +99,7 @@ class Request:
     speculative: int = 0
     drafter: ModelShape | None = None
     recipe: Recipe | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -531,6 +531,8 @@ def _flags(
     )
     if request.speculative and not {"spec-type", "spec-draft-model"} & set(args):
         out |= {"spec-type": "draft-mtp", "spec-draft-n-max": request.speculative}
+    if request.kind == "chat":
+        out |= request.sampling
     out["cache-ram"] = cache if request.kind == "chat" else 0
     snapshot = _snapshot(shape, args, _number(args, "ubatch-size", UBATCH)) * slots
     fits = min(CHECKPOINTS, max(1, cache * MiB // snapshot)) if snapshot else CHECKPOINTS

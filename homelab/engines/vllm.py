@@ -200,6 +200,8 @@ REASONING_PARSERS = {
     "Step3p5": "step3p5",
     "Step3p7": "step3p5",
 }
+# Where vLLM's image has the folder `examples`, with chat templates among it (`docker/Dockerfile`).
+IMAGE_FOLDER = "/vllm-workspace"
 # Of a recipe's further arguments those without which answers come out wrong; the rest is about speed.
 NEEDED = ("tokenizer-mode", "config-format", "reasoning-config")
 
@@ -801,6 +803,8 @@ def _kind_flags(shape: ModelShape, request: Request, args: Mapping[str, ArgValue
     if thoughts:
         out["reasoning-parser"] = thoughts
     if recipe is not None:
+        if recipe.chat_template:
+            out["chat-template"] = f"{IMAGE_FOLDER}/{recipe.chat_template}"
         out |= {name: recipe.args[name] for name in NEEDED if name in recipe.args}
         if recipe.args.get("load-format") == "mistral":
             out["load-format"] = "mistral"

@@ -11,6 +11,7 @@ from homelab.engines import engines
 from homelab.facts import DeployedService, Survey
 from homelab.inventory import Context, Inventory, slug
 from homelab.models.recipes import Recipes
+from homelab.models.sampling import Sampling
 from homelab.models.shape import ModelShape
 from homelab.placement.assignment import Answer, Option, Problem, Room, Want, all_kept
 from homelab.placement.candidates import Candidates, largest_context, rungs, too_large
@@ -22,7 +23,12 @@ from homelab.service import port_of
 __all__ = ["Layout", "Placement", "Slot", "Unplaced", "place", "problem_of", "unsettled"]
 
 
-def place(inventory: Inventory, survey: Survey, recipes: Recipes | None = None) -> Layout:
+def place(
+    inventory: Inventory,
+    survey: Survey,
+    recipes: Recipes | None = None,
+    sampling: Sampling | None = None,
+) -> Layout:
     """Placements for everything asked for, as far as it fits into what is free now plus what our own
     services hold.
 
@@ -30,7 +36,7 @@ def place(inventory: Inventory, survey: Survey, recipes: Recipes | None = None) 
     placements kept; better variants; larger contexts; weights that are there; replicas spread over nodes.
     Contexts then grow into what is left. What finds no place is in `unplaced` with the arithmetic; `gap`
     says how far from the best a household too large for an exact answer may be."""
-    known = Candidates(inventory, survey, recipes)
+    known = Candidates(inventory, survey, recipes, sampling)
     choices = _Choices(known)
     answer = all_kept(choices.problem)
     if answer is None:

@@ -17,6 +17,7 @@ from homelab.measured import learned, with_measured
 from homelab.models import rules
 from homelab.models.header import from_header
 from homelab.models.recipes import Recipes, too_old
+from homelab.models.sampling import Sampling
 from homelab.models.shape import ModelShape
 from homelab.placement.devices import (
     GIB,
@@ -73,8 +74,14 @@ def _engine(name: str) -> Engine:
 class Candidates:
     """What is known of the household, and what follows for one model on one device."""
 
-    def __init__(self, inventory: Inventory, survey: Survey, recipes: Recipes | None = None) -> None:
-        self.inventory, self.survey, self.recipes = inventory, survey, recipes
+    def __init__(
+        self,
+        inventory: Inventory,
+        survey: Survey,
+        recipes: Recipes | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.inventory, self.survey, self.recipes, self.sampling = inventory, survey, recipes, sampling
         self.facts = {
             n: r.facts
             for n, r in sorted(survey.nodes.items())
@@ -260,6 +267,7 @@ class Candidates:
                 drafter=self.drafter(variant, slot.node),
                 speculative=drafts,
                 recipe=recipe,
+                sampling=self.sampling.find(variant.source) if self.sampling else {},
             ),
             footprint=Footprint(terms=(), kv_cache_bytes=0, kv_cache_tokens=0),
             gpu_memory_utilization=None,

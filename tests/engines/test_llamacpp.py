@@ -539,7 +539,8 @@ def test_llama_cpp_parses_every_flag(
         ctypes.c_int,
         ctypes.c_void_p,
     ]
-    request = Request(kind=kind, context=4096, concurrency=2)  # type: ignore[arg-type]
+    sampling = {"temperature": 0.6, "top-p": 0.95, "top-k": 20, "min-p": 0}
+    request = Request(kind=kind, context=4096, concurrency=2, sampling=sampling)  # type: ignore[arg-type]
     device = Device(vendor="nvidia", name="3090", total_bytes=1, count=count)
     argv = ["llama-server", *launch(request, llamacpp.footprint(gguf("qwen3-4b"), request, device))]
     array = (ctypes.c_char_p * (len(argv) + 1))(*[a.encode() for a in argv], None)
