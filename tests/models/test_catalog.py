@@ -71,7 +71,8 @@ OWN_MIXES = (
     "unsloth/Qwen3.5-35B",
     "unsloth/Qwen3.6-35B",
     "unsloth/Qwen3-Coder-Next",
-    "unsloth/gemma-4-E",
+    "unsloth/Qwen3.5-122B",
+    "unsloth/gemma-4-",  # its table stays in the mix's own type
     "unsloth/phi-4",  # made over into a Llama
 )
 PUBLISHED = [
@@ -98,7 +99,7 @@ def test_most_mixes_have_it_within_a_percent() -> None:
         for entry, variant in PUBLISHED
         if variant.bytes and not variant.weights.startswith("UD-")
     ]
-    assert len(off) > 60
+    assert len(off) > 100
     assert sorted(off)[len(off) // 2] < 0.005
 
 
