@@ -469,7 +469,7 @@ def speeds() -> str:
 def models() -> Mapping[str, str]:
     """The tables of models.md."""
     sys.path.insert(0, str(DOCS))
-    import models as tables
+    import model_tables as tables
 
     return tables.parts()
 

@@ -21,7 +21,9 @@ TOY_ENGINE = '''
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from homelab.engines import ArgValue, Device, Footprint, Launch, Load, Offload, Request, Term, Trial, flags
+from homelab.engines import (
+    ArgValue, Device, Efficiency, Footprint, Launch, Load, Offload, Reading, Request, Term, Trial, flags,
+)
 from homelab.engines import canonical as names
 from homelab.models.shape import ModelShape
 from homelab.program import Offer
@@ -43,6 +45,7 @@ CACHES = ("/cache",)
 OUTPUTS: tuple[str, ...] = ()
 REFUSED = {"horn": "write `name`"}
 FIT_ARGS: Mapping[str, frozenset[str] | None] = {"wheels": None}
+EFFICIENCIES: Mapping[str, Efficiency] = {}
 
 
 def canonical(args: Mapping[str, ArgValue]) -> dict[str, ArgValue]:
@@ -60,6 +63,10 @@ def device_count(args: Mapping[str, ArgValue]) -> int | None:
 def footprint(shape: ModelShape, request: Request, device: Device) -> Footprint:
     terms = (Term(name="weights", bytes=shape.weights_bytes, grade="exact"),)
     return Footprint(terms=terms, kv_cache_bytes=0, kv_cache_tokens=0)
+
+
+def reading(shape: ModelShape, request: Request, footprint: Footprint, device: Device) -> Reading:
+    return Reading()
 
 
 def command(launch: Launch) -> list[str]:

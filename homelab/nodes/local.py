@@ -10,7 +10,7 @@ import signal
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -45,8 +45,7 @@ class LocalSession:
             raise took_too_long(self.node, command, timeout) from e
         finally:
             if not ended:
-                _signal(process, signal.SIGKILL)
-                await process.wait()
+                await _kill(process)
         # communicate() has waited for the end, so there is a status; a negative one is a signal's number.
         status = process.returncode or 0
         logger.debug("%s: exit %s %s", self.node, status, stderr[-2000:].decode(errors="replace"))
@@ -122,8 +121,16 @@ async def _end(process: Process) -> None:
                 pass  # its output ends when all that it started has ended
             await process.wait()
     except TimeoutError:
-        _signal(process, signal.SIGKILL)
-        await process.wait()
+        await _kill(process)
+
+
+async def _kill(process: Process) -> None:
+    """Ends it, and reads its pipes to their ends: who leaves the loop before leaves them open."""
+    _signal(process, signal.SIGKILL)
+    with suppress(TimeoutError):  # what has left its process group may hold them
+        async with asyncio.timeout(GRACE_SECONDS):
+            await process.communicate()
+    await process.wait()
 
 
 def _signal(process: Process, number: int) -> None:
