@@ -17,6 +17,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -312,6 +313,7 @@ HOUSES = {
 }
 
 
+@cache
 def generated() -> Mapping[str, str]:
     """Every generated part by its name."""
     return {f"inventory {c.__name__}": inventory_table(c) for c in INVENTORY} | {
