@@ -46,7 +46,11 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "nodes": "The machines, by a name that you choose.",
         "models": "The models, by the name that clients will use.",
         "cloud": "Models outside the house, by the name that clients will use.",
-        "fallbacks": "`{model: [others]}`: who answers when `model` cannot. Names of `models` and `cloud`.",
+        "fallbacks": "`{model: [others]}`: who answers when `model` cannot, or when a prompt is too long for "
+        "it and not for the other. Names of `models` and `cloud`; never in a circle.",
+        "aliases": "`{name: model}`: further names by which clients may ask for a model, as `coder`, "
+        "`openai/gpt-4o`, or `claude-*` for all that begin so.",
+        "tiers": "`{quality: model, volume: model}`: the same, for what a task is worth.",
     },
     inventory.Node: {
         "host": "Where SSH goes: an address, a name, or a name of your `~/.ssh/config`. `localhost` is this "
@@ -74,6 +78,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "concurrency": "How many requests at once, each with the whole `context`.",
         "speculative": "How many tokens the model's own prediction layers (MTP) draft at a time, 1 to 16. "
         "`auto`: as many as are known to be good, none where it has no such layers or something forbids it.",
+        "private": "Whether its prompts may never leave the house: a fallback that would lead out of it is "
+        "refused.",
         "long_prompt": "Whether a deploy asks the engine for prompts near the planned context before it "
         "calls it healthy, as many at once as `concurrency` says: memory that is missing is missing then. "
         "Only on GPUs.",

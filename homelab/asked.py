@@ -12,7 +12,7 @@ from homelab.hosting import image_written
 from homelab.inventory import Inventory, Model
 
 # Says where and how often, not what: a change of it restarts nothing.
-ELSEWHERE = frozenset({"node", "replicas", "priority", "long_prompt"})
+ELSEWHERE = frozenset({"node", "replicas", "priority", "long_prompt", "private"})
 
 
 def of_model(model: Model) -> dict[str, Any]:

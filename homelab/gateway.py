@@ -80,9 +80,13 @@ def told(endpoints: Sequence[Endpoint], node: str | None) -> list[dict[str, Any]
 
 
 def configuration(
-    endpoints: Sequence[Endpoint], fallbacks: Mapping[str, Sequence[str]], node: str | None
+    endpoints: Sequence[Endpoint],
+    fallbacks: Mapping[str, Sequence[str]],
+    node: str | None,
+    aliases: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The `model_list` and settings of LiteLLM's config.yaml, as plain values. `node`: as in `told`.
+    """The `model_list` and settings of LiteLLM's config.yaml, as plain values. `node`: as in `told`;
+    `aliases`: further names of models, `claude-*` for all that begin so.
 
     `hosted_vllm/` is right for vLLM and llama.cpp: `openai/` would send /v1/messages to /v1/responses,
     which they lack."""
@@ -101,10 +105,26 @@ def configuration(
         for name, targets in sorted(fallbacks.items())
         if name in served
     }
+    further = {a: m for a, m in sorted((aliases or {}).items()) if m in served}
+    starts = {a: m for a, m in further.items() if a.endswith("*")}
+    exact = {a: m for a, m in further.items() if a not in starts}
+    # LiteLLM looks a fallback up by the name that was asked for, whatever that stands for.
+    kept |= {alias: kept[model] for alias, model in exact.items() if model in kept}
     ways = [{name: targets} for name, targets in kept.items() if targets]
+    # What is too long for a model goes to those that answer for it and read more; LiteLLM asks no plain
+    # fallback then.
+    reads = {name: min((e.context or 0 for e in endpoints if e.name == name), default=0) for name in served}
+    reads |= {alias: reads[model] for alias, model in exact.items()}
+    longer = [
+        {name: larger}
+        for name, targets in kept.items()
+        if (larger := [t for t in targets if not reads[t] or reads[t] > reads[name]]) and reads[name]
+    ]
+    models += [_called(m, a) for a, name in starts.items() for m in models if m["model_name"] == name]
+    several = any(names.count(name) > 1 for name in served)
     return {
         "model_list": models,
-        "litellm_settings": {"drop_params": True, "anthropic_messages_estimate_initial_input_tokens": True},
+        "litellm_settings": {"drop_params": True},
         # A request that fails is given to each other replica once, before any fallback. Retries would draw at
         # random, the dead one again, and multiply what one bad request does.
         "router_settings": {
@@ -118,6 +138,10 @@ def configuration(
             "cooldown_time": 30,
             "enable_pre_call_checks": True,
             **({"fallbacks": ways} if ways else {}),
+            **({"context_window_fallbacks": longer} if longer else {}),
+            **({"model_group_alias": exact} if exact else {}),
+            # A conversation stays with the replica that has its beginning in its cache.
+            **({"optional_pre_call_checks": ["session_affinity"]} if several else {}),
         },
         # Without background checks this does one thing: where all replicas are kept off, none is.
         "general_settings": {
@@ -125,6 +149,12 @@ def configuration(
             "enable_health_check_routing": True,
         },
     }
+
+
+def _called(model: Mapping[str, Any], alias: str) -> dict[str, Any]:
+    """A deployment under another name: LiteLLM knows beginnings (`claude-*`) of deployments only."""
+    info = {**model["model_info"], "id": f"{model['model_info']['id']} as {alias}"}
+    return {**model, "model_name": alias, "model_info": info}
 
 
 def _inside(e: Endpoint, node: str | None) -> dict[str, Any]:
@@ -137,7 +167,12 @@ def _inside(e: Endpoint, node: str | None) -> dict[str, Any]:
             "timeout": 600,
             "stream_timeout": 300,
         },
-        "model_info": {"id": e.id, "mode": e.kind, "max_input_tokens": e.context},
+        "model_info": {
+            "id": e.id,
+            "mode": e.kind,
+            "max_input_tokens": e.context,
+            **({"max_output_tokens": e.context} if e.kind == "chat" and e.context else {}),
+        },
     }
 
 

@@ -27,6 +27,7 @@ from pydantic import (
 from homelab.bounded_yaml import Loader
 from homelab.engines import ArgValue, Kind, engines
 from homelab.errors import InventoryError
+from homelab.fallbacks import circle, in_place_of
 from homelab.models.source import Source, parse_source
 
 Path = tuple[str | int, ...]
@@ -37,6 +38,13 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 ClusterName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+# As clients write it: with a maker in front, or `claude-*` for every name that begins so.
+Alias = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*(/[A-Za-z0-9][A-Za-z0-9._:-]*)?\*?$", max_length=100
+    ),
+]
 # What ends up in a command line, a host name or an image reference: no blanks, quotes, `$` or control
 # characters.
 Plain = Annotated[str, StringConstraints(pattern=r"^[^\s$'\"`\\\x00-\x1f\x7f]+$")]
@@ -210,6 +218,7 @@ class Model(Strict):
     concurrency: Count = DEFAULT_CONCURRENCY
     speculative: Speculative = "off"
     long_prompt: bool = True
+    private: bool = False
     replicas: Count = 1
     priority: Annotated[int, Field(ge=-1000, le=1000, strict=True)] = 0
     node: str | None = None
@@ -258,6 +267,25 @@ class Cloud(Strict):
     api_key: Annotated[str, StringConstraints(pattern=r"^env:[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     api_base: Plain | None = None
 
+    @field_validator("model")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        """A provider that LiteLLM does not know is asked in vain; a model of one that it knows may be newer
+        than it."""
+        from homelab import litellm_names
+
+        provider, slash, _ = value.partition("/")
+        if slash and provider not in litellm_names.PROVIDERS:
+            meant = did_you_mean(provider, litellm_names.PROVIDERS)
+            raise ValueError(f"LiteLLM {litellm_names.VERSION} knows no provider `{provider}`{meant}")
+        if not slash and value not in litellm_names.MODELS:
+            meant = did_you_mean(value, litellm_names.MODELS)
+            raise ValueError(
+                f"LiteLLM {litellm_names.VERSION} knows no model `{value}`{meant}; with its provider in "
+                "front (`anthropic/…`) it may be one that LiteLLM has not heard of"
+            )
+        return value
+
 
 class Hub(Strict):
     """Where weights come from, if not from huggingface.co; the token is for gated repositories."""
@@ -275,6 +303,8 @@ class Inventory(Strict):
     models: Mapping[Name, Model] = Field(default_factory=dict)
     cloud: Mapping[Name, Cloud] = Field(default_factory=dict)
     fallbacks: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    aliases: Mapping[Alias, str] = Field(default_factory=dict)
+    tiers: Mapping[Name, str] = Field(default_factory=dict)
 
     @property
     def is_local(self) -> bool:
@@ -480,6 +510,33 @@ def _sound_part(data: dict[str, Any], wrong: list[Path]) -> tuple[Inventory | No
         return None, frozenset()
 
 
+def _routes(inventory: Inventory, gone: frozenset[str]) -> Iterator[tuple[Path, str]]:
+    """What is wrong with the names that models are asked by, and with who answers for whom."""
+    names = [*inventory.models, *inventory.cloud]
+    for key in ("aliases", "tiers"):
+        for alias, model in getattr(inventory, key).items():
+            if alias in names:
+                yield (key, alias), f"`{alias}` is a model already, which nobody would reach any more"
+            elif key == "tiers" and alias in inventory.aliases:
+                yield (key, alias), "is an alias too: names are unique"
+            if model not in names and model not in gone:
+                yield (key, alias), f"no model `{model}`{did_you_mean(model, names)}"
+    seen: set[str] = set()
+    for name in inventory.fallbacks:
+        chain = circle(inventory.fallbacks, name)
+        if chain and not seen & set(chain):
+            seen |= set(chain)
+            yield ("fallbacks", name), f"goes in a circle: {' -> '.join(chain)}"
+    for name, model in inventory.models.items():
+        if model.private:
+            for chain in in_place_of(inventory.fallbacks, name):
+                if chain[-1] in inventory.cloud:
+                    yield (
+                        ("fallbacks", name),
+                        f"`{name}` is private, and this leads out of the house: {' -> '.join(chain)}",
+                    )
+
+
 def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -> Iterator[tuple[Path, str]]:
     """What is wrong between entries that are right by themselves. Names in `gone` are known, though their
     entries are not here."""
@@ -527,6 +584,7 @@ def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -
         for target in (name, *targets):
             if target not in names and target not in gone:
                 yield ("fallbacks", name), f"no model `{target}`{did_you_mean(target, names)}"
+    yield from _routes(inventory, gone)
     local = [n for n, node in nodes.items() if node.is_local]
     if local and not inventory.is_local and not gone:
         for name in local:

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from homelab import asked, gateway
+from homelab import asked, gateway, routes
 from homelab.endpoints import placed
 from homelab.engines import engines
 from homelab.facts import Facts, Survey
@@ -193,7 +193,10 @@ def _gateway(
     }
     if inventory.fallbacks:
         wanted["fallbacks"] = {name: list(targets) for name, targets in inventory.fallbacks.items()}
-    configuration = gateway.configuration(endpoints, inventory.fallbacks, beside)
+    aliases = routes.names(inventory)
+    if aliases:
+        wanted["aliases"] = aliases
+    configuration = gateway.configuration(endpoints, inventory.fallbacks, beside, aliases)
     return Unit(
         cluster=inventory.cluster,
         node=node,

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from homelab import gateway
+from homelab import gateway, litellm_names
 from homelab.ask import ask, get
 from homelab.endpoints import Endpoint
 from homelab.engines import Kind
@@ -206,13 +206,25 @@ HOUSEHOLD = {
     "vectors": ["well-vectors", "well-vectors"],
     "gone": ["dead", "dead"],
     "spare": ["well"],
+    "short": ["well"],
+    "after-dead": ["dead"],
+    "talks": ["well", "well"],
 }
+# What a model reads, where that is not 4096 tokens.
+READS = {"short": 40}
 KINDS: dict[str, Kind] = {
     "half-dead-vectors": "embedding",
     "half-dead-ranks": "rerank",
     "vectors": "embedding",
 }
-FALLBACKS = {"half-dead": ["spare"], "gone": ["spare"], "lone-dead": ["spare"]}
+FALLBACKS = {
+    "half-dead": ["spare"],
+    "gone": ["spare"],
+    "lone-dead": ["spare"],
+    "short": ["spare"],
+    "after-dead": ["lone-dead"],
+}
+ALIASES = {"coder": "pair", "openai/gpt-4o": "lone", "claude-*": "lone", "quality": "gone"}
 
 
 class Gateway:
@@ -234,14 +246,14 @@ class Gateway:
                         kind=KINDS.get(name, "chat"),
                         url=url,
                         key="",
-                        context=4096,
+                        context=READS.get(name, 4096),
                         id=f"{name}/{number}",
                         node="n",
                         origin="placed",
                         upstream="m",
                     )
                 )
-        configuration = gateway.configuration(endpoints, FALLBACKS, None)
+        configuration = gateway.configuration(endpoints, FALLBACKS, None, ALIASES)
         for model in configuration["model_list"]:
             if model["model_name"] == "half-silent":  # nobody waits 10 minutes for a test
                 model["litellm_params"] |= {"timeout": 1, "stream_timeout": 1}
@@ -400,6 +412,112 @@ def test_a_lone_backend_that_comes_back_is_used_at_once(proxy: Gateway) -> None:
     assert proxy.post("/v1/chat/completions", "lone-loading", **HELLO)[0] == 503
     proxy.backends["lone-loading/0"].does = "well"
     assert proxy.chat("lone-loading") == (200, "lone-loading/0")
+
+
+@pytest.mark.parametrize(
+    ("name", "who"),
+    [
+        ("coder", "pair/"),
+        ("openai/gpt-4o", "lone/0"),
+        ("claude-sonnet-4-6", "lone/0 as claude-*"),
+        ("quality", "spare/0"),  # what answers for a model answers for its other names
+    ],
+)
+def test_a_model_answers_under_its_other_names(proxy: Gateway, name: str, who: str) -> None:
+    code, answered = proxy.chat(name)
+    assert code == 200 and answered.startswith(who)
+
+
+def test_other_names_are_listed(proxy: Gateway) -> None:
+    code, _, text = proxy.request("GET", "/v1/models", Authorization=f"Bearer {KEY}")
+    assert code == 200 and {"coder", "openai/gpt-4o", "quality", "pair"} <= {
+        m["id"] for m in json.loads(text)["data"]
+    }
+
+
+def test_what_is_too_long_for_a_model_goes_to_the_one_that_reads_more(proxy: Gateway) -> None:
+    assert proxy.chat("short") == (200, "short/0")
+    long = {"messages": [{"role": "user", "content": "word " * 200}]}
+    assert proxy.post("/v1/chat/completions", "short", **long)[:2] == (200, "spare/0")
+    assert proxy.post("/v1/messages", "short", max_tokens=10, **long)[0] == 200
+    code, _, said = proxy.post(
+        "/v1/chat/completions", "pair", messages=[{"role": "user", "content": "w " * 9000}]
+    )
+    assert code == 400 and "context" in said.lower()
+
+
+def test_a_fallback_s_own_fallback_answers(proxy: Gateway) -> None:
+    """So every chain is a way that a prompt may go, and is shown and refused as one."""
+    assert proxy.chat("after-dead") == (200, "spare/0")
+
+
+def test_a_conversation_stays_with_its_replica(proxy: Gateway) -> None:
+    def asked(session: str) -> set[str]:
+        document = json.dumps({"model": "talks", **HELLO}).encode()
+        headers = {"Authorization": f"Bearer {KEY}", "x-litellm-session-id": session}
+        answers = [proxy.request("POST", "/v1/chat/completions", document, **headers) for _ in range(8)]
+        assert {code for code, _, _ in answers} == {200}
+        return {h["x-litellm-model-id"] for _, h, _ in answers}
+
+    sessions = [asked(f"session-{n}") for n in range(8)]
+    assert all(len(who) == 1 for who in sessions)  # each stays
+    assert len(set.union(*sessions)) == 2  # and not all with one
+
+
+def test_every_key_is_one_that_litellm_knows(litellm_python: Path) -> None:
+    """What it does not know it ignores in silence."""
+    script = """
+import inspect, json, sys
+from litellm import Router
+from litellm.proxy._types import ConfigGeneralSettings
+from litellm.types.router import LiteLLM_Params, ModelInfo
+import litellm
+print(json.dumps({
+  "router_settings": sorted(inspect.signature(Router.__init__).parameters),
+  "general_settings": sorted(ConfigGeneralSettings.model_fields),
+  "litellm_params": sorted(LiteLLM_Params.model_fields),
+  "model_info": sorted(ModelInfo.model_fields),
+  "litellm_settings": sorted(dir(litellm)),
+}))"""
+    done = subprocess.run([litellm_python, "-c", script], capture_output=True, text=True, check=True)
+    known = json.loads(done.stdout.splitlines()[-1])
+    endpoints = [
+        Endpoint(
+            name="m",
+            kind=kind,
+            url="http://h:1",
+            key="k",
+            context=9,
+            id=f"n/{n}",
+            node="n",
+            origin=origin,
+            upstream="m",
+        )
+        for n, (kind, origin) in enumerate([("chat", "placed"), ("embedding", "placed"), ("chat", "cloud")])
+    ]
+    # Read by the proxy itself, past its own list (`proxy_server.py`).
+    known["general_settings"].append("enable_health_check_routing")
+    known["litellm_params"].append("num_retries")  # of embeddings, tried above
+    written = gateway.configuration(endpoints, {"m": ["m"]}, None, {"a": "m", "b*": "m"})
+    for section in ("router_settings", "general_settings", "litellm_settings"):
+        assert set(written[section]) <= set(known[section]), section
+    for model in written["model_list"]:
+        assert set(model) == {"model_name", "litellm_params", "model_info"}
+        assert set(model["litellm_params"]) <= set(known["litellm_params"])
+
+
+def test_its_names_of_providers_and_models_are_fresh(litellm_python: Path) -> None:
+    done = subprocess.run(
+        [litellm_python, ROOT / "tools/litellm_names.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+    )
+    names: dict[str, Any] = {}
+    exec(done.stdout, names)  # what the script writes is a module of three names
+    shipped = (litellm_names.VERSION, litellm_names.PROVIDERS, litellm_names.MODELS)
+    assert (names["VERSION"], names["PROVIDERS"], names["MODELS"]) == shipped
 
 
 def test_only_these_pages_answer_without_the_key(proxy: Gateway, litellm_python: Path) -> None:

@@ -77,7 +77,7 @@ def test_what_is_wrong_between_sound_entries_is_said_with_the_rest() -> None:
 def test_references_are_checked_once_the_entries_are_right() -> None:
     text = (
         GOOD.replace("{node: a}", "{node: aa}")
-        + "    node: bb\nfallbacks: {m: [n]}\ncloud: {m: {model: x/y}}\n"
+        + "    node: bb\nfallbacks: {m: [n]}\ncloud: {m: {model: openai/y}}\n"
     )
     assert mistakes(text) == [
         "inventory.yml:2: gateway.node: no node `aa`, did you mean `a`?",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
+from homelab import routes
 from homelab.inventory import Inventory
 from homelab.placement import Layout, Placement, Slot
 from homelab.plan import Change, Plan
@@ -253,6 +254,7 @@ def summary(plan: Plan, inventory: Inventory, width: int) -> list[Text]:
         said = [f"Nothing will be changed as long as there is no place for {', '.join(short)}"]
     elif plan.layout.unplaced:
         said.append(f"{counted(len(plan.layout.unplaced), 'instance')} without a place")
-    cloud = ", ".join(sorted(inventory.cloud))
-    said.append(f"prompts to {cloud} leave the house" if cloud else "no prompt can leave the house")
-    return wrapped(" · ".join(said), width, rest="  ")
+    out = routes.ways_out(inventory)
+    said.append("prompts can leave the house:" if out else "no prompt can leave the house")
+    lines = wrapped(" · ".join(said), width, rest="  ")
+    return lines + [line for way in out for line in wrapped(way, width, first="  ", rest="    ")]
