@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 
 from homelab import facts, inventory
 from homelab.cli import app
+from homelab.engines import engines
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -330,6 +331,7 @@ def generated() -> Mapping[str, str]:
         "cards": cards_by_size(),
         "household": household(),
         "speeds": speeds(),
+        "efficiencies": efficiencies(),
         **{f"suggest {name}": suggested(gpu) for name, gpu in HOUSES.items()},
         **models(),
     }
@@ -472,6 +474,24 @@ def speeds() -> str:
 
     done, left = measured.results()
     return "\n".join([*measured.summary(done), "", *measured.left_out(left)]) + "\n"
+
+
+def efficiencies() -> str:
+    """What each engine reaches of each kind of card."""
+    out = [
+        "| engine | kind of card | of bandwidth | µs a layer | of FP16 | of a mixture | spread | fitted to |"
+    ]
+    out.append("|---|---|---:|---:|---:|---:|---:|---|")
+    for engine in engines().values():
+        for kind, e in engine.EFFICIENCIES.items():
+            more = f" + {e.parallel_us:g} for each further GPU" if e.parallel_us else ""
+            drafts = "" if e.drafts == 1 else f"; drafts gain {e.drafts:.0%}"
+            prefill = f"{e.prefill:g}" if e.prefill else "not said"
+            mixture = f"{e.prefill * e.experts:.2g}" if e.prefill else "-"
+            spread = f"±{e.spread:.0%}" + (f", prompts ±{e.prefill_spread:.0%}" if e.prefill else "")
+            cells = [engine.NAME, kind, f"{e.decode:g}{drafts}", f"{e.layer_us:g}{more}", prefill, mixture]
+            out.append(f"| {' | '.join([*cells, spread, ', '.join(e.sources)])} |")
+    return "\n".join(out) + "\n"
 
 
 def models() -> Mapping[str, str]:

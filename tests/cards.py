@@ -16,8 +16,10 @@ from homelab.cards import parse_gpu
 from homelab.facts import Survey, Weights
 from homelab.inventory import load
 from homelab.models.catalog import Catalog, parse
+from homelab.models.header import from_header
 from homelab.pipeline import load_cards
-from homelab.placement import Layout, place
+from homelab.placement import Layout, Placement, place
+from homelab.speed import predict
 from tests.machines import gpu, machine
 
 # Cards of usual sizes. All are of compute capability 8.9.
@@ -101,11 +103,20 @@ def planned(size: int, asks: tuple[Ask, ...]) -> Layout:
     )
 
 
+def fast(p: Placement) -> str:
+    """Predicted tokens per second of a placement."""
+    entry = next(e for e in catalog().entries.values() for v in e.variants if v.source == p.source)
+    shape = from_header(entry.document(next(v for v in entry.variants if v.source == p.source)))
+    device = load_cards().known(p.device)
+    speed = predict(shape, p.request, p.footprint, device, engine=p.engine)
+    return f"{speed.decode_tokens_per_s:.0f}" if speed else "?"
+
+
 def table() -> str:
     """The rows with a verdict, what each model takes, and what is left or missing."""
     lines = [
-        "| card | asked for | verdict | GiB | `--gpu-memory-utilization` | left, or why not |",
-        "|---|---|---|---|---|---|",
+        "| card | asked for | verdict | GiB | `--gpu-memory-utilization` | tokens/s | left, or why not |",
+        "|---|---|---|---|---|---|---|",
     ]
     for size, asks in ROWS:
         layout = planned(size, asks)
@@ -121,6 +132,6 @@ def table() -> str:
         verdict = "no" if layout.unplaced else "yes"
         lines.append(
             f"| {size} GB | {' + '.join(map(str, asks))} | **{verdict}** | {needs or '-'} "
-            f"| {splits or '-'} | {why or left} |"
+            f"| {splits or '-'} | {' + '.join(map(fast, placed)) or '-'} | {why or left} |"
         )
     return "\n".join(lines)

@@ -10,9 +10,10 @@ from homelab import routes
 from homelab.inventory import Inventory
 from homelab.placement import Layout, Placement, Slot
 from homelab.plan import Change, Plan
+from homelab.speed import Speed
 from homelab.ui.bars import Part, bar, legend
 from homelab.ui.cells import Column, Rows, clip, counted, gib, tokens, wrapped
-from homelab.ui.why import because, engine_of, short_name
+from homelab.ui.why import because, engine_of, per_second, short_name
 
 MARKS = {
     "create": ("+", "green"),
@@ -33,6 +34,7 @@ SERVICES = (
     Column(head="CONTEXT", right=True),
     Column(head="GiB", right=True),
     Column(head="UTIL", right=True),
+    Column(head="TOK/S", right=True, drop=2),
     Column(head="WHY", least=16),
 )
 OTHERS = (
@@ -50,7 +52,8 @@ def lines(plan: Plan, width: int, *, verbose: bool = False) -> list[Text]:
     kept = [c for c in plan.changes if c.action == "keep"]
     quiet = set() if verbose or len(kept) <= MOST_KEPT else {c.place for c in kept}
     order = [key for key in placed if key in changes and key not in quiet]
-    table = _services([(changes[key], placed[key]) for key in order], width)
+    speeds = plan.speeds or {}
+    table = _services([(changes[key], placed[key], speeds.get(key)) for key in order], width)
     head, *body = table.lines(width, indent=INDENT)
     rows = dict(zip(order, body, strict=True))
     out: list[Text] = [head] if rows else []
@@ -84,16 +87,21 @@ def lines(plan: Plan, width: int, *, verbose: bool = False) -> list[Text]:
     return out + list(_below(plan, width))
 
 
-def _services(rows: Sequence[tuple[Change, Placement]], width: int) -> Rows:
+def _services(rows: Sequence[tuple[Change, Placement, Speed | None]], width: int) -> Rows:
     """A row for each service. Where they would not fit, the mark alone says the action; what no row has a
     figure for is left out."""
-    budgeted = any(p.gpu_memory_utilization is not None for _, p in rows)
+    empty = set()
+    if not any(p.gpu_memory_utilization is not None for _, p, _ in rows):
+        empty.add("UTIL")
+    if not any(speed is not None for _, _, speed in rows):
+        empty.add("TOK/S")
+    kept = [i for i, c in enumerate(SERVICES) if c.head not in empty]
     for brief in (False, True):
-        columns = [c for c in SERVICES if budgeted or c.head != "UTIL"]
+        columns = [SERVICES[i] for i in kept]
         table = Rows([Column(), *columns[1:]] if brief else columns)
-        for change, p in rows:
-            cells = _service(change, p, brief=brief)
-            table.add(*(cells if budgeted else [*cells[:5], *cells[6:]]))
+        for change, p, speed in rows:
+            cells = _service(change, p, speed, brief=brief)
+            table.add(*(cells[i] for i in kept))
         if table.natural() + INDENT <= width:
             break
     return table
@@ -104,7 +112,7 @@ def _action(change: Change, *, brief: bool) -> Text:
     return Text(mark if brief else f"{mark} {change.action}", colour)
 
 
-def _service(change: Change, p: Placement, *, brief: bool) -> list[str | Text]:
+def _service(change: Change, p: Placement, speed: Speed | None, *, brief: bool) -> list[str | Text]:
     why = {"replace": change.reason, "restart": change.reason, "move": f"{change.reason}, {p.summary}"}
     utilization = p.gpu_memory_utilization
     return [
@@ -114,6 +122,7 @@ def _service(change: Change, p: Placement, *, brief: bool) -> list[str | Text]:
         f"{tokens(p.request.context)} × {p.request.concurrency}",
         gib(p.bytes),
         f"{utilization:.3f}" if utilization is not None else "-",
+        per_second(speed.decode_tokens_per_s) if speed is not None else "-",
         _few_words(why.get(change.action, p.summary)),
     ]
 
