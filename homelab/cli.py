@@ -586,6 +586,8 @@ def suggest(
     from homelab import suggest_command, ui
 
     path = inventory or ctx.obj or Path("inventory.yml")
+    if write and str(path) == "-":
+        raise InventoryError("Standard input cannot be written to", hint="Name the file: -i inventory.yml")
     if write and (gpu or instead):
         raise InventoryError(
             "--write adds to the inventory what fits beside its models on its machines",
@@ -602,7 +604,7 @@ def suggest(
         ui.show(screen.lines(found, ui.width(), inventory=not write))
     if write and found.picks:
         suggest_command.write(path, found.picks)
-        ui.say(f"Wrote {len(found.picks)} models into {path}")
+        ui.say(f"Wrote {', '.join(p.name for p in found.picks)} into {path}")
     if not json and found.picks and not gpu:
         again = "" if str(path) == "inventory.yml" else f" -i {path}"
         ui.next_steps(f"homelab plan{again}" if write else f"homelab suggest{again} --write")

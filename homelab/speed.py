@@ -90,6 +90,9 @@ def predict(
         return None
     if shape.experts and not (shape.expert_bytes and shape.experts_used):
         return None
+    if shape.experts and float(device.compute_capability or FP16_SINCE) < FP16_SINCE:
+        found = replace(found, spread=UNSEEN_SPREAD)
+        assumed.append("a mixture on a card of before 2017, of which there is no figure")
     reading = known.reading(shape, request, footprint, device)
     return _predict(shape, request.context, reading, device, found, assumed)
 
@@ -185,6 +188,11 @@ def active_parameters(shape: ModelShape) -> float:
         if layer.recurrent and shape.recurrent:
             total += RECURRENT_WIDTH * shape.hidden * shape.recurrent.conv_channels
     return total
+
+
+def bytes_of_a_token(shape: ModelShape) -> float:
+    """Bytes of weights that a token of one request reads."""
+    return _dense(shape) + shape.expert_bytes * _visited(shape, 1)
 
 
 def _dense(shape: ModelShape) -> int:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 
 import yaml
 
@@ -25,7 +26,7 @@ from homelab.models.shape import ModelShape
 from homelab.placement import Layout, Placement, Slot, place
 from homelab.placement.candidates import Candidates, too_large
 from homelab.placement.devices import names_of
-from homelab.speed import Speed, predict
+from homelab.speed import RAM_GB_PER_S, SLOW_PROMPT_S, SLOW_TOKENS_PER_S, Speed, bytes_of_a_token, predict
 
 PURPOSES = ("coding", "chat", "agents", "embedding")
 USUAL = ("coding", "chat", "embedding")  # where nobody says for what
@@ -50,6 +51,10 @@ MOST_TRIES = 8
 RUNNERS_UP = 4
 # A second model is worth its memory where it is better than the first by more than this part.
 BETTER = 1.05
+# What an embedder may take of the others' speed.
+SLOWER = 0.7
+# Weights as they were trained. Eight bits come so near that what these would cost in speed buys nothing.
+WHOLE, EIGHT_BITS = frozenset({"bf16", "F16", "BF16"}), frozenset({"fp8", "Q8_0"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,18 +68,27 @@ class Option:
     placement: Placement
     speed: Speed | None
     score: Score | None
+    read_bytes: float = 0.0
+    quality: float = 0.0
 
     @property
     def name(self) -> str:
         return self.entry.name
 
     @property
+    def fast(self) -> float | None:
+        """Tokens per second to choose by: predicted, or in RAM, of which nobody knows how fast it is, what an
+        ordinary one would give."""
+        if self.speed is not None:
+            return self.speed.decode_tokens_per_s
+        return RAM_GB_PER_S * 1e9 / self.read_bytes if self.read_bytes and not self.slot.gpus else None
+
+    @property
     def value(self) -> float:
-        """What it is worth for the purpose: its score, less where it is slower than is comfortable."""
-        if self.score is None:
-            return 0.0
-        fast = self.speed.decode_tokens_per_s / COMFORTABLE_TOKENS_PER_S if self.speed else 1.0
-        return self.score.value * min(1.0, fast)
+        """What it is worth for the purpose: its quality, less where it is slower than is comfortable."""
+        share = min(1.0, (self.fast or COMFORTABLE_TOKENS_PER_S) / COMFORTABLE_TOKENS_PER_S)
+        seconds = self.speed.prompt_seconds(self.speed.context) if self.speed else None
+        return self.quality * share * min(1.0, SLOW_PROMPT_S / (seconds or SLOW_PROMPT_S))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +105,19 @@ class Pick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suggestion:
-    """The household. `others` are, by purpose, what would come next; `missing` the purposes that nothing is
-    suggested for, each with the reason; `beside` the models that the inventory has already."""
+    """The household. `others` are, by purpose, what would come next, by its score in one of `benchmarks`;
+    `unscored` what fits too and has none; `missing` the purposes that nothing is suggested for, each with the
+    reason; `beside` the models that the inventory has already, `without_place` those of them that found
+    none."""
 
     picks: tuple[Pick, ...]
     layout: Layout
     others: Mapping[str, tuple[Option, ...]]
     missing: Mapping[str, str] = field(default_factory=dict)
     beside: tuple[str, ...] = ()
+    unscored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    benchmarks: Mapping[str, str] = field(default_factory=dict)
+    without_place: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,20 +141,33 @@ def suggest(
     """The best household for these purposes, beside the models that the inventory has; on one node where one
     is named."""
     house = _House(inventory, survey, known, node)
-    answering = [p for p in purposes if p != "embedding"]
-    if "embedding" not in purposes or not answering:
-        return _Search(house).run(purposes).suggestion()
+    asked = list(dict.fromkeys(purposes))
+    answering = [p for p in asked if p != "embedding"]
+    if "embedding" not in asked or not answering:
+        return _best_order(house, [], answering or asked).suggestion()
     # An embedder stands beside the others where that costs them nothing to speak of.
-    without = _Search(house).run(answering)
-    beside = _Search(house).run(["embedding", *answering])
-    lost = next((p for p in answering if beside.value(p) * BETTER < without.value(p)), None)
-    if lost is None or "embedding" in beside.missing:
+    without = _best_order(house, [], answering)
+    beside = _best_order(house, ["embedding"], answering)
+    if "embedding" in beside.missing:
         return beside.suggestion()
-    mine, other = (search.serving[lost] for search in (without, beside))
-    instead = f"{other} in place of {mine}" if other else f"{mine} gone"
-    without.missing["embedding"] = f"beside it there would be {instead} for {lost}"
-    without.options["embedding"] = beside.options["embedding"]
-    return without.suggestion()
+    for purpose in answering:
+        worse = beside.value(purpose) * BETTER < without.value(purpose)
+        slower = beside.fast(purpose) < SLOWER * without.fast(purpose)
+        if worse or slower:
+            mine, other = (search.serving.get(purpose) for search in (without, beside))
+            instead = f"{other or 'nothing'} in place of {mine}" if other != mine else f"a slower {mine}"
+            without.missing["embedding"] = f"beside it there would be {instead} for {purpose}"
+            without.options["embedding"] = beside.options["embedding"]
+            return without.suggestion()
+    return beside.suggestion()
+
+
+def _best_order(house: _House, first: Sequence[str], purposes: Sequence[str]) -> _Search:
+    """Who is chosen first takes the room: of all orders the one with which all together are served best."""
+    searches = [_Search(house).run([*first, *order]) for order in permutations(purposes)]
+    most = {p: max(s.value(p) for s in searches) or 1.0 for p in purposes}
+    best = max(searches, key=lambda s: sum(s.value(p) / most[p] for p in purposes))
+    return best.filled(purposes)
 
 
 class _House:
@@ -180,10 +212,38 @@ class _House:
     def score(self, name: str, purpose: str) -> Score | None:
         """A model's score in the benchmark that most of what fits here has one in, for only the same are
         compared."""
+        common = self.benchmark(purpose)
+        return next((s for s in self._scores(name, purpose) if s.benchmark == common), None)
+
+    def judged(self, option: Option, purpose: str) -> Option:
+        """An option with what is known of how good it is for a purpose. Who has no score for it is taken to
+        be as good at it as whoever comes nearest to it at something else. An agent must write code as well
+        as call tools."""
+        quality = self._quality(option.name, purpose)
+        if purpose == "agents":
+            quality = (quality + self._quality(option.name, "coding")) / 2
+        return replace(option, score=self.score(option.name, purpose), quality=quality)
+
+    def _quality(self, name: str, purpose: str) -> float:
+        if (own := self.score(name, purpose)) is not None:
+            return own.value
+        for other in (p for p in ("coding", "chat", "agents") if p != purpose and purpose != "embedding"):
+            if (mine := self.score(name, other)) is None:
+                continue
+            both = [
+                (abs(there.value - mine.value), here.value)
+                for n in self.known.scores
+                if (here := self.score(n, purpose)) and (there := self.score(n, other))
+            ]
+            if both:
+                return min(both)[1]
+        return 0.0
+
+    def benchmark(self, purpose: str) -> str | None:
+        """The benchmark in which models are compared for a purpose."""
         if purpose not in self._benchmarks:
             self._benchmarks[purpose] = self._benchmark(purpose)
-        common = self._benchmarks[purpose]
-        return next((s for s in self._scores(name, purpose) if s.benchmark == common), None)
+        return self._benchmarks[purpose]
 
     def options(
         self, purpose: str, used: Mapping[tuple[str, str], int], only: Slot | None = None
@@ -191,13 +251,18 @@ class _House:
         """For each model its best weights on its best device beside what is used, the best model first;
         those without a published score last."""
         found = [o for n in self.entries if (o := self._best(n, purpose, used, only)) is not None]
-        scored = [replace(o, score=self.score(o.name, purpose)) for o in found]
-        return sorted(scored, key=lambda o: (-o.value, -_fast(o), o.name))
+        scored = [self.judged(o, purpose) for o in found]
+        return sorted(scored, key=lambda o: (-o.value, -(o.fast or 0.0), o.name))
 
     def _benchmark(self, purpose: str) -> str | None:
-        able = [n for n in self.entries if self._best(n, purpose, self.used, None) is not None]
-        counted = Counter(s.benchmark for n in able for s in self._scores(n, purpose)).most_common(1)
-        return counted[0][0] if counted else None
+        """The one that most models of the catalog have a figure of, if some that fit here have one."""
+        able = {n for n in self.entries if self._best(n, purpose, self.used, None) is not None}
+        here = Counter(s.benchmark for n in able for s in self._scores(n, purpose))
+        everywhere = Counter(s.benchmark for n in self.known.scores for s in self._scores(n, purpose))
+        common = [b for b, _ in everywhere.most_common() if here[b] > 1] or [
+            b for b, _ in here.most_common(1)
+        ]
+        return common[0] if common else None
 
     def _scores(self, name: str, purpose: str) -> list[Score]:
         return [s for s in self.known.scores.get(name, ()) if s.purpose == purpose]
@@ -225,7 +290,11 @@ class _House:
         # The largest weights that are comfortable, on the fewest cards.
         return max(
             found,
-            key=lambda o: (min(_fast(o), COMFORTABLE_TOKENS_PER_S), o.weights_bytes, -o.slot.device.count),
+            key=lambda o: (
+                min((o.fast or 0.0), COMFORTABLE_TOKENS_PER_S),
+                o.weights_bytes,
+                -o.slot.device.count,
+            ),
             default=None,
         )
 
@@ -233,8 +302,10 @@ class _House:
         """A model on one device, with the most of the wanted contexts that it can have there."""
         for context in dict.fromkeys(wanted):
             fitting = list(self._fitting(name, slot, context, free))
-            if usable := [o for o in fitting if o.speed is None or not o.speed.slow]:
-                return _suiting(usable)
+            usable = [o for o in fitting if o.fast is None or o.fast >= SLOW_TOKENS_PER_S]
+            quick = [o for o in usable if o.speed is None or not o.speed.slow]
+            if quick or (usable and context == wanted[-1]):
+                return _suiting(quick or usable)
         return None
 
     def _fitting(self, name: str, slot: Slot, context: int, free: int) -> Iterator[Option]:
@@ -248,14 +319,16 @@ class _House:
             if isinstance(sized, str) or too_large(sized, free, "", known.ram(slot.node)):
                 continue
             count += 1
+            shape = known.shape(sized.source, slot.node)
             yield Option(
                 entry=self.entries[name],
                 weights=variant.weights,
                 weights_bytes=size,
                 slot=slot,
                 placement=sized,
-                speed=self.speed(sized, known.shape(sized.source, slot.node)),
+                speed=self.speed(sized, shape),
                 score=None,
+                read_bytes=0.0 if isinstance(shape, str) else bytes_of_a_token(shape),
             )
 
     def speed(self, p: Placement, shape: ModelShape | str | None) -> Speed | None:
@@ -269,8 +342,9 @@ class _House:
             return "no machine could be looked at"
         largest = max(left(s, self.used) * s.device.count for s in self.slots)
         return (
-            f"no model of the catalog fits with {CONTEXTS[purpose][0]} tokens and is fast enough; the most "
-            f"that is free in one place is {max(0, largest) / 2**30:.1f} GiB"
+            f"no model of the catalog fits with {CONTEXTS[purpose][0]} tokens for each of two requests at "
+            f"once, in four bits or more and at {SLOW_TOKENS_PER_S:.0f} tokens/s; the most that is free in "
+            f"one place is {max(0, largest) / 2**30:.1f} GiB. What fits with less: homelab fit --what -c 4k"
         )
 
 
@@ -284,14 +358,22 @@ class _Search:
         self.serving: dict[str, str] = {}
         self.missing: dict[str, str] = {}
         self.layout = house.layout
-        self.used = Counter(house.used)
 
     def run(self, purposes: Sequence[str]) -> _Search:
         for purpose in purposes:
             self._choose(purpose)
-        if self.house.node is None and (answering := [p for p in purposes if p != "embedding"]):
-            self._fill(answering[0])
         return self
+
+    def filled(self, purposes: Sequence[str]) -> _Search:
+        """With a model on each GPU that was left empty."""
+        if self.house.node is None and purposes and purposes[0] != "embedding":
+            self._fill(purposes[0])
+        return self
+
+    def fast(self, purpose: str) -> float:
+        """Tokens per second of the model that serves a purpose; 0 where that is not known."""
+        name = self.serving.get(purpose)
+        return (self.chosen[name][0].fast or 0.0) if name in self.chosen and name is not None else 0.0
 
     def value(self, purpose: str) -> float:
         """What the model that serves a purpose is worth for it."""
@@ -299,49 +381,74 @@ class _Search:
         return self._as(purpose, name).value if name in self.chosen and name is not None else 0.0
 
     def _as(self, purpose: str, name: str) -> Option:
-        return replace(self.chosen[name][0], score=self.house.score(name, purpose))
+        return self.house.judged(self.chosen[name][0], purpose)
 
     def _choose(self, purpose: str) -> None:
         """Finds who serves a purpose: a model that is chosen already where it is nearly as good as what
         could be had beside it, or another one."""
         # What could be had in place of what is chosen is shown beside it.
         self.options[purpose] = self.house.options(purpose, self.house.used)
-        able = [o for o in self.house.options(purpose, self.used) if o.name not in self.chosen]
+        able = [o for o in self.house.options(purpose, self._used()) if o.name not in self.chosen]
         kind = "embedding" if purpose == "embedding" else "chat"
         there = [self._as(purpose, n) for n, (o, _, _) in self.chosen.items() if o.entry.kind == kind]
         serves = max(there, key=lambda o: o.value, default=None)
         if serves is not None:
             able = [o for o in able if o.value > serves.value * BETTER]
-        elif any(o.score for o in able):
-            able = [o for o in able if o.score]
+        elif any(o.quality for o in able):
+            able = [o for o in able if o.quality]
         for option in able[:MOST_TRIES]:
             if self._add(option, purpose):
                 self.serving[purpose] = option.name
                 return
-        if serves is not None:
-            self.chosen[serves.name][1].append(purpose)
+        if serves is None:
+            self.missing[purpose] = self.house.why_nothing(purpose)
+        elif self._serves_too(serves.name, purpose):
             self.serving[purpose] = serves.name
         else:
-            self.missing[purpose] = self.house.why_nothing(purpose)
+            least = CONTEXTS[purpose][0]
+            self.missing[purpose] = (
+                f"{serves.name} has no room for {least} tokens, and nothing fits beside it"
+            )
 
     def _fill(self, purpose: str) -> None:
         """Gives GPUs that are left empty a model of their own, or another instance of one."""
         for slot in self.house.slots:
-            if len(slot.gpus) != 1 or self.used[slot.node, slot.gpus[0].uuid]:
+            used = self._used()
+            if len(slot.gpus) != 1 or used[slot.node, slot.gpus[0].uuid]:
                 continue
-            for option in [o for o in self.house.options(purpose, self.used, slot) if o.score][:MOST_TRIES]:
+            for option in [o for o in self.house.options(purpose, used, slot) if o.quality][:MOST_TRIES]:
                 if option.name not in self.chosen:
-                    if self._add(option, purpose, "more"):
+                    if self._add(option, purpose):
                         break
                     continue
                 mine, purposes, model = self.chosen[option.name]
                 more = model.model_copy(update={"replicas": model.replicas + 1})
-                if mine.weights == option.weights and self._plan({**self._models(), option.name: more}):
+                if self._plan({**self._models(), option.name: more}):
                     self.chosen[option.name] = mine, purposes, more
-                    take(self.used, option.placement)
                     break
 
-    def _add(self, option: Option, purpose: str, called: str | None = None) -> bool:
+    def _serves_too(self, name: str, purpose: str) -> bool:
+        """Takes a model that is chosen for one more purpose, with the context that this needs."""
+        option, purposes, model = self.chosen[name]
+        least, _, most = contexts(option.entry, purpose)
+        assert model.context is not None
+        both = Context(min=max(least, model.context.min), max=max(most, model.context.max))
+        more = model.model_copy(update={"context": both})
+        if least < CONTEXTS[purpose][0] or not self._plan({**self._models(), name: more}):
+            return False
+        self.chosen[name] = option, [*purposes, purpose], more
+        return True
+
+    def _used(self) -> Counter[tuple[str, str]]:
+        """What is taken where the planner has put it: at the least context, for what is more may shrink."""
+        used = Counter(self.house.used)
+        for p in self.layout:
+            if p.model in self.chosen:
+                for name in names_of(p.gpus):
+                    used[p.node, name] += self.chosen[p.model][0].placement.bytes
+        return used
+
+    def _add(self, option: Option, purpose: str) -> bool:
         least, _, most = contexts(option.entry, purpose)
         model = Model(
             variants=(Variant(engine=option.placement.engine, source=option.placement.source),),
@@ -351,8 +458,7 @@ class _Search:
         )
         if not self._plan({**self._models(), option.name: model}):
             return False
-        self.chosen[option.name] = option, [called or purpose], model
-        take(self.used, option.placement)
+        self.chosen[option.name] = option, [purpose], model
         return True
 
     def _models(self) -> dict[str, Model]:
@@ -361,7 +467,7 @@ class _Search:
     def _plan(self, models: Mapping[str, Model]) -> bool:
         """Whether the planner has a place for all of it; then that is the layout."""
         layout = place(self.house.with_models(models), self.house.survey, self.house.known.recipes)
-        if layout.unplaced:
+        if any(u.model in models for u in layout.unplaced):
             return False
         self.layout = layout
         return True
@@ -376,15 +482,26 @@ class _Search:
             },
             missing=self.missing,
             beside=tuple(self.house.inventory.models),
+            unscored={purpose: self._unscored(purpose) for purpose in self.options},
+            benchmarks={p: b for p in self.options if (b := self.house.benchmark(p)) is not None},
+            without_place=tuple(
+                dict.fromkeys(u.model for u in self.layout.unplaced if u.model in self.house.inventory.models)
+            ),
         )
+
+    def _unscored(self, purpose: str) -> tuple[str, ...]:
+        """What fits too and has no score for a purpose, the best by its others first."""
+        names = [o.name for o in self.options[purpose] if o.score is None]
+        known = {n: [s.value for p in PURPOSES if (s := self.house.score(n, p)) is not None] for n in names}
+        return tuple(sorted((n for n in names if known[n]), key=lambda n: -max(known[n]))[:RUNNERS_UP])
 
     def _pick(self, name: str) -> Pick:
         option, purposes, model = self.chosen[name]
-        scores = [self.house.score(name, p) for p in purposes if p in PURPOSES]
+        scores = [self.house.score(name, p) for p in PURPOSES if p in purposes]
         explains = self.layout.explains
         return Pick(
             name=name,
-            purposes=tuple(dict.fromkeys(purposes)),
+            purposes=tuple(p for p in PURPOSES if p in purposes),
             weights=option.weights,
             model=model,
             scores=tuple(s for s in scores if s is not None),
@@ -415,21 +532,19 @@ def contexts(entry: Entry, purpose: str) -> tuple[int, int, int]:
 
 def _able(entry: Entry, most: int) -> Iterator[tuple[int, CatalogVariant]]:
     """Weights of at least four bits and at most so many bytes, the largest first."""
-    return ((size, v) for size, v in entry.by_size() if size <= most and not COARSE.match(v.weights))
+    sized = [(size, v) for size, v in entry.by_size() if size <= most and not COARSE.match(v.weights)]
+    eight = any(v.weights in EIGHT_BITS for _, v in sized)
+    return iter([(s, v) for s, v in sized if not (eight and v.weights in WHOLE)])
 
 
 def _suiting(fitting: Sequence[Option]) -> Option:
     """Of what fits one device, the largest weights first: the largest that are comfortable, or what is
     fastest; of those that are nearly as large the fastest."""
-    able = [o for o in fitting if o.speed is None or _fast(o) >= COMFORTABLE_TOKENS_PER_S]
+    able = [o for o in fitting if o.fast is None or o.fast >= COMFORTABLE_TOKENS_PER_S]
     if not able:
-        return max(fitting, key=_fast)
+        return max(fitting, key=lambda o: o.fast or 0.0)
     alike = [o for o in able if o.weights_bytes >= NEARLY * able[0].weights_bytes]
-    return max(alike, key=lambda o: (round(_fast(o)), o.weights_bytes))
-
-
-def _fast(option: Option) -> float:
-    return option.speed.decode_tokens_per_s if option.speed else 0.0
+    return max(alike, key=lambda o: (round(o.fast or 0.0), o.weights_bytes))
 
 
 def written(picks: Sequence[Pick]) -> str:
@@ -437,9 +552,8 @@ def written(picks: Sequence[Pick]) -> str:
     out = []
     for pick in picks:
         variant = pick.model.variants[0]
-        about = f"{', '.join(pick.purposes)}"
-        told = "; ".join(f"{s.benchmark} {s.value:g} ({s.source}, {s.date})" for s in pick.scores)
-        out.append(f"{pick.name}:  # {about}{f': {told}' if told else ''}")
+        out.append(f"{pick.name}:  # {', '.join(pick.purposes)}")
+        out += [f"  # {s.benchmark} {s.value:g}: {s.source}, {s.date}" for s in dict.fromkeys(pick.scores)]
         if pick.model.kind != "chat":
             out.append(f"  kind: {pick.model.kind}")
         out += [f"  engine: {variant.engine}", f'  source: "{variant.source}"']
@@ -458,39 +572,59 @@ def with_models(text: str, picks: Sequence[Pick]) -> str:
     """An inventory's text with the picks behind its models, and nothing else changed.
 
     Raises InventoryError where a name is taken, or `models` is written in a way that cannot be added to."""
+    windows = "\r\n" in text
+    added = _with_models(text.replace("\r\n", "\n"), picks)
+    return added.replace("\n", "\r\n") if windows else added
+
+
+def _with_models(text: str, picks: Sequence[Pick]) -> str:
     root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if not isinstance(root, yaml.MappingNode):
-        raise InventoryError("The inventory is not a mapping", hint="Start from an example: homelab init")
+    if not isinstance(root, yaml.MappingNode) or root.flow_style:
+        raise _not_added("The inventory is not written as a block of keys")
     models = next((v for k, v in root.value if k.value == "models"), None)
     block = written(picks)
-    if models is None or (isinstance(models, yaml.ScalarNode) and not models.value):
-        if models is not None:
-            raise InventoryError("`models:` is written without a value", hint="Take the line out, and again")
-        return f"{text.rstrip()}\n\nmodels:\n{_indented(block, 2)}"
+    if models is None:
+        # `...` ends a document, and what is behind it is none of it.
+        stop = re.search(r"(?m)^\.\.\.\s*$", text)
+        body, rest = (text[: stop.start()], text[stop.start() :]) if stop else (text, "")
+        return f"{body.rstrip()}\n\nmodels:\n{_indented(block, 2)}{rest}"
     if not isinstance(models, yaml.MappingNode):
-        raise InventoryError("`models` is not a mapping")
+        raise _not_added("`models` is no mapping, or is written without a value")
     taken = {k.value for k, _ in models.value} & {p.name for p in picks}
     if taken:
         raise InventoryError(f"The inventory has models of these names already: {', '.join(sorted(taken))}")
+    if models.flow_style and models.value:
+        raise _not_added("`models` is written in braces")
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
     if models.flow_style:
-        if models.value:
-            raise InventoryError(
-                "`models` is written in braces, which nothing can be added to",
-                hint="Write it as a block, one model below the other, and again",
-            )
-        start, end = models.start_mark.index, models.end_mark.index
-        return (
-            f"{text[:start].rstrip(' ')}\n{_indented(block, 2)}{text[end:].lstrip(' ').removeprefix(chr(10))}"
-        )
-    first = models.value[0][0].start_mark
-    last = models.value[-1][1].end_mark.index
-    # A block ends where the next thing begins: before it stand blank lines and comments that belong to that.
-    body = text[:last].rstrip()
-    rest = text[len(body) :]
-    line_end = rest.find("\n")
-    after = rest[line_end + 1 :] if line_end >= 0 else ""
-    tail = rest[:line_end] if line_end >= 0 else rest
-    return f"{body}{tail}\n\n{_indented(block, first.column)}{after}"
+        row = models.start_mark.line
+        start, end = models.start_mark.column, models.end_mark.column
+        if models.end_mark.line != row:
+            raise _not_added("`models: {}` is written over several lines")
+        lines[row] = f"{lines[row][:start].rstrip()}{lines[row][end:].rstrip()}\n"
+        return "".join([*lines[: row + 1], _indented(block, 2), *lines[row + 1 :]])
+    column = models.value[0][0].start_mark.column
+    # Behind its last line: blank lines and comments that stand farther out belong to what comes next.
+    rows = range(models.start_mark.line, len(lines))
+    last = max(row for row in rows if _inside(lines, row, models, column))
+    behind = lines[last + 1 :]
+    space = ["\n"] if behind and behind[0].strip() else []
+    return "".join([*lines[: last + 1], "\n", _indented(block, column), *space, *behind])
+
+
+def _inside(lines: Sequence[str], row: int, models: yaml.MappingNode, column: int) -> bool:
+    """Whether a line is of `models`: it has something of it, or is a comment as far in as its names."""
+    if row >= models.end_mark.line + (models.end_mark.column > 0):
+        return False
+    line = lines[row]
+    comment = line.lstrip().startswith("#")
+    return bool(line.strip()) and not (comment and len(line) - len(line.lstrip()) < column)
+
+
+def _not_added(why: str) -> InventoryError:
+    return InventoryError(f"{why}, so nothing can be added", hint="Paste the lines above into it yourself")
 
 
 def _indented(block: str, columns: int) -> str:

@@ -5,6 +5,8 @@ Effects: files, nodes."""
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,14 @@ def run(
     Raises InventoryError for a purpose, a node or a card that there is not."""
     for purpose in purposes:
         if purpose not in PURPOSES:
-            raise InventoryError(f"`--for {purpose}` is no purpose", hint=f"There are: {', '.join(PURPOSES)}")
-    if gpu and node:
+            raise InventoryError(
+                f"`--for {purpose}` is no purpose",
+                hint=f"There are: {', '.join(PURPOSES)}. Several: --for coding --for chat",
+            )
+    if gpu is not None and node is not None:
         raise InventoryError("--gpu and --node contradict each other", hint="Name one of them")
     errors: Mapping[str, NodeError] = {}
-    if gpu:
+    if gpu is not None:
         house, survey = imagined(gpu)
     else:
         household = pipeline.read_inventory(inventory)
@@ -95,7 +100,7 @@ def machine(device: Device, free_bytes: int, name: str = IMAGINED) -> Facts:
         machine_id=name,
         os="imagined",
         system="darwin" if device.vendor == "apple" else "linux",
-        arch="x86_64",
+        arch="aarch64" if unified and device.vendor in ("nvidia", "apple") else "x86_64",
         cpu=CPU(),
         memory_total_bytes=ram,
         memory_available_bytes=free_bytes if unified else ram,
@@ -123,12 +128,12 @@ def write(path: Path, picks: Sequence[Pick]) -> None:
     Raises InventoryError for one that cannot be added to, or would not be one afterwards."""
     from homelab.inventory import load
 
-    if str(path) == "-":
-        raise InventoryError("Standard input cannot be written to", hint="Name the file: -i inventory.yml")
     try:
         # Behind a link lies the file that is meant.
         real = path.resolve()
-        text = suggest.with_models(real.read_text(), picks)
+        if not os.access(real, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(real))
+        text = suggest.with_models(real.read_bytes().decode(), picks)
         load(text, str(path))
         mode = real.stat().st_mode & 0o777
         with aside(real, mode) as file:
@@ -159,6 +164,7 @@ def document(found: Suggestion) -> dict[str, Any]:
             ]
             for purpose, options in found.others.items()
         },
+        "unscored": {purpose: list(names) for purpose, names in found.unscored.items()},
         "missing": dict(found.missing),
         "beside": list(found.beside),
         "inventory": suggest.written(found.picks) if found.picks else "",

@@ -183,6 +183,9 @@ nodes: {a: {host: 192.168.1.9}}
 """,
     HEAD + "models:\n  tiny:\n    engine: llamacpp\n    source: /m/t.gguf",
     HEAD + "models:\n  t: {engine: llamacpp, source: /m/t.gguf}\n\n\n# the end\n",
+    (HEAD + "models:\n  t:\n    engine: llamacpp\n    source: /m/t.gguf\n  # mine\n").replace("\n", "\r\n"),
+    HEAD + "models: {}  # none yet\n",
+    HEAD + "...\n",
 ]
 
 
@@ -192,6 +195,7 @@ def test_models_are_added_and_nothing_else_is_touched(text: str, picks: Any) -> 
     found = load(after, "x")
     assert {**found.models} == {**before.models, **{p.name: p.model for p in picks}}
     assert found.model_copy(update={"models": {}}) == before.model_copy(update={"models": {}})
+    assert ("\r\n" in after) == ("\r\n" in text)
     kept = [line for line in text.replace("models: {}", "models:").splitlines() if line.strip()]
     lines = iter(after.splitlines())
     assert all(line in lines for line in kept)  # each line, and in its order
@@ -202,12 +206,60 @@ def test_models_are_added_and_nothing_else_is_touched(text: str, picks: Any) -> 
     [
         ("models: {t: {engine: llamacpp, source: /m/t.gguf}}", "in braces"),
         ("models:", "without a value"),
-        ("models: [a]", "not a mapping"),
+        ("models: [a]", "no mapping"),
     ],
 )
 def test_models_that_cannot_be_added_to_are_said(models: str, said: str, picks: Any) -> None:
     with pytest.raises(InventoryError, match=said):
         with_models(f"gateway: {{node: a}}\nnodes: {{a: {{host: 192.168.1.9}}}}\n{models}\n", picks)
+
+
+def test_what_comes_next_keeps_its_comment(picks: Any) -> None:
+    text = "gateway: {node: a}\nmodels:\n  t:\n    engine: llamacpp\n    source: /m/t.gguf\n  # mine\n"
+    text += "\n# The nodes\n"
+    after = with_models(text + "nodes: {a: {host: 192.168.1.9}}\n", picks)
+    assert after.endswith("\n\n# The nodes\nnodes: {a: {host: 192.168.1.9}}\n")
+    assert after.index("# mine") < after.index(picks[0].name) < after.index("# The nodes")
+
+
+def test_an_inventory_in_braces_is_refused(picks: Any) -> None:
+    with pytest.raises(InventoryError, match="block of keys"):
+        with_models("{gateway: {node: a}, nodes: {a: {host: 192.168.1.9}}}\n", picks)
+
+
+def test_a_model_without_a_place_keeps_nobody_else_from_one() -> None:
+    text = (
+        "gateway: {node: box}\nnodes: {box: {host: 192.168.1.9}}\n"
+        "models: {lost: {engine: llamacpp, source: 'x/Y-GGUF:Q4_K_M'}}\n"
+    )
+    card = gpu("NVIDIA GeForce RTX 3090", 24108)
+    found = suggested(load(text, "x"), survey(box=machine("box", card, address="192.168.1.9")), "coding")
+    assert found.picks and found.without_place == ("lost",)
+
+
+def test_the_order_of_choices_is_the_best_one() -> None:
+    """On a small Mac the coder that is chosen first would leave no room for whoever chats better."""
+    found = suggested(*suggest_command.imagined("M4 16GB"), "coding", "chat")
+    assert [p.purposes for p in found.picks] == [("coding", "chat")]
+
+
+def test_who_has_no_score_is_judged_by_the_others_and_shown_without() -> None:
+    found = suggested(*suggest_command.imagined("RTX 4090"), "agents", "coding")
+    [pick] = found.picks
+    assert pick.name == "qwen3.8-27b" and [s.benchmark for s in pick.scores] == ["LiveCodeBench v6"]
+    assert found.unscored["agents"]
+
+
+def test_in_ram_a_mixture_is_suggested_and_not_what_nobody_would_wait_for() -> None:
+    house = load("gateway: {node: box}\nnodes: {box: {host: 192.168.1.9}}\n", "x")
+    found = suggested(house, survey(box=machine("box", address="192.168.1.9", ram_gib=64)), "coding")
+    shape = load_catalog().entries[found.picks[0].name].text
+    assert shape.get("num_experts") or shape.get("num_local_experts") or shape.get("n_routed_experts")
+
+
+def test_like_cards_get_the_same_model() -> None:
+    found = suggested(*suggest_command.imagined("4x H100 PCIe"), "coding")
+    assert [len(p.placements) for p in found.picks] == [4]
 
 
 def test_a_name_that_is_taken_is_refused(picks: Any) -> None:
@@ -233,7 +285,7 @@ def test_the_command_shows_the_trade_and_what_to_write() -> None:
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
     assert "Instead of qwen3.8-27b for coding, by LiveCodeBench v6:" in said
-    assert "points, " in said and "× as fast" in said
+    assert "-6.4, as fast" in said and "× the speed" in said and "nobody has published their" in said
     assert "models: qwen3.8-27b:" in said
     assert max(map(len, done.output.splitlines()[:12])) <= 100
 

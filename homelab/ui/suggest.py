@@ -14,9 +14,9 @@ from homelab.ui.why import per_second, short_name
 
 PICKS = (
     Column(head="MODEL", least=14, middle=True),
-    Column(head="FOR", least=12),
-    Column(head="WHERE", least=16, middle=True),
-    Column(head="WEIGHTS", least=6, drop=1),
+    Column(head="FOR"),
+    Column(head="WHERE", least=16, middle=True, drop=1),
+    Column(head="WEIGHTS", least=10),
     Column(head="CONTEXT", right=True),
     Column(head="GiB", right=True, drop=2),
     Column(head="TOK/S", right=True),
@@ -24,11 +24,11 @@ PICKS = (
 )
 OTHERS = (
     Column(head="MODEL", least=14, middle=True),
-    Column(head="WEIGHTS", least=6, drop=1),
+    Column(head="WEIGHTS", least=10, drop=1),
     Column(head="CONTEXT", right=True, drop=2),
     Column(head="TOK/S", right=True),
     Column(head="SCORE", right=True),
-    Column(head="TRADE", least=12),
+    Column(head="TRADE", least=20),
 )
 
 
@@ -38,11 +38,24 @@ def lines(found: Suggestion, width: int, *, inventory: bool = True) -> list[Text
     out: list[Text] = []
     if found.beside:
         out += wrapped(f"Beside what the inventory asks for already: {', '.join(found.beside)}", width)
+    if found.without_place:
+        said = f"of these without a place, or not known yet: {', '.join(found.without_place)}"
+        out += wrapped(Text(said, "yellow"), width, rest="  ")
     if found.picks:
         out += [*_picks(found, width), Text()]
     for purpose, options in found.others.items():
         if options:
             out += _others(found, purpose, options, width)
+        unscored = [n for n in found.unscored.get(purpose, ()) if n not in {p.name for p in found.picks}]
+        if unscored and purpose != "embedding":
+            benchmark = found.benchmarks.get(purpose)
+            whose = f"their {benchmark}" if benchmark else f"a score for {purpose}"
+            out += wrapped(
+                f"For {purpose} these fit too, but nobody has published {whose}: {', '.join(unscored)}",
+                width,
+                rest="  ",
+            )
+            out.append(Text())
     for purpose, why in found.missing.items():
         out += wrapped(Text.assemble((f"nothing for {purpose}", "yellow"), f": {why}"), width, rest="  ")
     if found.picks:
@@ -58,16 +71,19 @@ def lines(found: Suggestion, width: int, *, inventory: bool = True) -> list[Text
 
 
 def _picks(found: Suggestion, width: int) -> list[Text]:
-    table = cells.Rows(PICKS)
     alone = len({slot.node for slot in found.layout.slots}) == 1
+    places = {_where(p, alone=alone) for pick in found.picks for p, _ in pick.placements}
+    columns = [c for c in PICKS if c.head != "WHERE" or len(places) > 1 or not alone]
+    table = cells.Rows(columns)
     for pick in found.picks:
         scores = ", ".join(f"{s.value:g}" for s in pick.scores) or "-"
         for number, (p, speed) in enumerate(pick.placements):
             first = number == 0
+            where = [_where(p, alone=alone)] if len(columns) == len(PICKS) else []
             table.add(
                 pick.name if first else "",
                 ", ".join(pick.purposes) if first else "",
-                _where(p, alone=alone),
+                *where,
                 pick.weights,
                 f"{tokens(p.request.context)} × {p.request.concurrency}",
                 gib(p.bytes),
@@ -106,15 +122,15 @@ def _others(found: Suggestion, purpose: str, options: tuple[Option, ...], width:
 
 
 def _trade(pick: Pick | None, purpose: str, o: Option) -> str:
-    """`-9.9 points, 4 × as fast`; empty where there is nothing to compare with."""
+    """`-9.9, 4.2 × the speed`; empty where there is nothing to compare with."""
     if pick is None or o.score is None:
         return ""
     mine = next((s for s in pick.scores if s.purpose == purpose and s.benchmark == o.score.benchmark), None)
     said = []
     if mine is not None:
-        said.append(f"{o.score.value - mine.value:+.1f} points")
+        said.append(f"{o.score.value - mine.value:+.1f}")
     speeds = [s.decode_tokens_per_s for _, s in pick.placements if s is not None]
     if speeds and o.speed is not None:
         ratio = o.speed.decode_tokens_per_s / min(speeds)
-        said.append("as fast" if 0.9 <= ratio <= 1.1 else f"{ratio:.1f} × as fast")
+        said.append("as fast" if 0.9 <= ratio <= 1.1 else f"{ratio:.1f} × the speed")
     return ", ".join(said)
