@@ -68,7 +68,7 @@ class Option:
     placement: Placement
     speed: Speed | None
     score: Score | None
-    read_bytes: float = 0.0
+    token_bytes: float = 0.0
     quality: float = 0.0
 
     @property
@@ -81,7 +81,7 @@ class Option:
         ordinary one would give."""
         if self.speed is not None:
             return self.speed.decode_tokens_per_s
-        return RAM_GB_PER_S * 1e9 / self.read_bytes if self.read_bytes and not self.slot.gpus else None
+        return RAM_GB_PER_S * 1e9 / self.token_bytes if self.token_bytes and not self.slot.gpus else None
 
     @property
     def value(self) -> float:
@@ -328,7 +328,7 @@ class _House:
                 placement=sized,
                 speed=self.speed(sized, shape),
                 score=None,
-                read_bytes=0.0 if isinstance(shape, str) else bytes_of_a_token(shape),
+                token_bytes=0.0 if isinstance(shape, str) else bytes_of_a_token(shape),
             )
 
     def speed(self, p: Placement, shape: ModelShape | str | None) -> Speed | None:
