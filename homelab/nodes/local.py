@@ -10,7 +10,7 @@ import signal
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -93,11 +93,18 @@ class LocalSession:
         yield path
 
     async def _start(self, command: str, *, stdin: int, stderr: int) -> Process:
-        try:
-            return await asyncio.create_subprocess_exec(
+        starting = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
                 "sh", "-c", command,
                 cwd=self._home, stdin=stdin, stdout=PIPE, stderr=stderr, start_new_session=True,
-            )  # fmt: skip
+            )
+        )  # fmt: skip
+        try:
+            # CPython 3.11 to 3.14 lose a pipe of a start that is cancelled (base_subprocess._connect_pipes).
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_not_wanted)
+            raise
         except OSError as e:
             raise NodeError(
                 f"Cannot run a command on node `{self.node}`",
@@ -125,12 +132,21 @@ async def _end(process: Process) -> None:
 
 
 async def _kill(process: Process) -> None:
-    """Ends it, and reads its pipes to their ends: who leaves the loop before leaves them open."""
-    _signal(process, signal.SIGKILL)
-    with suppress(TimeoutError):  # what has left its process group may hold them
-        async with asyncio.timeout(GRACE_SECONDS):
-            await process.communicate()
+    _kill_now(process)
     await process.wait()
+
+
+def _kill_now(process: Process) -> None:
+    """Ends it, and closes its pipes: what has left its process group may hold their other ends."""
+    _signal(process, signal.SIGKILL)
+    for fd in range(3):  # asyncio's Process has no public way to its transport
+        if pipe := process._transport.get_pipe_transport(fd):  # type: ignore[attr-defined]
+            pipe.close()
+
+
+def _not_wanted(starting: asyncio.Future[Process]) -> None:
+    if not starting.cancelled() and not starting.exception():
+        _kill_now(starting.result())
 
 
 def _signal(process: Process, number: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import stat
@@ -290,6 +291,37 @@ def test_a_command_that_nobody_waits_for_any_more_is_ended(machine: Machine) -> 
         assert gone()
 
     machine.use(work)
+
+
+@pytest.mark.parametrize("how", ["run", "lines"])
+def test_given_up_at_whatever_moment_nothing_is_left_open(controller_home: Path, how: str) -> None:
+    machine, (command, gone) = Machine(Node(host="localhost"), controller_home, controller_home), endless()
+
+    async def work(session: Session) -> None:
+        async def asked() -> None:
+            if how == "run":
+                await session.run(command)
+            else:
+                async with aclosing(session.lines(command)) as lines:
+                    async for _ in lines:
+                        pass
+
+        for steps in range(30):
+            for cancels in (1, 2):
+                task = asyncio.create_task(asked())
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                for _ in range(cancels):
+                    task.cancel()
+                    await asyncio.sleep(0)
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        assert gone()
+
+    open_before = psutil.Process().num_fds()
+    machine.use(work)
+    gc.collect()  # what was left open is told now, and fails this test
+    assert psutil.Process().num_fds() <= open_before
 
 
 def test_a_home_that_is_gone_is_an_error_of_the_node(controller_home: Path) -> None:
