@@ -9,10 +9,10 @@ import os
 import signal
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from homelab.errors import NodeError
 from homelab.nodes.session import GRACE_SECONDS, Result, lines_of, not_written, source_file, took_too_long
@@ -45,7 +45,7 @@ class LocalSession:
             raise took_too_long(self.node, command, timeout) from e
         finally:
             if not ended:
-                await _kill(process)
+                await _to_its_end(_kill(process))
         # communicate() has waited for the end, so there is a status; a negative one is a signal's number.
         status = process.returncode or 0
         logger.debug("%s: exit %s %s", self.node, status, stderr[-2000:].decode(errors="replace"))
@@ -86,7 +86,7 @@ class LocalSession:
             ended = True
         finally:
             if not ended:
-                await _end(process)
+                await _to_its_end(_end(process))
 
     @asynccontextmanager
     async def socket(self, path: str) -> AsyncIterator[str]:
@@ -103,7 +103,7 @@ class LocalSession:
             # CPython 3.11 to 3.14 lose a pipe of a start that is cancelled (base_subprocess._connect_pipes).
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            starting.add_done_callback(_not_wanted)
+            await _to_its_end(_drop(starting))
             raise
         except OSError as e:
             raise NodeError(
@@ -132,21 +132,29 @@ async def _end(process: Process) -> None:
 
 
 async def _kill(process: Process) -> None:
-    _kill_now(process)
-    await process.wait()
-
-
-def _kill_now(process: Process) -> None:
     """Ends it, and closes its pipes: what has left its process group may hold their other ends."""
     _signal(process, signal.SIGKILL)
     for fd in range(3):  # asyncio's Process has no public way to its transport
         if pipe := process._transport.get_pipe_transport(fd):  # type: ignore[attr-defined]
             pipe.close()
+    await process.wait()
 
 
-def _not_wanted(starting: asyncio.Future[Process]) -> None:
-    if not starting.cancelled() and not starting.exception():
-        _kill_now(starting.result())
+async def _drop(starting: asyncio.Future[Process]) -> None:
+    with suppress(OSError):
+        await _kill(await starting)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Awaits it also where the caller is cancelled meanwhile: who leaves before leaves a process behind."""
+    task, cancelled = asyncio.ensure_future(work), None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as e:
+            cancelled = e
+    if cancelled is not None:
+        raise cancelled
 
 
 def _signal(process: Process, number: int) -> None:

@@ -128,13 +128,18 @@ def up(seen: Seen) -> set[str]:
     return {name for name, report in seen.survey.nodes.items() if report.facts}
 
 
-def test_every_look_has_all_nodes_and_nothing_is_left_behind(house: House) -> None:
+def test_every_look_has_all_nodes_and_nothing_is_left_behind(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "FIRST_SECONDS", 20)  # the machine that tests may be busy
+
     async def work(looks: Looks) -> None:
         seen = [await anext(looks) for _ in range(4)]
         assert [up(s) for s in seen] == [{"a", "b"}] * 4
         assert not any(s.errors for s in seen)
-        assert 2.5 * TICK < seen[-1].at - seen[0].at < 20 * TICK
-        assert len({id(s.survey.nodes["a"].facts) for s in seen}) > 1  # it has looked again
+        assert seen[-1].at - seen[0].at > 2.5 * TICK
+        first = seen[0].survey.nodes["a"].facts
+        await until(looks, lambda s: s.survey.nodes["a"].facts is not first)  # it has looked again
         assert house.agents()
 
     house.watch({"a": house.node("a"), "b": house.node("b")}, work)
