@@ -658,26 +658,6 @@ def ask(
     ui.say(f"{model} on {answer.served_by or 'unknown'}, {token}{answer.seconds:.1f} s")
 
 
-@app.command(rich_help_panel=USE)
-def connect(ctx: typer.Context, inventory: InventoryOption = None) -> None:
-    """Show how clients reach the gateway: address, key, model. Changes nothing."""
-    from homelab import endpoints, pipeline, state
-    from homelab.clients import Access
-    from homelab.ui import connect as screen
-
-    household = _household(ctx, inventory)
-    _deployed_secrets(household)
-    survey = state.load_survey(household.inventory.cluster)
-    if survey is None:
-        survey = asyncio.run(pipeline.survey_nodes(household)).survey
-    access = Access(
-        url=endpoints.gateway_url(household.inventory, survey),
-        key_file=str(state.key_file(household.inventory.cluster)),
-        model=endpoints.first_choice(household.inventory, endpoints.running(household.inventory, survey)),
-    )
-    screen.connections(access, _again(household))
-
-
 @app.command(rich_help_panel=SEE, short_help="Health of what should run: gateway, models, memory.")
 def status(
     ctx: typer.Context,
@@ -1160,3 +1140,7 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
     except OSError as e:
         raise HomelabError(f"Cannot write `{path}`", cause=str(e)) from e
+
+
+# Their verbs are registered on `app`, which is above.
+from homelab import cli_clients as cli_clients  # noqa: E402

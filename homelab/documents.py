@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from homelab import speed
+from homelab.clients import Access, Client, spelled
 from homelab.facts import SCHEMA_VERSION, Measurement, Survey
 from homelab.inventory import Inventory
 from homelab.measured import error
@@ -177,4 +178,37 @@ def status_document(inventory: Inventory, status: Status, key_file: str) -> dict
             }
             for name, report in sorted(status.nodes.items())
         ],
+    }
+
+
+def connect_document(access: Access, clients: Mapping[str, tuple[Client, str | None]]) -> dict[str, Any]:
+    """`homelab connect --json`: each client with where its program is."""
+    described = {}
+    for name, (client, where) in clients.items():
+        setup = client.setup(access)
+        described[spelled(name)] = {
+            "title": client.TITLE,
+            "path": where,
+            "install": client.INSTALL,
+            "files": [f.path for f in setup.files],
+            "can_launch": setup.launch is not None,
+            "warnings": list(setup.warnings),
+        }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "url": access.url,
+        "key_file": access.key_file,
+        "model": access.model.name,
+        "small_model": access.small.name if access.small else None,
+        "models": [
+            {
+                "name": m.name,
+                "kind": m.kind,
+                "context": m.context,
+                "max_output_tokens": m.max_output_tokens,
+                "cloud": m.cloud,
+            }
+            for m in access.models
+        ],
+        "clients": described,
     }

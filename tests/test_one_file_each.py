@@ -124,13 +124,20 @@ def container_obstacle(engine):
 '''
 TOY_CLIENT = '''
 """A toy client."""
-from homelab.clients import Access
+from homelab.clients import Access, Setup, reading
 
 TITLE = "Toy client"
+BINARY = "toy-client"
+INSTALL = "make a toy"
+SOURCE = "https://example.org"
+TESTED = "1, today"
+TRAPS = ()
 
 
-def setup(access: Access) -> list[str]:
-    return [f"toy --at {access.url} --model {access.model} --key-file {access.key_file}"]
+def setup(access: Access) -> Setup:
+    return Setup(
+        lines=(f"toy --at {access.url} --model {access.model.name} --key {reading(access.key_file)}",)
+    )
 '''
 INVENTORY = """\
 gateway: {node: box}
@@ -230,12 +237,15 @@ def test_fit_knows_the_engine_and_leaves_its_files_to_the_others(copy: Path) -> 
 
 def test_the_client_is_listed(copy: Path) -> None:
     code = (
-        "from homelab.ui import connect\n"
-        "from homelab.clients import Access\n"
-        "connect.connections(Access(url='http://pi:4000', key_file='/k', model='q'), '')\n"
+        "from homelab import clients\n"
+        "from homelab.ui import connect, show\n"
+        "access = clients.Access(url='http://pi:4000', key_file='/k', model=clients.Model(name='q'))\n"
+        "show(connect.overview(access, dict.fromkeys(clients.clients()), 80))\n"
+        "connect.client('toy', clients.clients()['toy'], access, None, '')\n"
     )
     env = {**os.environ, "PYTHONPATH": str(copy)}
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=copy, env=env, capture_output=True, text=True, check=True
     )
-    assert "Toy client:\n  toy --at http://pi:4000 --model q --key-file /k\n" in shown.stdout
+    assert "toy            Toy client" in shown.stdout
+    assert 'Type:\n  toy --at http://pi:4000 --model q --key "$(cat /k)"\n' in shown.stdout

@@ -1,0 +1,119 @@
+"""The clients themselves, as `homelab launch` starts them and as `homelab connect --write` leaves them: each
+reads a file by a tool of its own and says what is in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from homelab import client_files
+from homelab.clients import KEY_VARIABLE, Access, Model, clients
+from tests.clients.mock_engine import Engine
+
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed"),
+]
+# name: the words that ask one question, and the path that it is asked at.
+ASKED = {
+    "claude_code": (["-p"], "/v1/messages"),
+    "opencode": (["run"], "/v1/chat/completions"),
+    "codex": (["exec", "--skip-git-repo-check"], "/v1/responses"),
+    "qwen_code": (["-p"], "/v1/chat/completions"),
+    "continue": (["-p"], "/v1/chat/completions"),
+    "pi": (["-p"], "/v1/chat/completions"),
+}
+KEY, SECRET = "sk-house-0123456789", "quokka-4711"
+QUESTION = "Read secret.txt and tell me what is in it."
+# Where they are installed: HOMELAB_TEST_CLIENTS, else the cache, once.
+INSTALLED = Path(os.environ.get("HOMELAB_TEST_CLIENTS") or Path.home() / ".cache/homelab/test-clients")
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    """The folder of their programs, in the versions that the clients' modules name."""
+    packages = [clients()[name].INSTALL.removeprefix("npm install -g ") for name in ASKED]
+    binaries = [INSTALLED / "node_modules/.bin" / str(clients()[name].BINARY) for name in ASKED]
+    if not all(b.exists() for b in binaries):
+        INSTALLED.mkdir(parents=True, exist_ok=True)
+        command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(INSTALLED), *packages]
+        subprocess.run(command, check=True, capture_output=True, timeout=600)
+    return INSTALLED / "node_modules/.bin"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "secret.txt").write_text(SECRET + "\n")
+    server = Engine(KEY, str(work / "secret.txt"))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def home(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "home"
+    path.mkdir()
+    for variable in list(os.environ):
+        if variable.startswith(("ANTHROPIC_", "CLAUDE", "OPENAI_", "OPENCODE", "QWEN", "XDG_", "HOMELAB_")):
+            monkeypatch.delenv(variable)
+    monkeypatch.setenv("HOME", str(path))
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    (path / "key").write_text(KEY + "\n")
+    return path
+
+
+def reached(engine: Engine, home: Path) -> Access:
+    model = Model(name="coder", context=65536)
+    return Access(url=engine.url, key_file=str(home / "key"), model=model, models=(model,))
+
+
+def ask(argv: list[str], environment: dict[str, str], engine: Engine) -> str:
+    done = subprocess.run(
+        argv,
+        # opencode asks before it reads outside of PWD.
+        env={**environment, "PI_OFFLINE": "1", "PWD": str(Path(engine.file).parent)},
+        cwd=Path(engine.file).parent,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + repr([r[0] for r in engine.requests])
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_as_it_is_launched(name: str, engine: Engine, home: Path) -> None:
+    words, path = ASKED[name]
+    launch = clients()[name].setup(reached(engine, home)).launch
+    assert launch is not None
+    argv, environment = client_files.prepared(name, launch, KEY)
+    assert SECRET in ask([*argv, *words, QUESTION], environment, engine)
+    assert {(p, k, b["model"]) for p, k, b in engine.requests if p == path} == {(path, KEY, "coder")}
+    longest = [b.get("max_tokens") for p, _, b in engine.requests if p == path]
+    assert all(n is None or n <= 8192 for n in longest)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_as_its_file_is_written(name: str, engine: Engine, home: Path) -> None:
+    words, path = ASKED[name]
+    setup = clients()[name].setup(reached(engine, home))
+    for file in setup.files:
+        client_files.write(file)
+    environment = {**os.environ, KEY_VARIABLE: KEY}
+    if name == "claude_code":
+        del environment[KEY_VARIABLE]  # it reads the key by a helper of its own
+    extra = ["--provider", "homelab", "--model", "coder"] if name == "pi" else []
+    out = ask([str(clients()[name].BINARY), *extra, *words, QUESTION], environment, engine)
+    assert SECRET in out
+    assert {(p, k, b["model"]) for p, k, b in engine.requests if p == path} == {(path, KEY, "coder")}
+    for file in setup.files:
+        assert KEY not in (home / file.path).read_text()
