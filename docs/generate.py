@@ -30,6 +30,8 @@ from typer.testing import CliRunner
 from homelab import facts, inventory
 from homelab.cli import app
 from homelab.engines import engines
+from homelab.clients import Access, Model, clients, exports, needs_key_variable, spelled
+from homelab.merging import written
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -275,6 +277,8 @@ FACTS = (
     facts.GPU, facts.MigDevice, facts.Process,
     facts.Docker, facts.DeployedService, facts.ListeningPort, facts.Weights, facts.Leftover, facts.Problem,
 )  # fmt: skip
+# What begins a command that installs something.
+INSTALLERS = ("npm", "uv", "pip", "apt")
 # Not part of the document that is described.
 HIDDEN = {(facts.Weights, "header")}
 
@@ -332,6 +336,7 @@ def generated() -> Mapping[str, str]:
         "household": household(),
         "speeds": speeds(),
         "efficiencies": efficiencies(),
+        "clients": clients_part(),
         **{f"suggest {name}": suggested(gpu) for name, gpu in HOUSES.items()},
         **models(),
     }
@@ -500,6 +505,47 @@ def models() -> Mapping[str, str]:
     import model_tables as tables
 
     return tables.parts()
+
+
+def clients_part() -> str:
+    """Each client with what it is told, for a house with two models."""
+    big, small = Model(name="coder", context=65536), Model(name="fast", context=65536)
+    access = Access(
+        url="http://gateway:4000",
+        key_file="/home/me/.local/state/homelab/home/gateway.key",
+        model=big,
+        small=small,
+        models=(big, small),
+    )
+    out = []
+    for name, client in sorted(clients().items(), key=lambda c: c[1].TITLE.lower()):
+        setup, typed = client.setup(access), spelled(name)
+        ways = [f"`homelab connect {typed}`"]
+        ways += [f"`homelab connect {typed} --write`"] if setup.files else []
+        ways += [f"`homelab launch {typed}`"] if setup.launch else []
+        out += [f"### {client.TITLE}", f"{', '.join(ways)}.", ""]
+        if not setup.launch:
+            out += [f"* Not launched: {setup.why_not}."]
+        installed = f"`{client.INSTALL}`" if client.INSTALL.split()[0] in INSTALLERS else client.INSTALL
+        out += [f"* Installed by: {installed}", f"* Tested: {client.TESTED}", f"* Source: {client.SOURCE}"]
+        out += [f"* {trap}" for trap in (*client.TRAPS, *setup.warnings)]
+        for file in setup.files:
+            body = written(file.values, file.format).rstrip()
+            out += ["", f"Into `~/{file.path}`:", f"```{file.format}", body, "```"]
+        lines = [] if needs_key_variable(setup) else list(exports(setup, access.key_file))
+        if lines:
+            out += [
+                "",
+                "In a shell" + (", in place of that:" if setup.files else ":"),
+                "```sh",
+                *lines,
+                "```",
+            ]
+        if setup.lines:
+            out += ["", "Then:" if setup.files or lines else "Type:", "```", *setup.lines, "```"]
+        out += ["", *(f"{n}. {step}" for n, step in enumerate(setup.steps, 1))] if setup.steps else []
+        out += [""]
+    return "\n".join(out)
 
 
 def suggested(gpu: str) -> str:

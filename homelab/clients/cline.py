@@ -11,7 +11,7 @@ TITLE = "Cline"
 BINARY = "cline"
 INSTALL = "npm install -g cline@3.0.65"
 SOURCE = "https://docs.cline.bot/provider-config/openai-compatible"
-TESTED = "3.0.65, 2026-11-25; the extension for VS Code not run"
+TESTED = "3.0.65, 2026-11-24 by `cline auth`, 2026-11-25 launched; the extension for VS Code not run"
 TRAPS = (
     (
         "It keeps the key itself, in `~/.cline/data/settings/providers.json`, so homelab leaves that file to "

@@ -10,7 +10,7 @@ TITLE = "Gemini CLI"
 BINARY = "gemini"
 INSTALL = "npm install -g @google/gemini-cli@0.61.0"
 SOURCE = "https://geminicli.com/docs/get-started/configuration"
-TESTED = "0.61.0, 2026-11-24, through LiteLLM"
+TESTED = "0.61.0, 2026-11-24, through LiteLLM; by its own settings, not as launched"
 TRAPS = (
     "It speaks Google's protocol, which only the gateway translates: no engine does.",
     (
