@@ -90,6 +90,8 @@ def complaint(words: list[str]) -> str:
     command, rest = COMMANDS, list(words)
     while rest:
         word = rest.pop(0)
+        if word == "--":  # the rest is another program's
+            break
         if word.startswith("-") and word != "-":
             option = next(
                 (p for p in command.params if word.split("=")[0] in (*p.opts, *p.secondary_opts)), None
