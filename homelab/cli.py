@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from homelab import terminal
+from homelab import cli_keys, terminal
 from homelab.errors import DeployError, DoesNotFit, HomelabError, InventoryError, NodeError
 
 if TYPE_CHECKING:
@@ -904,6 +904,9 @@ def unlock(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     if not held:
         ui.write("Nothing is locked")
     _unreachable(household, errors | silent)
+
+
+app.add_typer(cli_keys.app, name="key", rich_help_panel=DO)
 
 
 def main() -> None:

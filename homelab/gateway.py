@@ -13,6 +13,9 @@ from homelab.program import Offer, PythonEnvironment
 SERVICE = "gateway"
 HEALTH = "/health/liveliness"
 MASTER_KEY_VARIABLE = "LITELLM_MASTER_KEY"
+# templates/homelab_auth.py: it looks for people's keys in the folder that this variable names.
+AUTH = "homelab_auth"
+KEYS_VARIABLE = "HOMELAB_KEYS"
 OFFER = Offer(
     name="litellm",
     images={"cpu": "ghcr.io/berriai/litellm:v1.106.2"},
@@ -124,7 +127,12 @@ def configuration(
     several = any(names.count(name) > 1 for name in served)
     return {
         "model_list": models,
-        "litellm_settings": {"drop_params": True},
+        "litellm_settings": {
+            "drop_params": True,
+            # Without it LiteLLM holds a key of somebody neither to its models nor to its routes.
+            "enable_post_custom_auth_checks": True,
+            "callbacks": [f"{AUTH}.LEDGER"],
+        },
         # A request that fails is given to each other replica once, before any fallback. Retries would draw at
         # random, the dead one again, and multiply what one bad request does.
         "router_settings": {
@@ -147,6 +155,8 @@ def configuration(
         "general_settings": {
             "master_key": f"os.environ/{MASTER_KEY_VARIABLE}",
             "enable_health_check_routing": True,
+            "custom_auth": f"{AUTH}.user_api_key_auth",
+            "custom_auth_run_common_checks": True,
         },
     }
 

@@ -12,6 +12,7 @@ from homelab.engines import engines
 from homelab.facts import Facts, Survey
 from homelab.hosting import LOOPBACK, Choice, Refused, address_of, choose
 from homelab.inventory import Inventory, Node
+from homelab.keys import AUTH_FILE, FOLDER, HOUSE_FILE, folder, house
 from homelab.placement import Layout, Placement
 from homelab.program import Container
 from homelab.runtimes import RENDER
@@ -214,10 +215,22 @@ def _gateway(
         port=port,
         health=gateway.HEALTH,
         arguments=("--config", config, "--host", host, "--port", str(port)),
-        environment={**QUIET, **gateway.ENVIRONMENT},
+        environment={
+            **QUIET,
+            **gateway.ENVIRONMENT,
+            gateway.KEYS_VARIABLE: f"/app/{FOLDER}" if in_container else f"../{FOLDER}",
+        },
         secrets=keys,
         asked=wanted,
-        files={"litellm.yml": render_template("litellm.yml.j2", configuration=configuration)},
+        files={
+            "litellm.yml": render_template("litellm.yml.j2", configuration=configuration),
+            AUTH_FILE: render_template(AUTH_FILE),
+            HOUSE_FILE: house(endpoints),
+        },
+        # A folder: of a file that is put in the place of another, a container would see the old one.
+        mounts=(Mount(source=f"{facts.home}/{folder(inventory.cluster)}", target=f"/app/{FOLDER}"),)
+        if in_container
+        else (),
         memory_limit_bytes=GATEWAY_MEMORY_BYTES,
     )
 

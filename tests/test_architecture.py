@@ -36,6 +36,7 @@ PURE = {
     "routes",
     "litellm_names",
     "fallbacks",
+    "keys",
     "render",
     "plan",
     "board",
@@ -148,7 +149,7 @@ def test_the_core_opens_no_file_and_prints_nothing(name: str) -> None:
 
 def test_effects_import_no_terminal() -> None:
     for name, tree in modules().items():
-        if name not in ("cli", "cli_clients", "__main__") and name.split(".")[0] != "ui":
+        if name not in ("cli", "cli_clients", "cli_keys", "__main__") and name.split(".")[0] != "ui":
             assert not touches(imports(tree), TERMINAL), name
 
 

@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from homelab import keys
 from homelab.deploy import compose, native
 from homelab.deploy.events import Clock, Event, Outcome, Step, Tell, Took
 from homelab.deploy.order import Settlement, lanes, settle, turns, waves
@@ -252,6 +253,9 @@ class _Node:
                     mode=0o600,
                 )
             )
+            # Made by Docker it would be root's.
+            keys_folder = shlex.quote(keys.folder(self.inventory.cluster))
+            await self.session.run(f"mkdir -p {keys_folder} && chmod 700 {keys_folder}")
         await self.session.put(files)
         for upload in service.unit.uploads:
             there = await self.session.run(
