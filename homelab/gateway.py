@@ -157,6 +157,8 @@ def configuration(
             "enable_health_check_routing": True,
             "custom_auth": f"{AUTH}.user_api_key_auth",
             "custom_auth_run_common_checks": True,
+            # Without it a key for some models gets the others as fallbacks.
+            "enforce_fallback_model_access": True,
         },
     }
 

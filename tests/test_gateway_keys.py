@@ -22,7 +22,7 @@ from homelab.endpoints import Endpoint
 from homelab.errors import HomelabError
 from homelab.render import GATEWAY_MEMORY_BYTES
 from homelab.templating import render_template
-from tests.test_gateway import HELLO, NATIVE, Backend, litellm_python
+from tests.test_gateway import HELLO, NATIVE, Backend, _Answers, litellm_python
 from tests.test_native_household import free_port
 
 pytestmark = pytest.mark.native
@@ -36,6 +36,55 @@ BODIES: dict[str, dict[str, Any]] = {
 __all__ = ["litellm_python"]
 
 
+class Responses(_Answers):
+    """An engine that speaks /v1/responses too, as vLLM and llama.cpp do."""
+
+    def do_POST(self) -> None:  # noqa: N802
+        if not self.path.endswith("/responses"):
+            super().do_POST()
+            return
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append(body)
+        part = {"type": "output_text", "text": "Hello to you.", "annotations": []}
+        message = {
+            "type": "message",
+            "id": "m",
+            "role": "assistant",
+            "status": "completed",
+            "content": [part],
+        }
+        document = {
+            "id": "resp_1",
+            "object": "response",
+            "created_at": 1,
+            "status": "completed",
+            "model": "m",
+            "output": [message],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+            "usage": {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7},
+        }
+        if not json.loads(body).get("stream"):
+            self.answer(200, document)
+            return
+        begun = {**document, "status": "in_progress", "output": [], "usage": None}
+        delta = {"item_id": "m", "output_index": 0, "content_index": 0, "delta": "Hello to you."}
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for number, (kind, more) in enumerate(
+            [
+                ("response.created", {"response": begun}),
+                ("response.output_text.delta", delta),
+                ("response.completed", {"response": document}),
+            ]
+        ):
+            event = json.dumps({"type": kind, "sequence_number": number, **more})
+            self.wfile.write(f"event: {kind}\ndata: {event}\n\n".encode())
+        self.close_connection = True
+
+
 class Proxy:
     """LiteLLM as a node without Docker has it: `house` and `other` answer, `dead` falls back to `cloud`."""
 
@@ -44,6 +93,8 @@ class Proxy:
         self.folder.mkdir()
         self.keys_folder.mkdir()
         self.house, self.other, self.cloud = Backend(), Backend(), Backend()
+        for backend in (self.house, self.other, self.cloud):
+            backend.RequestHandlerClass = Responses
         dead = f"http://127.0.0.1:{free_port()}"
         places = {"house": self.house.url, "other": self.other.url, "dead": dead}
         endpoints = [
@@ -377,5 +428,7 @@ def test_no_key_is_in_the_log_or_the_folder(proxy: Proxy) -> None:
     secret = proxy.add("olga")
     proxy.send(CHAT, secret)
     proxy.send(CHAT, secret, "nothing")
-    for path in (*proxy.folder.iterdir(), *proxy.keys_folder.iterdir()):
+    files = [p for p in (*proxy.folder.rglob("*"), *proxy.keys_folder.rglob("*")) if p.is_file()]
+    assert proxy.folder / "log" in files
+    for path in files:
         assert secret.encode() not in path.read_bytes(), path
