@@ -23,6 +23,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
+import typer.main
 from pydantic import BaseModel, BeforeValidator, ByteSize
 from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
@@ -433,8 +434,8 @@ def default_in_words(field: FieldInfo) -> str:
 def help_texts() -> str:
     """`--help` of homelab and of each verb, at a fixed width."""
     out = []
-    for verb in ([], *([name] for name in verbs())):
-        title = f"## homelab {verb[0]}\n" if verb else "## homelab\n"
+    for verb in ([], *verbs()):
+        title = f"## {' '.join(['homelab', *verb])}\n"
         out += [title, "```", said(*verb, "--help"), "```", ""]
     return "\n".join(out)
 
@@ -569,12 +570,13 @@ def said(*arguments: str) -> str:
     return "\n".join(line.rstrip() for line in done.output.strip().splitlines())
 
 
-def verbs() -> list[str]:
-    return [
-        command.name or command.callback.__name__
-        for command in app.registered_commands
-        if command.callback is not None
-    ]
+def verbs() -> list[list[str]]:
+    """The words of every verb, in the order of `--help`."""
+    found = []
+    for name, command in typer.main.get_command(app).commands.items():
+        found.append([name])
+        found += [[name, part] for part in getattr(command, "commands", {})]
+    return found
 
 
 if __name__ == "__main__":

@@ -104,6 +104,10 @@ def complaint(words: list[str]) -> str:
             if word not in COMMANDS.commands:
                 return f"no verb {word}"
             command = COMMANDS.commands[word]
+        elif hasattr(command, "commands"):
+            if word not in command.commands:
+                return f"no verb {command.name} {word}"
+            command = command.commands[word]
     return ""
 
 

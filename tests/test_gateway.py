@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from homelab import gateway, litellm_names
+from homelab import gateway, keys, litellm_names
 from homelab.ask import ask, get
 from homelab.endpoints import Endpoint
 from homelab.engines import Kind
@@ -258,6 +258,8 @@ class Gateway:
             if model["model_name"] == "half-silent":  # nobody waits 10 minutes for a test
                 model["litellm_params"] |= {"timeout": 1, "stream_timeout": 1}
         (folder / "litellm.yml").write_text(render_template("litellm.yml.j2", configuration=configuration))
+        (folder / keys.AUTH_FILE).write_text(render_template(keys.AUTH_FILE))
+        (folder / keys.HOUSE_FILE).write_text(keys.house(endpoints))
         environment = {
             **gateway.ENVIRONMENT,
             gateway.MASTER_KEY_VARIABLE: KEY,
@@ -582,7 +584,7 @@ def test_another_gateways_key_is_said_to_be_one(proxy: Gateway) -> None:
     for wrong in ("sk-of-another-gateway", "nonsense"):
         with pytest.raises(DeployError, match="does not know this key") as e:
             asyncio.run(ask(proxy.url, wrong, "lone", "chat"))
-        assert "No connected db" in str(e.value.cause)
+        assert "does not know this key" in str(e.value.cause)
         assert "homelab status" in str(e.value.hint)
         assert wrong not in f"{e.value} {e.value.cause} {e.value.hint}"
 

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -165,6 +166,22 @@ def test_a_machine_becomes_an_endpoint_stays_as_it_is_and_is_taken_down(
     assert not {ip for ip, p in listening if p == port} - {"127.0.0.1"}
 
     before = set(ours("test-machine"))
+    made = run("key", "add", "anna", "--models", "smollm2", "--tokens-per-day", "100000")
+    assert made.returncode == 0, made.stderr
+    anna = made.stdout.strip()
+    assert re.fullmatch(r"sk-[0-9a-f]{64}", anna)
+    assert post(port, anna, body)[0] == 200
+    rotated = run("key", "rotate", "anna").stdout.strip()
+    assert [post(port, k, body)[0] for k in (anna, rotated)] == [200, 200]
+    until = time.monotonic() + 20
+    while json.loads(run("key", "list", "--json").stdout)["keys"][0]["requests"] < 3:
+        assert time.monotonic() < until
+    [listed] = json.loads(run("key", "list", "--json").stdout)["keys"]
+    assert (listed["name"], listed["models"], listed["state"]) == ("anna", ["smollm2"], "works")
+    assert listed["tokens_today"] > 30 and listed["last_use"] > time.time() - 60
+    assert "anna" in run("key", "list").stdout
+    files = [p for p in (home / ".local").rglob("*") if p.is_file()]
+    assert not [p for p in files if anna.encode() in p.read_bytes() or rotated.encode() in p.read_bytes()]
     again = run("deploy", "--yes")
     assert again.returncode == 0
     assert "Everything is up to date" in again.stdout
@@ -187,6 +204,11 @@ def test_a_machine_becomes_an_endpoint_stays_as_it_is_and_is_taken_down(
     done = run("deploy", "--yes")
     assert done.returncode == 0, done.stderr
     assert re.search(r'^smollm2  on this/smollm2  first token [\d.]+ s  ".+"$', done.stdout, re.MULTILINE)
+    assert post(port, rotated, body)[0] == 200  # another revision of the gateway knows the same keys
+    assert run("key", "revoke", "anna").returncode == 0
+    code, text = post(port, rotated, body)
+    assert code == 403 and "revoked" in text
+    assert json.loads(run("key", "list", "--json").stdout)["keys"] == []
 
     gone = run("remove", "--yes")
     assert gone.returncode == 0, gone.stderr
