@@ -106,8 +106,7 @@ async def user_api_key_auth(request, api_key):
             left = int(DAY_SECONDS - now % DAY_SECONDS) + 1
             raise refused(
                 429,
-                "The key of `%s` has used %d of %d tokens today; more from 00:00 UTC"
-                % (name, used, limit),
+                "The key of `%s` has used %d of %d tokens today; more from 00:00 UTC" % (name, used, limit),
                 {"retry-after": str(left)},
             )
     return UserAPIKeyAuth(

@@ -40,9 +40,7 @@ HELLO = {"messages": [{"role": "user", "content": "Hello."}]}
 # Pages of LiteLLM 1.106.2 that answer without the key, whatever it is told. None shows a key or an
 # address, one (the list of prices) the names of models and nodes.
 OPEN_PAGES = [
-    "/",
     "/.well-known/litellm-ui-config",
-    "/config/yaml",
     "/fallback/login",
     "/get/ui_settings",
     "/get/ui_theme_settings",
@@ -68,14 +66,11 @@ OPEN_PAGES = [
     "/public/providers",
     "/public/providers/fields",
     "/public/skill_hub",
-    "/public/v1/model_hub",
-    "/routes",
     "/sso/callback",
     "/sso/cli/poll/{key_id}",
     "/sso/key/generate",
     "/sso/saml/login",
     "/sso/saml/metadata",
-    "/test",
     "/toolset/{toolset_name}/mcp",
     "/ui",
 ]
