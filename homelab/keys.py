@@ -75,10 +75,12 @@ def folder(cluster: str) -> str:
     return f"{cluster_directory(cluster)}/gateway/{FOLDER}"
 
 
-def house(endpoints: Sequence[Endpoint]) -> str:
-    """What the gateway is told of the house: the models that no prompt leaves it for."""
+def house(endpoints: Sequence[Endpoint], aliases: Mapping[str, str]) -> str:
+    """What the gateway is told of the house: the models that no prompt leaves it for, by all their names."""
     outside = {e.name for e in endpoints if e.origin == "cloud"}
-    return json.dumps({"models": sorted({e.name for e in endpoints} - outside)}) + "\n"
+    inside = {e.name for e in endpoints} - outside
+    also = {alias for alias, model in aliases.items() if model in inside}
+    return json.dumps({"models": sorted(inside | also)}) + "\n"
 
 
 def digest(secret: str) -> str:

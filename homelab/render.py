@@ -225,7 +225,7 @@ def _gateway(
         files={
             "litellm.yml": render_template("litellm.yml.j2", configuration=configuration),
             AUTH_FILE: render_template(AUTH_FILE),
-            HOUSE_FILE: house(endpoints),
+            HOUSE_FILE: house(endpoints, aliases),
         },
         # A folder: of a file that is put in the place of another, a container would see the old one.
         mounts=(Mount(source=f"{facts.home}/{folder(inventory.cluster)}", target=f"/app/{FOLDER}"),)
