@@ -30,8 +30,8 @@ from typer.testing import CliRunner
 
 from homelab import facts, inventory
 from homelab.cli import app
-from homelab.engines import engines
 from homelab.clients import Access, Model, clients, exports, needs_key_variable, spelled
+from homelab.engines import engines
 from homelab.merging import written
 
 DOCS = Path(__file__).resolve().parent
