@@ -609,16 +609,12 @@ def places_of(inventory: Path, node: str | None = None) -> list[Place]:
     answer.
 
     Raises InventoryError for an unknown node, NodeError for one that never answered."""
-    from homelab.inventory import did_you_mean
     from homelab.placement.devices import slots_of
 
     household = pipeline.read_inventory(inventory)
     nodes = household.inventory.nodes
-    if node is not None and node not in nodes:
-        raise InventoryError(
-            f"No node `{node}` in `{inventory}`{did_you_mean(node, nodes)}",
-            hint=f"There are: {', '.join(nodes)}",
-        )
+    if node is not None:
+        pipeline.known_node(household, node)
     discovery = asyncio.run(pipeline.survey_nodes(household))
     out = []
     for name in [node] if node else nodes:

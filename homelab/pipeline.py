@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from homelab import state
 from homelab.discover import Discovery, discover, read_models
 from homelab.errors import DeployError, HomelabError, InventoryError, NodeError
-from homelab.inventory import Inventory, Node, load
+from homelab.inventory import Inventory, Node, did_you_mean, load
 from homelab.nodes import connect
 from homelab.secrets import Secrets
 
@@ -60,6 +60,16 @@ def read_inventory(path: Path) -> Household:
     except (OSError, UnicodeDecodeError) as e:
         raise InventoryError(f"`{path}` cannot be read", cause=str(e)) from e
     return Household(inventory=load(text, str(path)), path=path, environ=dict(os.environ))
+
+
+def known_node(household: Household, node: str) -> None:
+    """Raises InventoryError for a node that the inventory has not."""
+    nodes = household.inventory.nodes
+    if node not in nodes:
+        raise InventoryError(
+            f"No node `{node}` in `{household.path}`{did_you_mean(node, nodes)}",
+            hint=f"There are: {', '.join(nodes)}",
+        )
 
 
 async def survey_nodes(household: Household, meanwhile: Callable[[], object] = bool) -> Discovery:

@@ -59,7 +59,8 @@ WHOLE, EIGHT_BITS = frozenset({"bf16", "F16", "BF16"}), frozenset({"fp8", "Q8_0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One model at the least context of a purpose, in the weights and the place that suit it best there."""
+    """One model with the usual context of a purpose, else the least, in the weights and the place that suit
+    it best there."""
 
     entry: Entry
     weights: str
@@ -178,7 +179,7 @@ class _House:
         entries = {n: e for n, e in known.entries.items() if n not in inventory.models}
         slots = [s for s in Candidates(inventory, survey).slots if node in (None, s.node)]
         largest = max((s.free_bytes * s.device.count for s in slots), default=0)
-        self.sizes = {name: able for name, entry in entries.items() if (able := list(_able(entry, largest)))}
+        self.sizes = {name: able for name, entry in entries.items() if (able := _able(entry, largest))}
         self.entries = {n: entries[n] for n in self.sizes}
         headers = {
             v.source: Weights.model_construct(
@@ -199,7 +200,6 @@ class _House:
         self.candidates = Candidates(self.with_models(models), self.survey, known.recipes)
         self.slots = [s for s in self.candidates.slots if node in (None, s.node)]
         self.layout = place(inventory, self.survey, known.recipes)
-        self.devices = {s.key: known.cards.known(s.device) for s in self.slots}
         self._found: dict[tuple[object, ...], Option | None] = {}
         self.used = Counter[tuple[str, str]]()
         for p in self.layout:
@@ -248,8 +248,7 @@ class _House:
     def options(
         self, purpose: str, used: Mapping[tuple[str, str], int], only: Slot | None = None
     ) -> list[Option]:
-        """For each model its best weights on its best device beside what is used, the best model first;
-        those without a published score last."""
+        """For each model its best weights on its best device beside what is used, the best model first."""
         found = [o for n in self.entries if (o := self._best(n, purpose, used, only)) is not None]
         scored = [self.judged(o, purpose) for o in found]
         return sorted(scored, key=lambda o: (-o.value, -(o.fast or 0.0), o.name))
@@ -530,11 +529,11 @@ def contexts(entry: Entry, purpose: str) -> tuple[int, int, int]:
     return min(least, made_for), min(good, made_for), min(most, made_for)
 
 
-def _able(entry: Entry, most: int) -> Iterator[tuple[int, CatalogVariant]]:
+def _able(entry: Entry, most: int) -> list[tuple[int, CatalogVariant]]:
     """Weights of at least four bits and at most so many bytes, the largest first."""
     sized = [(size, v) for size, v in entry.by_size() if size <= most and not COARSE.match(v.weights)]
     eight = any(v.weights in EIGHT_BITS for _, v in sized)
-    return iter([(s, v) for s, v in sized if not (eight and v.weights in WHOLE)])
+    return [(s, v) for s, v in sized if not (eight and v.weights in WHOLE)]
 
 
 def _suiting(fitting: Sequence[Option]) -> Option:

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,8 @@ def run(
     else:
         household = pipeline.read_inventory(inventory)
         house = household.inventory
-        if node is not None and node not in house.nodes:
-            from homelab.inventory import did_you_mean
-
-            raise InventoryError(
-                f"No node `{node}` in `{inventory}`{did_you_mean(node, house.nodes)}",
-                hint=f"There are: {', '.join(house.nodes)}",
-            )
+        if node is not None:
+            pipeline.known_node(household, node)
         discovery = asyncio.run(pipeline.survey_nodes(household))
         survey, errors = discovery.survey, discovery.errors
         if house.models and not instead:
@@ -157,7 +153,7 @@ def document(found: Suggestion) -> dict[str, Any]:
                     "node": o.slot.node,
                     "context": o.placement.request.context,
                     "bytes": o.placement.bytes,
-                    "score": _score(o.score),
+                    "score": asdict(o.score) if o.score else None,
                     "speed": speed.document(o.speed),
                 }
                 for o in options
@@ -167,6 +163,8 @@ def document(found: Suggestion) -> dict[str, Any]:
         "unscored": {purpose: list(names) for purpose, names in found.unscored.items()},
         "missing": dict(found.missing),
         "beside": list(found.beside),
+        "without_place": list(found.without_place),
+        "benchmarks": dict(found.benchmarks),
         "inventory": suggest.written(found.picks) if found.picks else "",
     }
 
@@ -179,7 +177,7 @@ def _pick(pick: Pick) -> dict[str, Any]:
         "engine": pick.model.variants[0].engine,
         "source": pick.model.variants[0].source,
         "weights": pick.weights,
-        "scores": [_score(s) for s in pick.scores],
+        "scores": [asdict(s) for s in pick.scores],
         "placements": [
             {
                 "node": p.node,
@@ -191,16 +189,4 @@ def _pick(pick: Pick) -> dict[str, Any]:
             }
             for p, s in pick.placements
         ],
-    }
-
-
-def _score(score: Any) -> dict[str, Any] | None:
-    if score is None:
-        return None
-    return {
-        "purpose": score.purpose,
-        "benchmark": score.benchmark,
-        "value": score.value,
-        "source": score.source,
-        "date": score.date,
     }
