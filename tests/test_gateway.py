@@ -254,7 +254,7 @@ class Gateway:
                 model["litellm_params"] |= {"timeout": 1, "stream_timeout": 1}
         (folder / "litellm.yml").write_text(render_template("litellm.yml.j2", configuration=configuration))
         (folder / keys.AUTH_FILE).write_text(render_template(keys.AUTH_FILE))
-        (folder / keys.HOUSE_FILE).write_text(keys.house(endpoints))
+        (folder / keys.HOUSE_FILE).write_text(keys.house(endpoints, ALIASES))
         environment = {
             **gateway.ENVIRONMENT,
             gateway.MASTER_KEY_VARIABLE: KEY,
@@ -493,7 +493,8 @@ print(json.dumps({
         for n, (kind, origin) in enumerate([("chat", "placed"), ("embedding", "placed"), ("chat", "cloud")])
     ]
     # Read by the proxy itself, past its own list (`proxy_server.py`).
-    known["general_settings"].append("enable_health_check_routing")
+    known["general_settings"] += ["enable_health_check_routing", "custom_auth_run_common_checks"]
+    known["litellm_settings"].append("enable_post_custom_auth_checks")
     known["litellm_params"].append("num_retries")  # of embeddings, tried above
     written = gateway.configuration(endpoints, {"m": ["m"]}, None, {"a": "m", "b*": "m"})
     for section in ("router_settings", "general_settings", "litellm_settings"):

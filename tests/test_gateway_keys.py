@@ -140,7 +140,7 @@ class Proxy:
         for name, text in {
             "litellm.yml": render_template("litellm.yml.j2", configuration=configuration),
             keys.AUTH_FILE: render_template(keys.AUTH_FILE),
-            keys.HOUSE_FILE: keys.house(endpoints),
+            keys.HOUSE_FILE: keys.house(endpoints, {}),
             "service.env": "".join(f"{k}={v}\n" for k, v in environment.items()),
             "service.json": json.dumps(document),
         }.items():
