@@ -277,6 +277,8 @@ def test_a_key_for_some_models_opens_no_other(proxy: Proxy, path: str) -> None:
     assert proxy.send(path, secret, "dead", fallbacks=["other"])[0] >= 400
     assert proxy.send(path, secret, "dead")[0] >= 400  # whose fallback is not among them
     assert (len(proxy.cloud.requests), len(proxy.other.requests)) == before
+    proxy.send(f"{path}?model=other", secret, "house")
+    assert (len(proxy.cloud.requests), len(proxy.other.requests)) == before
     names = {m["id"] for m in json.loads(proxy.get("/v1/models", secret)[1])["data"]}
     assert names == {"house", "dead"}
 
@@ -298,6 +300,29 @@ def test_nothing_of_a_private_key_leaves_the_house(proxy: Proxy, path: str) -> N
             code, _, text = proxy.send(path, secret, "dead", stream=stream, **{name: claimed})
             assert code >= 400 or "error" in text, text
         assert len(proxy.cloud.requests) == before + 1
+
+
+@pytest.mark.parametrize("verb", ["generateContent", "streamGenerateContent"])
+def test_gemini_s_address_opens_models_and_no_more(proxy: Proxy, verb: str) -> None:
+    """The model is in the path there; what the body says of one counts for nothing."""
+    said = {"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]}
+    some, private = proxy.add("gina", models=("house",)), proxy.add("gero", private=True)
+
+    def ask(secret: str, name: str, **more: str) -> int:
+        document = json.dumps({**said, **more}).encode()
+        path = f"/v1beta/models/{name}:{verb}"
+        return proxy.request("POST", path, document, {"x-goog-api-key": secret})[0]
+
+    assert ask(some, "house") == ask(private, "house") == 200
+    used = proxy.counted("gina", 1)
+    assert used.prompt_tokens and used.completion_tokens
+    before = len(proxy.cloud.requests), len(proxy.other.requests)
+    others: tuple[dict[str, str], ...] = ({}, {"model": "house"})
+    for more in others:
+        assert ask(some, "other", **more) == 403
+        assert ask(private, "cloud", **more) == 403
+    assert ask(private, "dead") >= 400
+    assert (len(proxy.cloud.requests), len(proxy.other.requests)) == before
 
 
 CLOSED = [
