@@ -45,11 +45,14 @@ def access(inventory: Inventory, survey: Survey, key_file: str, model: str | Non
             f"Model `{model}` {why}" if known else f"No model `{model}`{did_you_mean(model, list(chat))}",
             hint=f"There are: {', '.join(chat) or 'none; see homelab status'}",
         )
+    volume, quality = (chat.get(inventory.tiers.get(tier, "")) for tier in ("volume", "quality"))
+    small = volume or _small(inventory, survey, chosen, chat)
     return Access(
         url=endpoints.gateway_url(inventory, survey),
         key_file=key_file,
         model=chosen,
-        small=_small(inventory, survey, chosen, chat),
+        small=small if small != chosen else None,
+        quality=quality,
         models=there,
     )
 

@@ -349,6 +349,15 @@ def test_the_least_context_of_a_models_instances_counts(home: Path) -> None:
     assert accesses.access(inventory, found, "k", "tiny").small is None
     with pytest.raises(InventoryError, match="did you mean"):
         accesses.access(inventory, found, "k", "tyni")
+    more = "  tiny: {engine: llamacpp, source: /models/y.gguf}\ntiers: {quality: coder, volume: tiny}\n"
+    models = INVENTORY.replace("models: {coder: {", "models:\n  coder: {").replace("4096}}\n", "4096}\n")
+    tiers = load(models + more, "inventory.yml")
+    reached = accesses.access(tiers, found, "k")
+    assert reached.small is not None and (reached.small.name, reached.quality) == ("tiny", reached.model)
+    reached = accesses.access(tiers, found, "k", "tiny")
+    assert reached.small is None and reached.quality is not None
+    opus = clients()["claude_code"].setup(reached).environment["ANTHROPIC_DEFAULT_OPUS_MODEL"]
+    assert opus == "coder"
 
 
 def test_every_client_says_where_it_is_from_and_what_was_tried() -> None:

@@ -50,12 +50,13 @@ class Model:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     """What a client needs: the gateway's address (without `/v1`), the file that holds its key, the model to
-    start with, a smaller one for small tasks if there is one, and all models."""
+    start with, a smaller one for small tasks and one for the hardest, if there are, and all models."""
 
     url: str
     key_file: str
     model: Model
     small: Model | None = None
+    quality: Model | None = None
     models: tuple[Model, ...] = ()
 
     @property

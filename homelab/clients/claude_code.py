@@ -66,7 +66,7 @@ def variables(access: Access) -> dict[str, str]:
     told = {
         "ANTHROPIC_BASE_URL": access.url,
         "ANTHROPIC_MODEL": model,
-        "ANTHROPIC_DEFAULT_OPUS_MODEL": model,
+        "ANTHROPIC_DEFAULT_OPUS_MODEL": (access.quality or access.model).name,
         "ANTHROPIC_DEFAULT_SONNET_MODEL": model,
         "ANTHROPIC_DEFAULT_HAIKU_MODEL": small,
         "CLAUDE_CODE_SUBAGENT_MODEL": model,
