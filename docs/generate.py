@@ -47,6 +47,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "images": "Image tags in place of the pinned ones, by engine name or `litellm`: `{llamacpp: …, "
         "vllm: …, litellm: …}`.",
         "hub": "Where weights come from, if not from huggingface.co.",
+        "secrets_file": "A file of lines `NAME=value` beside the inventory, which only you can read, for "
+        "what `env:NAME` names. The environment goes before it.",
         "nodes": "The machines, by a name that you choose.",
         "models": "The models, by the name that clients will use.",
         "cloud": "Models outside the house, by the name that clients will use.",

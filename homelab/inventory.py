@@ -299,6 +299,7 @@ class Inventory(Strict):
     gateway: Gateway
     images: Mapping[str, Plain] = Field(default_factory=dict)
     hub: Hub = Field(default_factory=Hub)
+    secrets_file: Plain | None = None
     nodes: Mapping[Name, Node]
     models: Mapping[Name, Model] = Field(default_factory=dict)
     cloud: Mapping[Name, Cloud] = Field(default_factory=dict)

@@ -18,7 +18,7 @@ from homelab.discover import Discovery, discover, read_models
 from homelab.errors import DeployError, HomelabError, InventoryError, NodeError
 from homelab.inventory import Inventory, Node, did_you_mean, load
 from homelab.nodes import connect
-from homelab.secrets import Secrets
+from homelab.secrets import Secrets, variables
 
 # What is not needed before the nodes are asked is imported where it is: most of it while they answer, and
 # what only planning needs there.
@@ -59,7 +59,27 @@ def read_inventory(path: Path) -> Household:
         ) from e
     except (OSError, UnicodeDecodeError) as e:
         raise InventoryError(f"`{path}` cannot be read", cause=str(e)) from e
-    return Household(inventory=load(text, str(path)), path=path, environ=dict(os.environ))
+    inventory = load(text, str(path))
+    return Household(inventory=inventory, path=path, environ={**_secrets_file(inventory, path), **os.environ})
+
+
+def _secrets_file(inventory: Inventory, path: Path) -> dict[str, str]:
+    """What the file beside the inventory holds; nothing where it is not there, for a plan that is replayed
+    elsewhere needs none.
+
+    Raises InventoryError for one that others may read, or that is broken."""
+    if inventory.secrets_file is None:
+        return {}
+    file = path.parent / Path(inventory.secrets_file).expanduser()
+    try:
+        mode, text = file.stat().st_mode, file.read_text()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as e:
+        raise InventoryError(f"`{file}` cannot be read", cause=str(e)) from e
+    if mode & 0o077:
+        raise InventoryError(f"`{file}` holds keys, and others may read it", hint=f"chmod 600 {file}")
+    return variables(text, str(file))
 
 
 def known_node(household: Household, node: str) -> None:
@@ -207,7 +227,8 @@ def check_variables(household: Household) -> None:
         raise InventoryError(
             "Environment variables are missing",
             mistakes=missing,
-            hint=f"Set them in this shell first: export {names.split()[0]}=…",
+            hint=f"Set them in this shell first: export {names.split()[0]}=…"
+            + (f" Or write them into `{file}`" if (file := household.inventory.secrets_file) else ""),
         )
 
 

@@ -6,10 +6,33 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import SecretStr
+
+from homelab.errors import InventoryError
+
+VARIABLE = re.compile(r"""(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(?:'([^']*)'|"([^"]*)"|([^'"]*))""")
+
+
+def variables(text: str, path: str) -> dict[str, str]:
+    """What a file of lines `NAME=value` says. A value may stand in quotes, and nothing in it is expanded.
+
+    Raises InventoryError with the lines that are none; never with what is in them."""
+    found, mistakes = {}, []
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        if match := VARIABLE.fullmatch(stripped):
+            found[match[1]] = next((g for g in match.groups()[1:] if g is not None), "")
+        else:
+            mistakes.append(f"{path}:{number}: not a line `NAME=value`")
+    if mistakes:
+        raise InventoryError(f"`{path}` cannot be read", mistakes=mistakes)
+    return found
 
 
 def engine_key_reference(node: str, service: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from homelab.pipeline import read_inventory
 from tests.machines import household, survey, workstation
 
 ROOT = Path(__file__).parent.parent
@@ -324,3 +325,25 @@ def test_an_inventory_that_is_not_utf_8_is_exit_2(homelab, tmp_path: Path) -> No
     (tmp_path / "latin.yml").write_bytes("cluster: h\xe4us".encode("latin-1"))
     done = homelab("plan", "-i", "latin.yml")
     assert done.returncode == 2 and "latin.yml" in done.stderr
+
+
+def test_keys_may_lie_in_a_file_that_only_its_owner_reads(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    text = (
+        "gateway: {node: a}\nnodes: {a: {host: localhost}}\nsecrets_file: house.env\n"
+        "cloud: {c: {model: anthropic/x, api_key: env:NOT_THERE}}\n"
+    )
+    (tmp_path / "inventory.yml").write_text(text)
+    assert "Or write them into `house.env`" in homelab("plan").stderr
+    file = tmp_path / "house.env"
+    file.write_text("# mine\n\nexport NOT_THERE='sk-of a cloud#1'\n")
+    file.chmod(0o640)
+    done = homelab("plan")
+    assert done.returncode == 2 and "others may read it" in done.stderr and "chmod 600" in done.stderr
+    file.chmod(0o600)
+    done = homelab("plan")
+    assert "NOT_THERE" not in done.stderr
+    assert read_inventory(tmp_path / "inventory.yml").environ["NOT_THERE"] == "sk-of a cloud#1"
+    file.write_text("A=1\nsk-lies-here\nB='\n")
+    done = homelab("plan")
+    assert done.returncode == 2 and "house.env:2: not a line" in done.stderr and "house.env:3" in done.stderr
+    assert "sk-lies-here" not in done.stderr
