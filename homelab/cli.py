@@ -15,13 +15,29 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import typer.core
 
+from homelab import cli_clients as cli_clients  # for its verbs
 from homelab import cli_keys, terminal
 from homelab.errors import DeployError, DoesNotFit, HomelabError, InventoryError, NodeError
+from homelab.verbs import (
+    DECIDE,
+    DO,
+    SEE,
+    USE,
+    InventoryOption,
+    JsonOption,
+    NodeOption,
+    UpgradeOption,
+    YesOption,
+    app,
+    completed,
+    deployed_secrets,
+    household_of,
+    inventory_option,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -31,82 +47,11 @@ if TYPE_CHECKING:
     from homelab.plan import Options, Plan
     from homelab.secrets import Secrets
 
-HELP = (
-    "Every GPU in the house becomes one private LLM endpoint.\n\n"
-    "Exit codes: 0 ok · 1 failed, cancelled, or not healthy (status) · 2 usage or inventory · "
-    "3 does not fit · 4 node unreachable · 5 plan --check found changes · 70 bug · 130 ^C\n"
-)
-
-SEE, DECIDE, DO, USE = "See", "Decide", "Do", "Use"
-
-
-class _Grouped(typer.core.TyperGroup):
-    """The verbs by what they are for."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        widest = max(map(len, self.commands))
-        for title in (SEE, DECIDE, DO, USE):
-            verbs = [
-                (f"{name:<{widest}}", command.get_short_help_str(formatter.width - widest - 6))
-                for name, command in self.commands.items()
-                if getattr(command, "rich_help_panel", None) == title
-            ]
-            with formatter.section(title):
-                formatter.write_dl(verbs)
-
-
-app = typer.Typer(
-    cls=_Grouped,
-    help=HELP,
-    invoke_without_command=True,
-    pretty_exceptions_enable=False,
-    add_completion=True,
-    rich_markup_mode=None,
-)
-
-
-def _completed(*sections: str, more: tuple[str, ...] = ()) -> Callable[[typer.Context, str], list[str]]:
-    """Completes names from the inventory that the command line is about."""
-
-    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
-        from homelab import complete
-
-        above = ctx.parent.params.get("inventory") if ctx.parent else None
-        path = ctx.params.get("inventory") or above or Path("inventory.yml")
-        return [n for n in (*complete.names(path, *sections), *more) if n.startswith(incomplete)]
-
-    return complete
-
 
 def _complete_source(incomplete: str) -> list[str]:
     from homelab import complete
 
     return [name for name in complete.catalog() if name.startswith(incomplete)]
-
-
-InventoryOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--inventory",
-        "-i",
-        help="The inventory file; `-` reads standard input.",
-        envvar="HOMELAB_INVENTORY",
-        show_default="inventory.yml",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout (docs/json.md).")]
-UpgradeOption = Annotated[
-    bool,
-    typer.Option(
-        "--upgrade",
-        help="What runs takes this homelab's images and files too, though nobody asked for a change.",
-    ),
-]
-NodeOption = Annotated[
-    str | None,
-    typer.Option("--node", help="Only the instance on this node.", autocompletion=_completed("nodes")),
-]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 class _Talk(logging.Handler):
@@ -169,11 +114,11 @@ def _home(ctx: typer.Context) -> None:
     from homelab.endpoints import deployed
     from homelab.ui import status as screen
 
-    household = _household(ctx, None)
+    household = household_of(ctx, None)
     survey, errors = _survey(household)
     secrets = asyncio.run(pipeline.secrets_of(household, survey))
     now = asyncio.run(health.status(household.inventory, survey, secrets))
-    again = _again(household)
+    again = inventory_option(household)
     if any(not household.inventory.nodes[n].away for n in errors):
         step = f"homelab discover{again}"
     elif not any(True for _ in deployed(household.inventory, survey)):
@@ -213,7 +158,7 @@ def discover(
     """Ask every node what it has: GPUs, memory, Docker, what runs. Changes nothing."""
     import time
 
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     begun = time.monotonic()
     survey, errors = _survey(household)
     seconds = time.monotonic() - begun
@@ -232,7 +177,7 @@ def discover(
 
         ui.show(screen.lines(household.inventory, survey, seconds, ui.width()))
         if any(r.reachable for r in survey.nodes.values()):
-            ui.next_steps(f"homelab plan{_again(household)}")
+            ui.next_steps(f"homelab plan{inventory_option(household)}")
     _unreachable(household, errors)
 
 
@@ -259,7 +204,7 @@ def plan(
     """Show what would go where, and why. Changes nothing."""
     from homelab import documents, pipeline, ui
 
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     planned = _plan(household, facts, upgrade=upgrade, everything=verbose)
     decided, errors = planned.plan, planned.errors
     if json or verbose:
@@ -269,7 +214,7 @@ def plan(
     else:
         _show_plan(decided, household, verbose=verbose)
         if decided.todo and not decided.layout.unplaced and facts is None:
-            again = _again(household)
+            again = inventory_option(household)
             ui.next_steps(f"homelab deploy{again}", f"the reasons: homelab why MODEL{again}")
     _refuse_unplaced(decided, household, errors)
     _unreachable(household, errors)
@@ -284,7 +229,7 @@ def why(
         str,
         typer.Argument(
             help="A model of the inventory, or `gateway`.",
-            autocompletion=_completed("models", more=("gateway",)),
+            autocompletion=completed("models", more=("gateway",)),
         ),
     ],
     inventory: InventoryOption = None,
@@ -297,7 +242,7 @@ def why(
     from homelab.inventory import did_you_mean
     from homelab.ui import why as screen
 
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     known = [*household.inventory.models, "gateway"]
     if model not in known:
         raise InventoryError(
@@ -310,7 +255,7 @@ def why(
         ui.print_json(documents.why_document(decided, model))
     else:
         ui.show(screen.lines(decided, model, ui.width()))
-        ui.next_steps(f"homelab plan{_again(household)}")
+        ui.next_steps(f"homelab plan{inventory_option(household)}")
     _unreachable(household, planned.errors)
 
 
@@ -330,7 +275,7 @@ def render(
     from homelab import ui
     from homelab.nodes.local import aside
 
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     planned = _plan(household, facts)
     decided, errors = planned.plan, planned.errors
     written = 0
@@ -361,7 +306,7 @@ def deploy(
     from homelab import pipeline, state, ui
     from homelab.ui import connect as connect_screen
 
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     cluster = household.inventory.cluster
     with state.lock(cluster):
         planned = _plan(household, None, upgrade=upgrade)
@@ -384,7 +329,7 @@ def deploy(
                 decided = pipeline.make_plan(household, planned.survey, secrets, planned.options)
             from homelab.ui.progress import Progress, answers, left_as
 
-            todo, again = decided.todo, _again(household)
+            todo, again = decided.todo, inventory_option(household)
             progress = Progress([c.place for c in todo], pipeline.expected_times(cluster, todo))
             with _changing(lambda: left_as(progress.state, todo, again), f"homelab status{again}"), progress:
                 done = asyncio.run(pipeline.roll_out(household, decided, secrets, progress, progress.asks))
@@ -405,7 +350,9 @@ def deploy(
         return
     front = next((s for s in decided.services if s.role == "gateway"), None)
     address = front.unit.url if front else _remembered_address(household)
-    connect_screen.deployed(address, str(state.key_file(cluster)) if secrets else None, _again(household))
+    connect_screen.deployed(
+        address, str(state.key_file(cluster)) if secrets else None, inventory_option(household)
+    )
     _unreachable(household, errors)
 
 
@@ -446,7 +393,7 @@ def fit(
         typer.Option(
             "--node",
             help="A node of the inventory: what is free there now.",
-            autocompletion=_completed("nodes"),
+            autocompletion=completed("nodes"),
         ),
     ] = None,
     context: Annotated[
@@ -564,7 +511,7 @@ def suggest(
     ] = None,
     node: Annotated[
         str | None,
-        typer.Option("--node", help="For this node alone.", autocompletion=_completed("nodes")),
+        typer.Option("--node", help="For this node alone.", autocompletion=completed("nodes")),
     ] = None,
     gpu: Annotated[
         str | None,
@@ -609,7 +556,7 @@ def suggest(
         again = "" if str(path) == "inventory.yml" else f" -i {path}"
         ui.next_steps(f"homelab plan{again}" if write else f"homelab suggest{again} --write")
     if errors and not gpu:
-        _show_unreachable(_household(ctx, inventory), dict(errors))
+        _show_unreachable(household_of(ctx, inventory), dict(errors))
     if not found.picks:
         raise typer.Exit(3)
 
@@ -619,7 +566,7 @@ def ask(
     ctx: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(help="A model of the inventory.", autocompletion=_completed("models", "cloud")),
+        typer.Argument(help="A model of the inventory.", autocompletion=completed("models", "cloud")),
     ],
     prompt: Annotated[
         str, typer.Argument(help="The question; `-` reads standard input.")
@@ -632,14 +579,14 @@ def ask(
     from homelab import pipeline, ui
     from homelab.inventory import did_you_mean
 
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     known = [*household.inventory.models, *household.inventory.cloud]
     if model not in known:
         raise InventoryError(
             f"No model `{model}` in `{household.path}`{did_you_mean(model, known)}",
             hint=f"There are: {', '.join(known)}",
         )
-    secrets = _deployed_secrets(household)
+    secrets = deployed_secrets(household)
     text = sys.stdin.buffer.read().decode(errors="replace") if prompt == "-" else prompt
     kind = household.inventory.models[model].kind if model in household.inventory.models else "chat"
     answer = asyncio.run(
@@ -677,7 +624,7 @@ def status(
             "`--watch` is for a terminal, without `--json`",
             hint="From a script, again and again: homelab status --json",
         )
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     survey, errors = _survey(household)
     secrets = asyncio.run(pipeline.secrets_of(household, survey))
     if watch:
@@ -694,7 +641,7 @@ def status(
         if secrets is not None:
             ui.write(f"key in {key_file}")
         if not all(m.healthy for m in now.models) or not now.gateway.healthy:
-            ui.next_steps(f"homelab plan{_again(household)}")
+            ui.next_steps(f"homelab plan{inventory_option(household)}")
     _unreachable(household, errors)
     if now.unhealthy:
         raise typer.Exit(1)
@@ -737,7 +684,7 @@ def top(ctx: typer.Context, inventory: InventoryOption = None) -> None:
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise HomelabError("`homelab top` needs a terminal", hint="Without one: homelab status --json")
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     watched = household.inventory
     survey, _ = _survey(household)
     secrets = asyncio.run(pipeline.secrets_of(household, survey))
@@ -763,7 +710,7 @@ def logs(
         str,
         typer.Argument(
             help="A model of the inventory, or `gateway`.",
-            autocompletion=_completed("models", more=("gateway",)),
+            autocompletion=completed("models", more=("gateway",)),
         ),
     ],
     inventory: InventoryOption = None,
@@ -778,7 +725,7 @@ def logs(
     from homelab import logs as reading
     from homelab import ui
 
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     services, _ = _instances(household, model, node)
     line = functools.partial(ui.log_line, colours=color)
     asyncio.run(reading.show(household.inventory, services, line, follow=follow, tail=tail))
@@ -791,7 +738,7 @@ def restart(
         str,
         typer.Argument(
             help="A model of the inventory, or `gateway`.",
-            autocompletion=_completed("models", more=("gateway",)),
+            autocompletion=completed("models", more=("gateway",)),
         ),
     ],
     inventory: InventoryOption = None,
@@ -804,16 +751,16 @@ def restart(
     from homelab.deploy.restart import restart as start_again
     from homelab.ui.progress import Progress
 
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     found, errors = _instances(household, model, node, changing=True)
     # Of another model, a service may have this one's name.
     services = [(n, s) for n, s in found if model in (s.serves if s.role == "engine" else (s.role,))]
     if not services:
-        raise DeployError(f"No `{model}` is deployed", hint=f"homelab status{_again(household)}")
+        raise DeployError(f"No `{model}` is deployed", hint=f"homelab status{inventory_option(household)}")
     where = ", ".join(dict.fromkeys(n if s.name == model else f"{n} ({s.name})" for n, s in services))
     if not yes:
         if not ui.is_terminal():
-            again = f"homelab restart {model}{_again(household)} --yes"
+            again = f"homelab restart {model}{inventory_option(household)} --yes"
             raise DeployError("Cannot ask to confirm without a terminal", hint=again)
         if not ui.confirm(f"Restart {model} on {where}? It answers nobody until it has loaded again."):
             raise DeployError("Cancelled. Nothing was changed")
@@ -839,7 +786,7 @@ def remove(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Only these models; default: everything of the cluster.", autocompletion=_completed("models")
+            help="Only these models; default: everything of the cluster.", autocompletion=completed("models")
         ),
     ] = None,
     inventory: InventoryOption = None,
@@ -853,7 +800,7 @@ def remove(
     from homelab.ui.plan import left_behind
     from homelab.ui.progress import Progress
 
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     cluster = household.inventory.cluster
     with state.lock(cluster):
         survey, errors = _survey(household, changing=True)
@@ -895,7 +842,7 @@ def unlock(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     from homelab import ui
     from homelab.deploy.lock import unlock as release
 
-    household = _household(ctx, inventory)
+    household = household_of(ctx, inventory)
     survey, errors = _survey(household)
     nodes = [name for name, report in survey.nodes.items() if report.facts is not None]
     held, silent = asyncio.run(release(household.inventory, nodes))
@@ -969,21 +916,6 @@ def _check_arguments(arguments: list[str]) -> None:
             ) from e
 
 
-def _household(ctx: typer.Context, inventory: Path | None) -> Household:
-    from homelab import pipeline
-
-    return pipeline.read_inventory(inventory or ctx.obj or Path("inventory.yml"))
-
-
-def _again(household: Household) -> str:
-    """The option that says which inventory, for the next command."""
-    return (
-        ""
-        if str(household.path) == "inventory.yml" or os.environ.get("HOMELAB_INVENTORY")
-        else f" -i {household.path}"
-    )
-
-
 def _survey(household: Household, *, changing: bool = False) -> tuple[Survey, dict[str, NodeError]]:
     """Ask all nodes; where somebody sits in front, unknown host keys are shown and asked about, and those
     nodes asked again."""
@@ -1026,7 +958,7 @@ def _instances(
         where = f" on node `{node}`" if node else ""
         raise DeployError(
             f"No `{model}` is deployed{where}{did_you_mean(model, [k for k in known if k != model])}",
-            hint=f"homelab status{_again(household)}",
+            hint=f"homelab status{inventory_option(household)}",
         )
     return services, errors
 
@@ -1073,19 +1005,6 @@ def _plan(
     options = Options(upgrade=upgrade, keys=are_known)
     decided = pipeline.make_plan(household, survey, secrets or pipeline.placeholder_secrets(), options)
     return _Planned(plan=decided, survey=survey, errors=errors, secrets=secrets, options=options)
-
-
-def _deployed_secrets(household: Household) -> Secrets:
-    """The keys of what is deployed; without them there is nothing to talk to."""
-    from homelab import pipeline
-
-    secrets = asyncio.run(pipeline.secrets_of(household))
-    if secrets is None:
-        raise DeployError(
-            f"Nothing is deployed for cluster `{household.inventory.cluster}`",
-            hint=f"homelab deploy{_again(household)}",
-        )
-    return secrets
 
 
 def _remembered_address(household: Household) -> str:
@@ -1143,7 +1062,3 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
     except OSError as e:
         raise HomelabError(f"Cannot write `{path}`", cause=str(e)) from e
-
-
-# Their verbs are registered on `app`, which is above.
-from homelab import cli_clients as cli_clients  # noqa: E402

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from homelab.cli import (
+from homelab.errors import InventoryError
+from homelab.verbs import (
     USE,
     InventoryOption,
     JsonOption,
-    _again,
-    _completed,
-    _deployed_secrets,
-    _household,
     app,
+    completed,
+    deployed_secrets,
+    household_of,
+    inventory_option,
 )
-from homelab.errors import InventoryError
 
 if TYPE_CHECKING:
     from homelab.clients import Access, Client
@@ -33,7 +33,7 @@ def _complete_client(incomplete: str) -> list[str]:
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="The model to start with.", autocompletion=_completed("models", "cloud")),
+    typer.Option("--model", help="The model to start with.", autocompletion=completed("models", "cloud")),
 ]
 
 
@@ -65,8 +65,8 @@ def connect(
     if sum((write, env, json)) > 1:
         raise InventoryError("`--write`, `--env` and `--json` are one at a time")
     name, module = _client(client) if client is not None else ("", None)
-    household = _household(ctx, inventory)
-    _deployed_secrets(household)
+    household = household_of(ctx, inventory)
+    deployed_secrets(household)
     reached = _access(household, model)
     if json:
         ui.print_json(_document(reached, name))
@@ -74,7 +74,7 @@ def connect(
     if module is None:
         ui.show(screen.overview(reached, _here(), ui.width()))
         ui.write()
-        ui.next_steps(*screen.next_steps(reached, _here(), _again(household)))
+        ui.next_steps(*screen.next_steps(reached, _here(), inventory_option(household)))
         return
     setup = module.setup(reached)
     if env:
@@ -89,7 +89,7 @@ def connect(
         return
     if not write:
         where = client_files.installed(module.BINARY)
-        screen.client(name, module, reached, where, _again(household))
+        screen.client(name, module, reached, where, inventory_option(household))
         return
     if not setup.files:
         raise InventoryError(
@@ -98,7 +98,7 @@ def connect(
     for file in setup.files:
         outcome, copy = client_files.write(file)
         screen.wrote(file, outcome, copy)
-    screen.after_writing(name, module, setup, reached, _again(household))
+    screen.after_writing(name, module, setup, reached, inventory_option(household))
 
 
 @app.command(
@@ -124,8 +124,8 @@ def launch(
     from homelab.clients import spelled
 
     name, module = _client(client)
-    household = _household(ctx, inventory)
-    secrets = _deployed_secrets(household)
+    household = household_of(ctx, inventory)
+    secrets = deployed_secrets(household)
     reached = _access(household, model)
     setup = module.setup(reached)
     if setup.launch is None:

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from homelab.pipeline import Household
+from homelab.verbs import InventoryOption, JsonOption, household_of
 
 app = typer.Typer(
     help="Keys of people and apps: each its own, with limits. None restarts the gateway.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-InventoryOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--inventory",
-        "-i",
-        help="The inventory file; `-` reads standard input.",
-        envvar="HOMELAB_INVENTORY",
-        show_default="inventory.yml",
-    ),
-]
 NameArgument = Annotated[str, typer.Argument(help="Whose key: a person or an app.")]
-
-
-def _household(ctx: typer.Context, inventory: Path | None) -> Household:
-    from homelab import pipeline
-
-    return pipeline.read_inventory(inventory or ctx.obj or Path("inventory.yml"))
 
 
 @app.command()
@@ -60,7 +42,7 @@ def add(
 
     secret = asyncio.run(
         key_command.add(
-            _household(ctx, inventory),
+            household_of(ctx, inventory),
             name,
             models=models,
             private=private,
@@ -78,12 +60,12 @@ def add(
 def list_(
     ctx: typer.Context,
     inventory: InventoryOption = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout (docs/json.md).")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Show the keys, when each was used last, and how many tokens it took. Changes nothing."""
     from homelab import key_command, ui
 
-    found = asyncio.run(key_command.listed(_household(ctx, inventory)))
+    found = asyncio.run(key_command.listed(household_of(ctx, inventory)))
     if json:
         ui.print_json(key_command.document(found))
     else:
@@ -97,7 +79,7 @@ def revoke(ctx: typer.Context, name: NameArgument, inventory: InventoryOption = 
     """Take a key away. It stops with its next request."""
     from homelab import key_command, ui
 
-    asyncio.run(key_command.revoke(_household(ctx, inventory), name))
+    asyncio.run(key_command.revoke(household_of(ctx, inventory), name))
     ui.write(f"The key of `{name}` is revoked: its next request is refused")
 
 
@@ -107,5 +89,5 @@ def rotate(ctx: typer.Context, name: NameArgument, inventory: InventoryOption = 
     from homelab import key_command, ui
     from homelab.keys import GRACE_SECONDS
 
-    ui.write(asyncio.run(key_command.rotate(_household(ctx, inventory), name)))
+    ui.write(asyncio.run(key_command.rotate(household_of(ctx, inventory), name)))
     ui.say(f"The new key of `{name}`. The old one works on for {GRACE_SECONDS // 60} minutes")

@@ -1,0 +1,118 @@
+"""What all verbs share: the application that they are registered on, its options, and the house that they are
+about."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+from homelab.errors import DeployError
+
+if TYPE_CHECKING:
+    from homelab.pipeline import Household
+    from homelab.secrets import Secrets
+
+HELP = (
+    "Every GPU in the house becomes one private LLM endpoint.\n\n"
+    "Exit codes: 0 ok · 1 failed, cancelled, or not healthy (status) · 2 usage or inventory · "
+    "3 does not fit · 4 node unreachable · 5 plan --check found changes · 70 bug · 130 ^C\n"
+)
+
+SEE, DECIDE, DO, USE = "See", "Decide", "Do", "Use"
+
+
+class _Grouped(typer.core.TyperGroup):
+    """The verbs by what they are for."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        widest = max(map(len, self.commands))
+        for title in (SEE, DECIDE, DO, USE):
+            verbs = [
+                (f"{name:<{widest}}", command.get_short_help_str(formatter.width - widest - 6))
+                for name, command in self.commands.items()
+                if getattr(command, "rich_help_panel", None) == title
+            ]
+            with formatter.section(title):
+                formatter.write_dl(verbs)
+
+
+app = typer.Typer(
+    cls=_Grouped,
+    help=HELP,
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    rich_markup_mode=None,
+)
+
+
+def completed(*sections: str, more: tuple[str, ...] = ()) -> Callable[[typer.Context, str], list[str]]:
+    """Completes names from the inventory that the command line is about."""
+
+    def complete(ctx: typer.Context, incomplete: str) -> list[str]:
+        from homelab import complete
+
+        above = ctx.parent.params.get("inventory") if ctx.parent else None
+        path = ctx.params.get("inventory") or above or Path("inventory.yml")
+        return [n for n in (*complete.names(path, *sections), *more) if n.startswith(incomplete)]
+
+    return complete
+
+
+InventoryOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--inventory",
+        "-i",
+        help="The inventory file; `-` reads standard input.",
+        envvar="HOMELAB_INVENTORY",
+        show_default="inventory.yml",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout (docs/json.md).")]
+UpgradeOption = Annotated[
+    bool,
+    typer.Option(
+        "--upgrade",
+        help="What runs takes this homelab's images and files too, though nobody asked for a change.",
+    ),
+]
+NodeOption = Annotated[
+    str | None,
+    typer.Option("--node", help="Only the instance on this node.", autocompletion=completed("nodes")),
+]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def household_of(ctx: typer.Context, inventory: Path | None) -> Household:
+    from homelab import pipeline
+
+    return pipeline.read_inventory(inventory or ctx.obj or Path("inventory.yml"))
+
+
+def inventory_option(household: Household) -> str:
+    """The option that says which inventory, for the next command."""
+    return (
+        ""
+        if str(household.path) == "inventory.yml" or os.environ.get("HOMELAB_INVENTORY")
+        else f" -i {household.path}"
+    )
+
+
+def deployed_secrets(household: Household) -> Secrets:
+    """The keys of what is deployed; without them there is nothing to talk to."""
+    from homelab import pipeline
+
+    secrets = asyncio.run(pipeline.secrets_of(household))
+    if secrets is None:
+        raise DeployError(
+            f"Nothing is deployed for cluster `{household.inventory.cluster}`",
+            hint=f"homelab deploy{inventory_option(household)}",
+        )
+    return secrets
