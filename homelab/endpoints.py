@@ -26,7 +26,8 @@ class Endpoint:
     """`name` is what clients call it, `upstream` what its server does. `url` is without `/v1`; `inside` is
     how a container of ours on the same node reaches it. `key` is a reference that `Secrets.resolve` knows,
     `context` the tokens of one request that it serves. `engine` is empty for what homelab did not start.
-    `listens`: its node has seen that it is what listens there, so that its key may be sent."""
+    `listens`: its node has seen that it is what listens there, so that its key may be sent.
+    `prompt_seconds` and `tokens_per_s`: as a placement has them."""
 
     name: str
     kind: Kind
@@ -40,6 +41,8 @@ class Endpoint:
     engine: str = ""
     inside: str | None = None
     listens: bool = False
+    prompt_seconds: float | None = None
+    tokens_per_s: float | None = None
 
     def url_from(self, node: str | None) -> str:
         """Its address for a container of ours on a node, or for everybody else."""
@@ -61,6 +64,8 @@ def placed(inventory: Inventory, placements: Sequence[Placement]) -> tuple[Endpo
             upstream=p.model,
             engine=p.engine,
             inside=_inside(p.service, p.address, p.port) if p.runtime == "docker" else None,
+            prompt_seconds=p.prompt_seconds,
+            tokens_per_s=p.tokens_per_s,
         )
         for p in sorted(placements, key=lambda p: (p.model, p.node, p.service))
     ]
@@ -76,16 +81,19 @@ def running(inventory: Inventory, survey: Survey) -> tuple[Endpoint, ...]:
             kind=inventory.models[name].kind if name in inventory.models else "chat",
             url=url,
             key=engine_key_reference(node, service.name),
-            context=cast("int | None", numbers_of(service.labels).get("context")),
+            context=cast("int | None", numbers.get("context")),
             id=f"{node}/{service.name}",
             node=node,
             origin="placed",
             upstream=name,
             engine=service.labels.get("homelab.engine", ""),
             listens=bool(service.listens),
+            prompt_seconds=cast("float | None", numbers.get("prompt_seconds")),
+            tokens_per_s=cast("float | None", numbers.get("tokens_per_s")),
         )
         for node, service in deployed(inventory, survey)
         if service.role == "engine" and (url := url_of(service)) is not None
+        for numbers in [numbers_of(service.labels)]
         for name in service.serves
     ]
     return (*sorted(ours, key=lambda e: (e.name, e.id)), *cloud(inventory))

@@ -53,6 +53,17 @@ ALLOWED_FAILS = {
 }
 NEVER = 1_000_000_000
 
+# Seconds between two signs of life of a backend. LiteLLM 1.106.2 has nothing else: what it calls
+# `stream_timeout` holds until the first byte and then between any two; `timeout` is the same for an answer
+# that comes whole, so that it holds for all of it. In steps, so that nearly the same is the same.
+SILENCE_SECONDS = (300, 600, 1200, 2400, 3600)
+WHOLE_SECONDS = (600, 1200, 2400, 3600, 7200)
+# The longest answer that is waited for where it comes whole: what clients ask for at most (docs/clients.md).
+WHOLE_TOKENS = 8192
+# A replica's share of the fastest one's requests, in quarters. One slower than that gets 0: LiteLLM draws it
+# only where no other is left.
+QUARTERS = 4
+
 
 def key_variable(endpoint: Endpoint) -> str:
     """The environment variable that carries one endpoint's key into the gateway. Names that read alike once
@@ -93,7 +104,8 @@ def configuration(
 
     `hosted_vllm/` is right for vLLM and llama.cpp: `openai/` would send /v1/messages to /v1/responses,
     which they lack."""
-    models = [_outside(e) if e.origin == "cloud" else _inside(e, node) for e in endpoints]
+    shares = _shares(endpoints)
+    models = [_outside(e) if e.origin == "cloud" else _inside(e, node, shares.get(e.id)) for e in endpoints]
     names = [e.name for e in endpoints]
     for model in models:
         if names.count(model["model_name"]) == 1:
@@ -169,15 +181,46 @@ def _called(model: Mapping[str, Any], alias: str) -> dict[str, Any]:
     return {**model, "model_name": alias, "model_info": info}
 
 
-def _inside(e: Endpoint, node: str | None) -> dict[str, Any]:
+def _shares(endpoints: Sequence[Endpoint]) -> dict[str, int]:
+    """The weight of each replica by its id, where the replicas of one name are known not to be alike.
+
+    Not `order`: on LiteLLM 1.106.2 a failure of the first of three goes to the next order before the first's
+    twin, and from there out of the house."""
+    shares: dict[str, int] = {}
+    for name in {e.name for e in endpoints}:
+        group = [e for e in endpoints if e.name == name]
+        rates = [e.tokens_per_s for e in group if e.tokens_per_s is not None and e.origin != "cloud"]
+        if len(rates) < len(group):
+            continue
+        quarters = [QUARTERS * rate / max(rates) for rate in rates]
+        weights = [0 if share < 1 else round(share) for share in quarters]
+        if len(set(weights)) > 1:
+            shares |= {e.id: weight for e, weight in zip(group, weights, strict=True)}
+    return shares
+
+
+def _timeouts(e: Endpoint) -> dict[str, int]:
+    """How long its answer may take, whole and between two bytes, in seconds."""
+    silence = e.prompt_seconds or 0.0
+    tokens = min(WHOLE_TOKENS, e.context or WHOLE_TOKENS)
+    whole = silence + (2 * tokens / e.tokens_per_s if e.tokens_per_s else 0.0)
+    return {"timeout": _step(whole, WHOLE_SECONDS), "stream_timeout": _step(silence, SILENCE_SECONDS)}
+
+
+def _step(seconds: float, steps: Sequence[int]) -> int:
+    """The first step that is not below; the last is the most that anybody is made to wait."""
+    return next((step for step in steps if step >= seconds), steps[-1])
+
+
+def _inside(e: Endpoint, node: str | None, share: int | None) -> dict[str, Any]:
     return {
         "model_name": e.name,
         "litellm_params": {
             "model": f"hosted_vllm/{e.upstream}",
             "api_base": f"{e.url_from(node)}/v1",
             "api_key": f"os.environ/{key_variable(e)}",
-            "timeout": 600,
-            "stream_timeout": 300,
+            **_timeouts(e),
+            **({"weight": share} if share is not None else {}),
         },
         "model_info": {
             "id": e.id,

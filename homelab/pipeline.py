@@ -259,12 +259,15 @@ def load_sampling() -> Sampling:
 def make_plan(household: Household, survey: Survey, secrets: Secrets, options: Options | None = None) -> Plan:
     """Where everything goes, what would be written, and what that changes; how fast it will be, if it
     changes anything."""
+    from homelab.pace import paced
     from homelab.placement import place
     from homelab.plan import Options, diff
     from homelab.render import render
 
     asks_vllm = any(v.engine == "vllm" for m in household.inventory.models.values() for v in m.variants)
     layout = place(household.inventory, survey, load_recipes() if asks_vllm else None, load_sampling())
+    if not all(p.kept for p in layout):
+        layout = paced(layout, load_cards())
     services = render(household.inventory, layout, survey, secrets, household.environ)
     plan = diff(household.inventory, layout, services, survey, options or Options())
     return with_speeds(plan) if plan.todo else plan

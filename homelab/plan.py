@@ -326,9 +326,9 @@ def _is_asked(inventory: Inventory, service: Service, there: DeployedService, *,
 
 
 def _same_numbers(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether one placement is the other. What follows from its device's total is no part of that, nor what
-    only one of two releases writes down."""
-    both = (recorded.keys() & wanted.keys()) - {"bytes", "quantization"}
+    """Whether one placement is the other. What follows from its device's total or is predicted is no part of
+    that, nor what only one of two releases writes down."""
+    both = (recorded.keys() & wanted.keys()) - {"bytes", "quantization", "prompt_seconds", "tokens_per_s"}
     return all(recorded[key] == wanted[key] for key in both)
 
 

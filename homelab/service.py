@@ -265,6 +265,10 @@ def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+def _is_measure(value: object) -> bool:
+    return type(value) in (int, float) and 0 < value < 2**63  # type: ignore[operator]  # nor NaN
+
+
 def _is_term(value: object) -> bool:
     return (
         isinstance(value, list)
@@ -288,6 +292,7 @@ SOUND: Mapping[str, Callable[[Any], bool]] = {
     "terms": lambda value: isinstance(value, list) and all(map(_is_term, value)),
     "flags": lambda value: isinstance(value, dict) and all(map(_is_argument, value.values())),
     "runtime": lambda value: value in ("docker", "native"),
+    **dict.fromkeys(("prompt_seconds", "tokens_per_s"), _is_measure),
     "gpu_memory_utilization": lambda value: (
         value is None or (type(value) in (int, float) and 0 <= value <= 1024)
     ),

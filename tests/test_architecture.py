@@ -62,6 +62,7 @@ PURE = {
     "fit",
     "cards",
     "speed",
+    "pace",
     "suggest",
 }
 EFFECTS = {

@@ -13,7 +13,8 @@ import pytest
 from homelab.documents import plan_document
 from homelab.facts import Facts, Survey
 from homelab.inventory import Inventory, load
-from homelab.pipeline import with_speeds
+from homelab.pace import paced
+from homelab.pipeline import load_cards, with_speeds
 from homelab.placement import place
 from homelab.plan import Plan, diff
 from homelab.render import render
@@ -77,7 +78,7 @@ ENVIRON = {"HF_TOKEN": "hf_test", "ANTHROPIC_API_KEY": "sk-ant-$test"}
 
 def planned(text: str, found: Survey) -> tuple[Inventory, Plan]:
     inventory = load(text, "inventory.yml")
-    layout = place(inventory, found)
+    layout = paced(place(inventory, found), load_cards())
     plan = diff(inventory, layout, render(inventory, layout, found, KEYS, ENVIRON), found)
     return inventory, with_speeds(plan)
 

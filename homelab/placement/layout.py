@@ -18,7 +18,8 @@ from homelab.program import Program, image_of
 class Placement:
     """One instance of a model on one node: `reason` says why there, `summary` the same in a few words,
     `elsewhere` why not in the places that were better or as good. `quantization` is empty where it is not
-    known."""
+    known. `prompt_seconds` until the last of its `concurrency` prompts is read, each as long as its context,
+    and `tokens_per_s` of one answer: None where nobody knows."""
 
     model: str
     service: str
@@ -41,6 +42,8 @@ class Placement:
     quantization: str = ""
     elsewhere: tuple[str, ...] = ()
     kept: bool = False
+    prompt_seconds: float | None = None
+    tokens_per_s: float | None = None
 
     @property
     def version(self) -> str:
@@ -85,6 +88,8 @@ class Placement:
             "flags": dict(self.footprint.flags),
             "terms": [[t.name, t.bytes, t.grade, t.where] for t in self.footprint.terms],
             "bytes": self.bytes,
+            **({"prompt_seconds": self.prompt_seconds} if self.prompt_seconds is not None else {}),
+            **({"tokens_per_s": self.tokens_per_s} if self.tokens_per_s is not None else {}),
         }
 
 

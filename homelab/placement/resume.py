@@ -77,6 +77,8 @@ def revive(
             summary="runs here already",
             quantization=str(n.get("quantization", ""))[:32],
             kept=True,
+            prompt_seconds=n.get("prompt_seconds"),
+            tokens_per_s=n.get("tokens_per_s"),
         )
     except Refused:
         return None
