@@ -35,6 +35,9 @@ def add(
     expires: Annotated[
         str | None, typer.Option("--expires", help="After 12h, 30d, 6w, 1y, or with a day: 2027-01-31.")
     ] = None,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="For Prometheus: reads /metrics and asks no model.")
+    ] = False,
     inventory: InventoryOption = None,
 ) -> None:
     """Make a key and print it, once: only its hash is kept. It works at once."""
@@ -50,6 +53,7 @@ def add(
             rpm=rpm,
             parallel=parallel,
             expires=expires,
+            metrics=metrics,
         )
     )
     ui.write(secret)

@@ -53,6 +53,10 @@ ALLOWED_FAILS = {
 }
 NEVER = 1_000_000_000
 
+# Labels of LiteLLM's metrics that say who somebody is (or how many there are) beyond the name of a key: where
+# from, with which program, as whom a client says that it asks; and where the engines are.
+UNCOUNTED = ("client_ip", "user_agent", "end_user", "user_email", "hashed_api_key", "api_base")
+
 # Seconds between two signs of life of a backend. LiteLLM 1.106.2 has nothing else: what it calls
 # `stream_timeout` holds until the first byte and then between any two; `timeout` is the same for an answer
 # that comes whole, so that it holds for all of it. In steps, so that nearly the same is the same.
@@ -141,9 +145,13 @@ def configuration(
         "model_list": models,
         "litellm_settings": {
             "drop_params": True,
+            # Counters at /metrics, for a key that opens it: by our names of models, nodes and keys.
+            "prometheus_exclude_labels": list(UNCOUNTED),
+            # No prompt and no answer goes into what LiteLLM logs.
+            "turn_off_message_logging": True,
             # Without it LiteLLM holds a key of somebody neither to its models nor to its routes.
             "enable_post_custom_auth_checks": True,
-            "callbacks": [f"{AUTH}.LEDGER"],
+            "callbacks": ["prometheus", f"{AUTH}.LEDGER"],
         },
         # A request that fails is given to each other replica once, before any fallback. Retries would draw at
         # random, the dead one again, and multiply what one bad request does.

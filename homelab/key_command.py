@@ -39,12 +39,18 @@ async def add(
     rpm: int | None = None,
     parallel: int | None = None,
     expires: str | None = None,
+    metrics: bool = False,
 ) -> str:
     """The new key, which is kept nowhere.
 
     Raises InventoryError, DeployError, NodeError."""
     now = time.time()
     keys.check_name(name)
+    if metrics and (models is not None or private or any((tokens_per_day, rpm, parallel))):
+        raise InventoryError(
+            "--metrics is for a key that asks no model, so no limit of one goes with it",
+            hint=f"homelab key add {name} --metrics",
+        )
     for option, number in (("--tokens-per-day", tokens_per_day), ("--rpm", rpm), ("--parallel", parallel)):
         if number is not None and not 0 < number <= MOST:
             raise InventoryError(
@@ -54,12 +60,13 @@ async def add(
         random.token_hex(32),
         random.token_hex(16),
         now,
-        models=keys.models_of(household.inventory, models, private=private),
+        models=keys.NO_MODELS if metrics else keys.models_of(household.inventory, models, private=private),
         private=private,
         tokens_per_day=tokens_per_day,
         rpm=rpm,
         parallel=parallel,
         expires=keys.expiry(expires, now),
+        metrics=metrics,
     )
     await key_store.change(
         household.inventory, await _auth(household), lambda known: keys.added(known, name, key)
@@ -138,8 +145,9 @@ def document(found: Listed) -> dict[str, Any]:
             {
                 "name": name,
                 "state": keys.state_of(key, found.now),
-                "models": list(key.models) or None,
+                "models": [] if key.metrics else list(key.models) or None,
                 "private": key.private,
+                "metrics": key.metrics,
                 "tokens_per_day": key.tokens_per_day,
                 "rpm": key.rpm,
                 "parallel": key.parallel,

@@ -23,6 +23,9 @@ FILE = "keys.json"
 AUTH_FILE = "homelab_auth.py"
 HOUSE_FILE = "house.json"
 GRACE_SECONDS = 15 * 60
+# LiteLLM's word for none. A gateway that an earlier homelab deployed knows no keys for metrics, and would
+# take one for a key of all models.
+NO_MODELS = ("no-default-models",)
 DAY_SECONDS = 86400
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 DURATION = re.compile(r"([1-9][0-9]{0,5})([mhdwy])")
@@ -42,7 +45,7 @@ class Hash:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """`id` names it in the ledger and is no secret. No `models` are all of them; times are in seconds since
-    1970."""
+    1970. `metrics`: it reads the gateway's counters and opens nothing else."""
 
     id: str
     hashes: tuple[Hash, ...]
@@ -54,6 +57,7 @@ class Key:
     parallel: int | None = None
     expires: float | None = None
     revoked: float | None = None
+    metrics: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,9 +92,11 @@ def digest(secret: str) -> str:
 
 
 def to_json(keys: Keys) -> str:
-    return json.dumps(
-        {"schema_version": 1, "keys": {n: asdict(k) for n, k in sorted(keys.items())}}, indent=1
-    )
+    entries = {n: asdict(k) for n, k in sorted(keys.items())}
+    for entry in entries.values():
+        if not entry["metrics"]:  # a homelab that knows no such keys reads all the others
+            del entry["metrics"]
+    return json.dumps({"schema_version": 1, "keys": entries}, indent=1)
 
 
 def from_json(text: str) -> dict[str, Key]:

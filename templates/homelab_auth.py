@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 
 import litellm
 from litellm.integrations.custom_logger import CustomLogger
+from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
 from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -33,6 +34,29 @@ ROUTES = re.compile(
     r"|POST /v1beta/models/[^:]+:(generateContent|streamGenerateContent|countTokens)"
 )
 GEMINI = re.compile(r"/v1beta/models/([^:]+):.+")
+METRICS = ("/metrics", "/metrics/")
+# To a machine that is off or dropped from the network nobody answers a connection, and LiteLLM 1.106.2 waits
+# for one as long as for a prompt to be read. The same that it takes itself where it is told no timeout.
+CONNECT_SECONDS = 5.0
+
+
+def connects_soon(transport):
+    """Bounds how long a connection may take to be made, by the timeouts that httpx hands to a transport."""
+    send = transport.handle_async_request
+
+    async def handle_async_request(self, request):
+        timeouts = dict(request.extensions.get("timeout") or {})
+        given = timeouts.get("connect")
+        timeouts["connect"] = CONNECT_SECONDS if given is None else min(given, CONNECT_SECONDS)
+        request.extensions = {**request.extensions, "timeout": timeouts}
+        return await send(self, request)
+
+    if not getattr(send, "bounded", False):  # LiteLLM loads this file twice
+        handle_async_request.bounded = True
+        transport.handle_async_request = handle_async_request
+
+
+connects_soon(LiteLLMAiohttpTransport)
 
 
 def refused(code, message, headers=None):
@@ -100,6 +124,17 @@ async def user_api_key_auth(request, api_key):
         raise refused(403, "This key of `%s` was replaced by a newer one (homelab key rotate)" % name)
     if entry["expires"] is not None and entry["expires"] <= now:
         raise refused(403, "The key of `%s` expired on %s" % (name, _day(entry["expires"])))
+    if entry.get("metrics"):
+        if request.url.path not in METRICS:
+            raise refused(403, "The key of `%s` opens %s only, not %s" % (name, METRICS[0], request.url.path))
+        return UserAPIKeyAuth(
+            api_key=entry["id"],
+            key_alias=name,
+            user_id=name,
+            user_role=LitellmUserRoles.PROXY_ADMIN_VIEW_ONLY,
+            models=["no-default-models"],
+            allowed_routes=list(METRICS),
+        )
     if not ROUTES.fullmatch("%s %s" % (request.method, request.url.path)):
         raise refused(403, "The key of `%s` opens models only, not %s" % (name, request.url.path))
     models = _models(entry)

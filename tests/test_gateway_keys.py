@@ -457,3 +457,56 @@ def test_no_key_is_in_the_log_or_the_folder(proxy: Proxy) -> None:
     assert proxy.folder / "log" in files
     for path in files:
         assert secret.encode() not in path.read_bytes(), path
+
+
+def test_counters_are_for_a_key_of_their_own_and_say_nobody_s_address_or_words(proxy: Proxy) -> None:
+    person = proxy.add("ida")
+    house, other = proxy.known, "counters"
+    secret = proxy.add(other, metrics=True, models=keys.NO_MODELS)
+    assert "ida" in house
+    for path in ("/metrics", "/metrics/"):
+        assert proxy.get(path, person)[0] == 401
+        assert proxy.request("GET", path, None, {})[0] == 401
+    for path in BODIES:
+        assert proxy.send(path, secret)[0] == 403
+    for path in ("/v1/models", "/model/info", "/health", "/key/list", "/spend/logs"):
+        assert proxy.get(path, secret)[0] == 403, path
+    words = {"messages": [{"role": "user", "content": "xyzzy-of-nobody-else"}], "user": "mister-somebody"}
+    assert proxy.send(CHAT, person, **words)[0] == 200
+    assert proxy.send(CHAT, person, "dead")[0] in (200, 500)
+    until = time.monotonic() + 20
+    while 'model_id="n/house"' not in (text := proxy.get("/metrics/", secret)[1]):
+        assert time.monotonic() < until, text[-2000:]
+        time.sleep(0.2)
+    assert 'api_key_alias="ida"' in text and 'requested_model="house"' in text
+    assert "litellm_llm_api_time_to_first_token_metric" in text
+    for word in (
+        "xyzzy",
+        "Hello to you",
+        "mister-somebody",
+        "127.0.0.1",
+        person,
+        secret,
+        MASTER,
+        "sk-engine",
+    ):
+        assert word not in text, word
+    for label in gateway.UNCOUNTED:
+        assert f"{label}=" not in text, label
+
+
+def test_nothing_that_is_asked_or_answered_is_kept(proxy: Proxy) -> None:
+    """In no file of the gateway's and in no log, of a refused or failed request neither."""
+    secret = proxy.add("kim")
+    said = [{"role": "user", "content": "plugh-of-nobody-else"}]
+    for path, more in ((CHAT, {}), (CHAT, {"stream": True}), (MESSAGES, {})):
+        assert proxy.send(path, secret, messages=said, **more)[0] == 200
+    assert proxy.send(CHAT, secret, "nobody", messages=said)[0] >= 400
+    assert proxy.send(CHAT, secret, "dead", messages=said, fallbacks=[])[0] >= 400
+    proxy.counted("kim", 3)
+    for path in proxy.folder.parent.rglob("*"):
+        if path.is_file():
+            assert b"plugh" not in path.read_bytes(), path
+    assert b"plugh" in proxy.house.requests[-1]
+    configuration = gateway.configuration([], {}, None)
+    assert not any("database" in key or "store" in key for key in configuration["general_settings"])

@@ -56,6 +56,22 @@ def test_a_document_of_keys_holds_hashes_only_and_is_read_back() -> None:
     assert keys.from_json("") == {}
 
 
+def test_a_key_for_metrics_is_written_so_that_no_earlier_gateway_takes_it_for_more() -> None:
+    plain, counts = make("anna"), make("prom", metrics=True, models=keys.NO_MODELS)
+    entries = json.loads(keys.to_json({**plain, **counts}))["keys"]
+    assert "metrics" not in entries["anna"] and entries["prom"]["metrics"] is True
+    assert entries["prom"]["models"] == ["no-default-models"]
+    assert keys.from_json(keys.to_json(counts)) == counts
+    assert screen.may(counts["prom"]) == "metrics only"
+
+
+@pytest.mark.parametrize("more", [{"models": "qwen3"}, {"private": True}, {"rpm": 3}])
+def test_a_key_for_metrics_has_no_limits_of_models(inventory: Inventory, more: dict[str, object]) -> None:
+    household = Household(path=Path("inventory.yml"), inventory=inventory, environ={})
+    with pytest.raises(InventoryError, match="asks no model"):
+        asyncio.run(key_command.add(household, "prom", metrics=True, **more))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "text",
     [

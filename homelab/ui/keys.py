@@ -51,7 +51,10 @@ def lines(found: Listed, width: int) -> list[Text]:
 
 def may(key: Key) -> str:
     """What a key is for, in words."""
-    words = [", ".join(key.models) or ("all models of the house" if key.private else "all models")]
+    if key.metrics:
+        words = ["metrics only"]
+    else:
+        words = [", ".join(key.models) or ("all models of the house" if key.private else "all models")]
     words += ["private"] if key.private else []
     words += [f"{key.rpm} a minute"] if key.rpm is not None else []
     words += [f"{key.parallel} at once"] if key.parallel is not None else []
