@@ -6,12 +6,14 @@ import asyncio
 import http.client
 import json
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,9 @@ class _Answers(BaseHTTPRequestHandler):
         elif does == "silent":
             time.sleep(4)
             self.close_connection = True
+        elif does.startswith("refuses"):
+            code = int(does[-3:])
+            self.refuse(code, "As the cloud says it", "rate_limit_error" if code == 429 else "api_error")
         elif does == "well-vectors" and self.path == "/v1/embeddings":
             vector = {"object": "embedding", "index": 0, "embedding": [0.5, 0.5]}
             usage = {"prompt_tokens": 1, "total_tokens": 1}
@@ -151,6 +156,8 @@ class _Answers(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()
             for word, finish in (("Hello ", None), ("to you.", None), (None, "stop")):
+                if does in ("drips", "stalls") and word != "Hello ":
+                    time.sleep(0.7 if does == "drips" else 4)
                 delta = {"role": "assistant", "content": word} if word else {}
                 choice = {"index": 0, "finish_reason": finish, "delta": delta}
                 chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
@@ -204,7 +211,15 @@ HOUSEHOLD = {
     "short": ["well"],
     "after-dead": ["dead"],
     "talks": ["well", "well"],
+    "uneven": ["well", "well", "well"],
+    "half-quick": ["dead", "well"],
+    "half-deaf": ["deaf", "well"],
+    "lone-drips": ["drips"],
+    "lone-stalls": ["stalls"],
 }
+# Tokens per second, where a replica's are known.
+RATES = {"uneven/0": 40.0, "uneven/1": 10.0, "uneven/2": 2.0, "half-quick/0": 40.0, "half-quick/1": 2.0}
+IMPATIENT = ("half-silent", "lone-drips", "lone-stalls")
 # What a model reads, where that is not 4096 tokens.
 READS = {"short": 40}
 KINDS: dict[str, Kind] = {
@@ -228,11 +243,14 @@ class Gateway:
     def __init__(self, folder: Path, python: Path) -> None:
         self.folder, self.python, self.port = folder, python, free_port()
         self.backends: dict[str, Backend] = {}
+        self.deaf = list[socket.socket]()
         endpoints = []
         for name, states in HOUSEHOLD.items():
             for number, does in enumerate(states):
                 url = f"http://127.0.0.1:{free_port()}"
-                if does != "dead":
+                if does == "deaf":
+                    url = self.nobody_accepts()
+                elif does != "dead":
                     self.backends[f"{name}/{number}"] = backend = Backend(does)
                     url = backend.url
                 endpoints.append(
@@ -246,11 +264,12 @@ class Gateway:
                         node="n",
                         origin="placed",
                         upstream="m",
+                        tokens_per_s=RATES.get(f"{name}/{number}"),
                     )
                 )
         configuration = gateway.configuration(endpoints, FALLBACKS, None, ALIASES)
         for model in configuration["model_list"]:
-            if model["model_name"] == "half-silent":  # nobody waits 10 minutes for a test
+            if model["model_name"] in IMPATIENT:  # nobody waits 10 minutes for a test
                 model["litellm_params"] |= {"timeout": 1, "stream_timeout": 1}
         (folder / "litellm.yml").write_text(render_template("litellm.yml.j2", configuration=configuration))
         (folder / keys.AUTH_FILE).write_text(render_template(keys.AUTH_FILE))
@@ -272,6 +291,18 @@ class Gateway:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def nobody_accepts(self) -> str:
+        """An address where connections are neither taken nor refused, as of a machine that is off: Linux
+        drops what finds a listener's queue full."""
+        listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+        self.deaf.append(listener)
+        for _ in range(3):
+            waiting = socket.socket()
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+            self.deaf.append(waiting)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def supervise(self, verb: str) -> dict[str, Any]:
         command = [sys.executable, NATIVE / "supervise.py", verb, self.folder]
@@ -329,6 +360,8 @@ def proxy(litellm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield made
     finally:
         made.supervise("stop")
+        for one in made.deaf:
+            one.close()
         for backend in made.backends.values():
             backend.shutdown()
             backend.server_close()
@@ -383,6 +416,41 @@ def test_while_a_replica_is_well_nobody_notices_the_other(proxy: Gateway, model:
     assert not any(b"half-dead" in r for r in proxy.backends["spare/0"].requests)
     if model == "half-dead":
         assert proxy.backends["spare/0"].requests == []
+
+
+def test_shares_follow_speed_and_the_slowest_is_a_second_place(proxy: Gateway) -> None:
+    answers = Counter(proxy.chat("uneven") for _ in range(100))
+    fast, slow = answers[200, "uneven/0"], answers[200, "uneven/1"]
+    assert fast + slow == 100  # 4 : 1 : 0
+    assert 65 <= fast <= 93, answers  # 80 ± 3.7 standard deviations
+
+
+def test_a_second_place_answers_where_the_first_cannot(proxy: Gateway) -> None:
+    assert Counter(proxy.chat("half-quick") for _ in range(20)) == {(200, "half-quick/1"): 20}
+    assert proxy.post("/v1/messages", "half-quick", **HELLO, max_tokens=9)[0] == 200
+
+
+def test_a_connection_that_nobody_takes_is_given_up_soon(proxy: Gateway) -> None:
+    """Though an answer would be waited for ten minutes."""
+    begun = time.monotonic()
+    answers = Counter(proxy.chat("half-deaf") for _ in range(12))
+    assert answers == {(200, "half-deaf/1"): 12}
+    assert time.monotonic() - begun < 12  # 5 s once: then it is kept off
+
+
+def test_a_stream_may_take_longer_than_any_pause_in_it(proxy: Gateway) -> None:
+    begun = time.monotonic()
+    code, _, text = proxy.post("/v1/chat/completions", "lone-drips", **HELLO, stream=True)
+    assert code == 200 and "to you." in text and "[DONE]" in text
+    assert time.monotonic() - begun > 1.3  # two pauses of 0.7 s, and none of a second
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_a_stream_that_stops_in_the_middle_ends_with_an_error(proxy: Gateway, path: str) -> None:
+    begun = time.monotonic()
+    code, _, text = proxy.post(path, "lone-stalls", **HELLO, stream=True, max_tokens=9)
+    assert time.monotonic() - begun < 3.5
+    assert "to you." not in text and "error" in text, (code, text)
 
 
 def test_vectors_and_ranks_come_from_the_replica_that_is_well(proxy: Gateway) -> None:
@@ -467,12 +535,12 @@ def test_every_key_is_one_that_litellm_knows(litellm_python: Path) -> None:
 import inspect, json, sys
 from litellm import Router
 from litellm.proxy._types import ConfigGeneralSettings
-from litellm.types.router import LiteLLM_Params, ModelInfo
+from litellm.types.router import LiteLLM_Params, LiteLLMParamsTypedDict, ModelInfo
 import litellm
 print(json.dumps({
   "router_settings": sorted(inspect.signature(Router.__init__).parameters),
   "general_settings": sorted(ConfigGeneralSettings.model_fields),
-  "litellm_params": sorted(LiteLLM_Params.model_fields),
+  "litellm_params": sorted({*LiteLLM_Params.model_fields, *LiteLLMParamsTypedDict.__annotations__}),
   "model_info": sorted(ModelInfo.model_fields),
   "litellm_settings": sorted(dir(litellm)),
 }))"""
@@ -492,13 +560,16 @@ print(json.dumps({
         )
         for n, (kind, origin) in enumerate([("chat", "placed"), ("embedding", "placed"), ("chat", "cloud")])
     ]
-    # Read by the proxy itself, past its own list (`proxy_server.py`).
+    quick, slow = (replace(endpoints[0], name="w", id=f"w/{rate}", tokens_per_s=rate) for rate in (9.0, 5.0))
+    endpoints += [quick, slow]
+    # Read by the proxy itself, past its own list (`proxy_server.py`, `user_api_key_auth.py`).
     known["general_settings"] += ["enable_health_check_routing", "custom_auth_run_common_checks"]
     known["litellm_settings"].append("enable_post_custom_auth_checks")
     known["litellm_params"].append("num_retries")  # of embeddings, tried above
     written = gateway.configuration(endpoints, {"m": ["m"]}, None, {"a": "m", "b*": "m"})
     for section in ("router_settings", "general_settings", "litellm_settings"):
         assert set(written[section]) <= set(known[section]), section
+    assert sum("weight" in model["litellm_params"] for model in written["model_list"]) == 2
     for model in written["model_list"]:
         assert set(model) == {"model_name", "litellm_params", "model_info"}
         assert set(model["litellm_params"]) <= set(known["litellm_params"])
