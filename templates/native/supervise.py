@@ -3,13 +3,14 @@
 
     python3 supervise.py start DIR | stop DIR [--timeout 15] | status DIR
 
-DIR holds service.json (argv, environment_file, working_directory, memory_limit_bytes); this program adds log,
-log.1, state.json and lock.
+DIR holds service.json (argv, environment_file, working_directory, memory_limit_bytes, address, port); this
+program adds log, log.1, state.json and lock.
 Every verb prints one JSON document. Python 3.8 or newer, standard library only, Linux and macOS.
 """
 
 import argparse
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ import re
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from typing import Any, Dict, List, NoReturn, Optional
 BACKOFF = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds before restart 1, 2, …; the last one repeats
 HEALTHY_AFTER = 60.0  # a run of this length starts the backoff anew
 QUICK_EXIT = 10.0
+PORT_WAIT = 1.0  # for what was just killed to let go of its port
 QUICK_EXITS = 5  # so many quick exits in a row and the service has failed
 LOG_BYTES = 10 * 1024 * 1024
 LOG_CHECK = 5.0
@@ -52,6 +55,10 @@ Document = Dict[str, Any]
 
 class Mistake(Exception):
     """Something that the caller can put right."""
+
+
+class Taken(OSError):
+    """Another process listens where the service should."""
 
 
 # --- processes ------------------------------------------------------------------------------------------
@@ -141,6 +148,19 @@ def listens(directory: str) -> Optional[bool]:
     return False
 
 
+def taken(address: Any, port: Any) -> bool:
+    """Whether somebody listens there already. What cannot be tried is the service's own to find out."""
+    if not isinstance(address, str) or type(port) is not int or not 0 < port < 65536:
+        return False
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # past connections are nobody
+            tried.bind((address, port))
+            return False
+    except OSError as problem:
+        return problem.errno == errno.EADDRINUSE
+
+
 def send(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
@@ -226,6 +246,7 @@ class Revision:
                 read_environment(os.path.join(directory, os.path.expanduser(document["environment_file"])))
             )
         self.environment[MARK] = directory
+        self.address, self.port = document.get("address"), document.get("port")
         self.memory_limit_bytes = document.get("memory_limit_bytes")
         limit = self.memory_limit_bytes
         if limit is not None and (type(limit) is not int or limit <= 0):
@@ -313,7 +334,17 @@ class Supervisor:
             if os.getppid() != self.state["supervisor_pid"]:
                 os._exit(127)
 
+    def check_port(self) -> None:
+        """Raises Taken. LiteLLM, for one, would listen on a random port instead and say nothing."""
+        until = time.monotonic() + PORT_WAIT
+        while taken(self.service.address, self.service.port):
+            if time.monotonic() > until:
+                place = (self.service.port, self.service.address)
+                raise Taken("port %d of %s is in use by another process" % place)
+            time.sleep(0.05)
+
     def launch(self) -> None:
+        self.check_port()
         with self.open_log() as log:
             self.child = subprocess.Popen(
                 self.service.argv, cwd=self.service.working_directory, env=self.service.environment,

@@ -372,3 +372,31 @@ def test_a_service_gets_no_more_memory_than_it_may_have(house: House) -> None:
 def test_a_memory_limit_that_is_none_is_refused(house: House, limit: object) -> None:
     house.write("sleep", "60", memory_limit_bytes=limit)
     assert "memory_limit_bytes" in house("start", code=1)["error"]["message"]
+
+
+def test_a_port_that_another_process_holds_is_said_and_nothing_is_started(house: House) -> None:
+    """LiteLLM would listen on another one and say nothing of it."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        house.write(sys.executable, "-c", "open('started', 'w')", port=port)
+        said = house("start", code=1)["error"]["message"]
+        assert f"port {port} of 127.0.0.1 is in use by another process" in said
+        assert not (house.directory / "started").exists()
+        assert house("status")["status"] == "failed"
+    house.write(sys.executable, "-c", "import time; time.sleep(60)", port=port)
+    assert house("start")["status"] == "running"
+    house("stop")
+
+
+def test_a_port_that_is_taken_between_two_runs_is_waited_for(house: House) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    house.write(sys.executable, "-c", "import time; time.sleep(60)", port=port)
+    pid = house("start")["pid"]
+    with socket.create_server(("127.0.0.1", port)):
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: "is in use" in (house.directory / "log").read_text())
+        assert house("status")["status"] == "backing-off"
+    until(lambda: house("status")["status"] == "running", 15)
+    house("stop")
