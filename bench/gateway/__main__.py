@@ -2,8 +2,8 @@
 
     python bench/gateway [failover] [overhead] [affinity]
 
-The pinned LiteLLM with the configuration that homelab writes, before scripted engines and real llama.cpp. Tables
-in Markdown, for docs/gateway.md."""
+The pinned LiteLLM with the configuration that homelab writes, before scripted engines and llama.cpp.
+Tables in Markdown, for docs/gateway.md."""
 
 from __future__ import annotations
 

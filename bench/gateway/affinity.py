@@ -1,5 +1,5 @@
-"""Sessions of an agent, replayed against two real llama.cpp replicas: what part of their prompts the replicas had
-in their caches, with and without session affinity."""
+"""Sessions of an agent, replayed against two real llama.cpp replicas: what part of their prompts lay in a
+replica's cache, with and without session affinity."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Two replicas of one model, a cloud that may answer for it, and one replica that is lost under load: how many
-requests get nothing, and how many prompts leave the house though the twin is well."""
+"""Two replicas of one model, a cloud that may answer for it, and one replica that is lost under load: how
+many requests get nothing, and how many prompts leave the house though the twin is well."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a request through LiteLLM costs beside one that goes straight to the engine, what a second worker gives,
-and what open streams take of memory."""
+"""What a request through LiteLLM costs beside one that goes straight to the engine, what a second worker
+gives, and what open streams take of memory."""
 
 from __future__ import annotations
 
