@@ -18,6 +18,7 @@ import time
 from fnmatch import fnmatchcase
 
 import litellm
+from litellm.exceptions import MidStreamFallbackError
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
 from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth
@@ -57,6 +58,29 @@ def connects_soon(transport):
 
 
 connects_soon(LiteLLMAiohttpTransport)
+
+
+def tells_who_failed(router):
+    """A stream that breaks after the backend's 200 and before its first word goes to another replica, as any
+    other failure does. LiteLLM 1.106.2 has forgotten by then which one it was, so it asks the fallbacks of
+    the model at once: out of the house, though the twin is well. vLLM says 200 before it reads a prompt."""
+    common = router.async_function_with_fallbacks_common_utils
+
+    async def async_function_with_fallbacks_common_utils(self, e, *args, **kwargs):
+        given = kwargs.get("kwargs")
+        if isinstance(e, MidStreamFallbackError) and isinstance(given, dict):
+            for name in ("litellm_metadata", "metadata"):
+                info = (given.get(name) or {}).get("model_info") or {}
+                if info.get("id") and not getattr(e, "failed_deployment_id", None):
+                    e.failed_deployment_id = info["id"]
+        return await common(self, e, *args, **kwargs)
+
+    if not getattr(common, "told", False):
+        async_function_with_fallbacks_common_utils.told = True
+        router.async_function_with_fallbacks_common_utils = async_function_with_fallbacks_common_utils
+
+
+tells_who_failed(litellm.Router)
 
 
 def refused(code, message, headers=None):

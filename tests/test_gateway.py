@@ -125,9 +125,13 @@ class _Answers(BaseHTTPRequestHandler):
         elif does == "silent":
             time.sleep(4)
             self.close_connection = True
-        elif does.startswith("refuses"):
-            code = int(does[-3:])
-            self.refuse(code, "As the cloud says it", "rate_limit_error" if code == 429 else "api_error")
+        elif does in ("breaks", "sleeps"):  # vLLM says 200 before it has read the prompt
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            time.sleep(4 if does == "sleeps" else 0.1)
+            self.close_connection = True
         elif does == "well-vectors" and self.path == "/v1/embeddings":
             vector = {"object": "embedding", "index": 0, "embedding": [0.5, 0.5]}
             usage = {"prompt_tokens": 1, "total_tokens": 1}
@@ -208,18 +212,21 @@ HOUSEHOLD = {
     "vectors": ["well-vectors", "well-vectors"],
     "gone": ["dead", "dead"],
     "spare": ["well"],
+    "elsewhere": ["well"],
     "short": ["well"],
     "after-dead": ["dead"],
     "talks": ["well", "well"],
     "uneven": ["well", "well", "well"],
     "half-quick": ["dead", "well"],
     "half-deaf": ["deaf", "well"],
+    "half-breaks": ["breaks", "well"],
+    "half-sleeps": ["sleeps", "well"],
     "lone-drips": ["drips"],
     "lone-stalls": ["stalls"],
 }
 # Tokens per second, where a replica's are known.
 RATES = {"uneven/0": 40.0, "uneven/1": 10.0, "uneven/2": 2.0, "half-quick/0": 40.0, "half-quick/1": 2.0}
-IMPATIENT = ("half-silent", "lone-drips", "lone-stalls")
+IMPATIENT = ("half-silent", "half-sleeps", "lone-drips", "lone-stalls")
 # What a model reads, where that is not 4096 tokens.
 READS = {"short": 40}
 KINDS: dict[str, Kind] = {
@@ -231,6 +238,8 @@ FALLBACKS = {
     "half-dead": ["spare"],
     "gone": ["spare"],
     "lone-dead": ["spare"],
+    "half-breaks": ["elsewhere"],
+    "half-sleeps": ["elsewhere"],
     "short": ["spare"],
     "after-dead": ["lone-dead"],
 }
@@ -443,6 +452,18 @@ def test_a_stream_may_take_longer_than_any_pause_in_it(proxy: Gateway) -> None:
     code, _, text = proxy.post("/v1/chat/completions", "lone-drips", **HELLO, stream=True)
     assert code == 200 and "to you." in text and "[DONE]" in text
     assert time.monotonic() - begun > 1.3  # two pauses of 0.7 s, and none of a second
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+@pytest.mark.parametrize("model", ["half-breaks", "half-sleeps"])
+def test_a_stream_that_breaks_before_its_first_word_goes_to_the_twin(
+    proxy: Gateway, model: str, path: str
+) -> None:
+    """And not to what answers where no replica is well, which may be outside the house."""
+    for _ in range(12):
+        code, _, text = proxy.post(path, model, **HELLO, stream=True, max_tokens=9)
+        assert code == 200 and "to you." in text, text
+    assert proxy.backends["elsewhere/0"].requests == []
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])

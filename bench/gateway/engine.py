@@ -71,6 +71,8 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
                 writer.write(answer(200, MODE))
             elif path == "/count":
                 writer.write(answer(200, COUNT))
+            elif not path.endswith("/completions"):  # LiteLLM looks at what there is when it starts
+                writer.write(answer(404, None))
             else:
                 COUNT += 1
                 if MODE == "silent":
