@@ -18,9 +18,7 @@ import time
 from fnmatch import fnmatchcase
 
 import litellm
-from litellm.exceptions import MidStreamFallbackError
 from litellm.integrations.custom_logger import CustomLogger
-from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
 from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -57,9 +55,6 @@ def connects_soon(transport):
         transport.handle_async_request = handle_async_request
 
 
-connects_soon(LiteLLMAiohttpTransport)
-
-
 def tells_who_failed(router):
     """A stream that breaks after the backend's 200 and before its first word goes to another replica, as any
     other failure does. LiteLLM 1.106.2 has forgotten by then which one it was, so it asks the fallbacks of
@@ -80,7 +75,14 @@ def tells_who_failed(router):
         router.async_function_with_fallbacks_common_utils = async_function_with_fallbacks_common_utils
 
 
-tells_who_failed(litellm.Router)
+try:
+    from litellm.exceptions import MidStreamFallbackError
+    from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
+
+    connects_soon(LiteLLMAiohttpTransport)
+    tells_who_failed(litellm.Router)
+except (ImportError, AttributeError) as e:
+    print("homelab: this is not the LiteLLM that homelab was tried with: %s" % e, flush=True)
 
 
 def refused(code, message, headers=None):
