@@ -17,10 +17,10 @@ from typing import Any
 from . import parts
 
 MODEL = Path(os.environ.get("HOMELAB_BENCH_MODEL", "~/.cache/homelab/models/SmolLM2-135M-Instruct.Q4_1.gguf"))
-SESSIONS, TURNS, SLOTS, CONTEXT = 4, 6, 4, 8192
-FILE_CHARACTERS, SYSTEM_CHARACTERS = 2400, 4000
+SESSIONS, TURNS, SLOTS, CONTEXT = 4, 5, 4, 8192
+FILE_CHARACTERS, SYSTEM_CHARACTERS = 1500, 2000
 # One session reads the files of one folder, as an agent does that works on it.
-FOLDERS = ("homelab/engines", "homelab/placement", "homelab/deploy", "homelab/ui")
+FOLDERS = ("homelab/models", "homelab/placement", "homelab/deploy", "homelab/ui")
 
 
 @contextmanager
@@ -107,8 +107,8 @@ def measure() -> None:
     )  # fmt: skip
     for label, kept, named in (
         ("session affinity", True, True),
-        ("session affinity, a client that names no session", True, False),
         ("without", False, True),
+        ("session affinity, a client that names no session", True, False),
     ):
         with replica() as first, replica() as second:
             endpoints = [
