@@ -14,6 +14,9 @@ from homelab.speed import RAM_GB_PER_S, Speed, bytes_of_a_token, predict
 
 # Of what was predicted: runs lie within 40 % of it, and others are answered meanwhile.
 MARGIN = 2.0
+# Where nothing was predicted: tokens of a prompt that are read, at least, in the time of one that is said.
+# The fewest of 230 published runs are 2.6 on a GPU and 1.3 on a CPU (bench/fit/data/speed.jsonl).
+AT_LEAST_ON_GPU = 2.0
 
 
 def paced(layout: Layout, cards: Cards) -> Layout:
@@ -30,29 +33,27 @@ def paced(layout: Layout, cards: Cards) -> Layout:
 
 
 def _paced(p: Placement, shape: ModelShape, cards: Cards) -> Placement:
-    speed = predict(shape, p.request, p.footprint, cards.known(p.device), engine=p.engine)
-    rate = speed.decode_tokens_per_s if speed is not None else None
-    if rate is None and not p.gpus:
-        rate = _from_ram(shape)
+    device = cards.known(p.device)
+    speed = predict(shape, p.request, p.footprint, device, engine=p.engine)
+    # By bytes: of a mixture whose experts nobody knows all of them, of a card that nobody knows RAM's
+    # bandwidth, which few are below.
+    read = shape.weights_bytes if shape.experts and not shape.experts_used else bytes_of_a_token(shape)
+    bound = (device.gb_per_s or RAM_GB_PER_S) * 1e9 / max(1.0, read)
+    rate = speed.decode_tokens_per_s if speed is not None else None if p.gpus else bound
     return replace(
         p,
-        prompt_seconds=_rounded(_prompts(p, shape, speed)),
+        prompt_seconds=_rounded(_prompts(p, speed, rate or bound)),
         tokens_per_s=_rounded(rate) if rate is not None else None,
     )
 
 
-def _prompts(p: Placement, shape: ModelShape, speed: Speed | None) -> float:
+def _prompts(p: Placement, speed: Speed | None, tokens_per_s: float) -> float:
     """Seconds until the last of so many prompts as it takes at once is read, each as long as its context."""
     seconds = speed.prompt_seconds(p.request.context) if speed is not None else None
     if seconds is not None:
         return seconds * MARGIN * p.request.concurrency
-    # A bound: a prompt's token takes no longer than one that is said, and no memory is slower than RAM.
-    rate = speed.decode_tokens_per_s if speed is not None else _from_ram(shape)
-    return p.request.context / rate * p.request.concurrency
-
-
-def _from_ram(shape: ModelShape) -> float:
-    return RAM_GB_PER_S * 1e9 / max(1.0, bytes_of_a_token(shape))
+    at_least = AT_LEAST_ON_GPU if p.gpus else 1.0
+    return p.request.context / (tokens_per_s * at_least) * p.request.concurrency
 
 
 def _rounded(value: float) -> float:
