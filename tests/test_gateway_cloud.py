@@ -22,7 +22,8 @@ from homelab.ask import get
 from homelab.endpoints import Endpoint
 from homelab.render import GATEWAY_MEMORY_BYTES
 from homelab.templating import render_template
-from tests.test_gateway import HELLO, KEY, NATIVE, Backend, litellm_python
+from tests.test_gateway import HELLO, KEY, NATIVE, Backend, _Answers, litellm_python
+from tests.test_gateway_keys import Responses
 from tests.test_native_household import free_port
 
 pytestmark = pytest.mark.native
@@ -102,16 +103,29 @@ class _Cloud(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
 
+class Engine(Responses):
+    """Speaks /v1/responses too; one that breaks does so in each dialect."""
+
+    def do_POST(self) -> None:  # noqa: N802
+        if self.server.does == "breaks":
+            _Answers.do_POST(self)
+        else:
+            super().do_POST()
+
+
 class House:
     """LiteLLM before one cloud in two dialects, each alone and with a model of the house behind it; and a
     model of the house that is dead, with the cloud behind it."""
 
     def __init__(self, folder: Path, python: Path) -> None:
         self.folder, self.port = folder, free_port()
-        self.cloud, self.inside = Cloud(), Backend()
+        self.cloud, self.inside, self.breaks = Cloud(), Backend(), Backend("breaks")
+        for backend in (self.inside, self.breaks):
+            backend.RequestHandlerClass = Engine
         dead = f"http://127.0.0.1:{free_port()}"
         endpoints = [self.local("inside", self.inside.url), self.local("dead", dead)]
         endpoints += [self.local("twins", dead, 1), self.local("twins", self.inside.url, 2)]
+        endpoints += [self.local("brittle", self.breaks.url, 1), self.local("brittle", self.inside.url, 2)]
         for dialect, upstream in UPSTREAM.items():
             for name in (dialect, f"{dialect}-or-house"):
                 endpoints.append(
@@ -128,7 +142,7 @@ class House:
                     )
                 )
         fallbacks = {f"{d}-or-house": ["inside"] for d in UPSTREAM}
-        fallbacks |= {"dead": ["anthropic"], "twins": ["openai"]}
+        fallbacks |= {"dead": ["anthropic"], "twins": ["openai"], "brittle": ["openai"]}
         configuration = gateway.configuration(endpoints, fallbacks, None)
         environment = {
             **gateway.ENVIRONMENT,
@@ -172,7 +186,8 @@ class House:
         """The status, who answered, and the text."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            document = json.dumps({"model": model, **HELLO, "max_tokens": 9, **more}).encode()
+            said = {"model": model, **HELLO, "max_tokens": 9, **more}
+            document = json.dumps({k: v for k, v in said.items() if v is not None}).encode()
             headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
             connection.request("POST", path, document, headers)
             response = connection.getresponse()
@@ -194,7 +209,7 @@ def house(litellm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield made
     finally:
         made.supervise("stop")
-        for server in (made.cloud, made.inside):
+        for server in (made.cloud, made.inside, made.breaks):
             server.shutdown()
             server.server_close()
 
@@ -251,6 +266,19 @@ def test_no_prompt_leaves_the_house_while_a_twin_is_well(house: House) -> None:
         for _ in range(20):
             assert house.post(path, "twins")[:2] == (200, "n2/twins")
     assert len(house.cloud.asked) == asked
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/v1/responses"])
+def test_no_stream_that_breaks_before_its_first_word_leaves_the_house_while_a_twin_is_well(
+    house: House, path: str
+) -> None:
+    asked, broken = len(house.cloud.asked), len(house.breaks.requests)
+    more = {"input": "Hello.", "messages": None} if path == "/v1/responses" else {}
+    for _ in range(16):
+        code, _, text = house.post(path, "brittle", stream=True, **more)
+        assert code == 200 and "to you." in text, text
+    assert len(house.cloud.asked) == asked
+    assert len(house.breaks.requests) > broken or path != PATHS[0]  # else it is kept off already
 
 
 def test_a_bad_request_keeps_no_cloud_off_and_goes_to_nobody_else(house: House) -> None:
