@@ -52,6 +52,11 @@ ALLOWED_FAILS = {
     "InternalServer": 5,
 }
 NEVER = 1_000_000_000
+# Engines that are sent /v1/messages as it came; for the others LiteLLM makes chat completions of it. vLLM may
+# put two calls into one chunk, when it drafts tokens, and LiteLLM 1.106.2 runs their arguments together on the
+# way back. llama.cpp sends one at a time, and its own /v1/messages knows no output format and no named tool
+# (b11549). tests/test_proofs_gateway.py shows both.
+SPEAK_MESSAGES = frozenset({"vllm"})
 
 # Labels of LiteLLM's metrics that say who somebody is (or how many there are) beyond the name of a key: where
 # from, with which program, as whom a client says that it asks; and where the engines are.
@@ -106,8 +111,8 @@ def configuration(
     """The `model_list` and settings of LiteLLM's config.yaml, as plain values. `node`: as in `told`;
     `aliases`: further names of models, `claude-*` for all that begin so.
 
-    `hosted_vllm/` is right for vLLM and llama.cpp: `openai/` would send /v1/messages to /v1/responses,
-    which they lack."""
+    `hosted_vllm/` is right for vLLM and llama.cpp: `openai/` would send /v1/messages to /v1/responses, and
+    `anthropic/` everything to /v1/messages."""
     shares = _shares(endpoints)
     models = [_outside(e) if e.origin == "cloud" else _inside(e, node, shares.get(e.id)) for e in endpoints]
     names = [e.name for e in endpoints]
@@ -235,6 +240,11 @@ def _inside(e: Endpoint, node: str | None, share: int | None) -> dict[str, Any]:
             "mode": e.kind,
             "max_input_tokens": e.context,
             **({"max_output_tokens": e.context} if e.kind == "chat" and e.context else {}),
+            **(
+                {"supported_endpoints": ["/v1/messages"]}
+                if e.kind == "chat" and e.engine in SPEAK_MESSAGES
+                else {}
+            ),
         },
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -43,6 +44,7 @@ class Asked:
     schema: dict[str, Any] | None
     max_tokens: int
     stream: bool
+    is_greedy: bool
 
 
 @dataclass(kw_only=True)
@@ -56,7 +58,8 @@ class Said:
 
 class Engine(ThreadingHTTPServer):
     """`requests`: (path, key, body) of each request, in order; `prompts`: what the model read of each. `file`
-    is what it reads by the tools of a client, `context` 0 is any."""
+    is what it reads by the tools of a client, `context` 0 is any. `talks`: it says a word
+    before it calls; `packed`: what ends and what begins come in one chunk, as drafted tokens make it."""
 
     daemon_threads = True
 
@@ -70,14 +73,17 @@ class Engine(ThreadingHTTPServer):
         context: int = 0,
         rounds: int = 1,
         tells_cached: bool = True,
+        talks: bool = False,
+        packed: bool = False,
         faults: frozenset[str] = frozenset(),
     ) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.key, self.file, self.like, self.thinks = key, file, like, thinks
         self.context, self.rounds, self.tells_cached, self.faults = context, rounds, tells_cached, faults
+        self.talks, self.packed = talks, packed
         self.requests: list[tuple[str, str, dict[str, Any]]] = []
         self.prompts: list[str] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -85,7 +91,7 @@ class Engine(ThreadingHTTPServer):
 
     def answer(self, asked: Asked) -> Said:
         """What the model says, or a refusal where there is no room for it."""
-        words = len(asked.prompt.split())
+        words = len(tokens(asked.prompt))
         if self.context and words + (asked.max_tokens if self.like == "vllm" else 0) > self.context:
             raise self.too_long(words, asked.max_tokens)
         said = play(asked, self)
@@ -107,14 +113,19 @@ class Engine(ThreadingHTTPServer):
         return Refused(
             400,
             f"This model's maximum context length is {self.context} tokens. However, you requested {more} "
-            f"output tokens and your prompt contains {words} input tokens, for a total of {words + more} tokens. "
-            "Please reduce the length of the input prompt or the number of requested output tokens.",
+            f"output tokens and your prompt contains {words} input tokens, for a total of {words + more} "
+            "tokens. Please reduce the length of the input prompt or the number of requested output tokens.",
         )
+
+
+def tokens(text: str) -> list[str]:
+    """As cl100k makes them of prose, nearly: LiteLLM counts by that."""
+    return re.findall(r"[A-Za-z]+|\d{1,3}|[^\w\s]| (?=\d)", text)
 
 
 def _common(one: str, other: str) -> int:
     count = 0
-    for a, b in zip(one.split(), other.split(), strict=False):
+    for a, b in zip(tokens(one), tokens(other), strict=False):
         if a != b:
             break
         count += 1
@@ -132,7 +143,7 @@ def play(asked: Asked, engine: Engine) -> Said:
     if "thoughts-as-text" in faults:
         said.thoughts, said.text = "", f"<think>{THOUGHTS}</think>\n"
     calls = _calls(asked, engine)
-    if "no-call" in faults:
+    if "no-call" in faults or ("no-call-when-greedy" in faults and asked.is_greedy):
         calls = []
     if "one-call" in faults:
         calls = calls[:1]
@@ -141,6 +152,7 @@ def play(asked: Asked, engine: Engine) -> Said:
         said.text += f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
     elif calls:
         said.calls = calls
+        said.text += "I look. " if engine.talks else ""
     elif asked.schema is not None and "no-schema" not in faults:
         said.text += json.dumps(_fitting(asked.schema))
     elif asked.results:
@@ -238,6 +250,7 @@ def understood(engine: Engine, protocol: str, body: dict[str, Any]) -> Asked:
             answered = [_result(b) for b in blocks if b["type"] == "tool_result"]
             said = text([b for b in blocks if b["type"] in ("text", "image")])
             thoughts = " ".join(b.get("thinking") or "" for b in blocks if b["type"] == "thinking")
+            thoughts = "" if "drops-thoughts" in engine.faults else thoughts
             calls = " ".join(json.dumps(b.get("input")) for b in blocks if b["type"] == "tool_use")
             lines.append(f"<{message['role']}> {thoughts} {said} {calls} {' '.join(answered)}")
             if message["role"] == "user":
@@ -265,7 +278,7 @@ def understood(engine: Engine, protocol: str, body: dict[str, Any]) -> Asked:
             elif kind == "function_call":
                 lines.append(f"<assistant> {item['arguments']}")
             elif kind == "reasoning":
-                lines.append(f"<assistant> {_reasoning(engine, item)}")
+                lines += [f"<assistant> {t}" for t in [_reasoning(engine, item)] if t]
             else:
                 said = text(item.get("content"))
                 lines.append(f"<{item['role']}> {said}")
@@ -294,6 +307,7 @@ def understood(engine: Engine, protocol: str, body: dict[str, Any]) -> Asked:
         schema=schema,
         max_tokens=int(most),
         stream=bool(body.get("stream")),
+        is_greedy=body.get("temperature") == 0,
     )
 
 
@@ -315,7 +329,7 @@ def _thoughts_in(engine: Engine, message: dict[str, Any]) -> str:
     found = next((message[n] for n in names if message.get(n) is not None), "")
     if not isinstance(found, str):
         raise Refused(400, "reasoning: Input should be a valid string")
-    return found
+    return "" if "drops-thoughts" in engine.faults else found
 
 
 def _calls_in(message: dict[str, Any]) -> str:
@@ -359,7 +373,7 @@ def _reasoning(engine: Engine, item: dict[str, Any]) -> str:
         if not content:
             raise Refused(400, "item['content'] is empty", "invalid_request_error")
     parts = content or item.get("summary") or [{}]
-    return str(parts[0].get("text") or "")
+    return "" if "drops-thoughts" in engine.faults else str(parts[0].get("text") or "")
 
 
 # What goes out.
@@ -387,6 +401,11 @@ def _chat(body: dict[str, Any], said: Said, engine: Engine) -> Iterator[Event]:
         return "", {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": end}]}
 
     yield chunk({"role": "assistant", "content": "" if engine.like == "vllm" else None})
+    if engine.packed:
+        yield from map(chunk, _packed(said, engine))
+        yield chunk({}, "tool_calls" if said.calls else "stop")
+        yield "", {**base, "choices": [], "usage": _usage(said)}
+        return
     for piece in _pieces(said.thoughts):
         yield chunk({"reasoning" if engine.like == "vllm" else "reasoning_content": piece})
     for piece in _pieces(said.text):
@@ -400,6 +419,30 @@ def _chat(body: dict[str, Any], said: Said, engine: Engine) -> Iterator[Event]:
         return
     yield chunk({}, "tool_calls" if said.calls else "stop")
     yield "", {**base, "choices": [], "usage": _usage(said)}
+
+
+def _packed(said: Said, engine: Engine) -> Iterator[dict[str, Any]]:
+    """Deltas that hold the end of one kind and the beginning of the next."""
+    thoughts, text = _pieces(said.thoughts), _pieces(said.text)
+    name = "reasoning" if engine.like == "vllm" else "reasoning_content"
+    for piece in thoughts[:-1]:
+        yield {name: piece}
+    calls = [
+        {
+            "index": number,
+            "id": f"call_{len(engine.requests)}_{number}",
+            "type": "function",
+            "function": {"name": called, "arguments": arguments},
+        }
+        for number, (called, arguments) in enumerate(_arguments(said, engine))
+    ]
+    delta: dict[str, Any] = {name: thoughts[-1]} if thoughts else {}
+    if text:
+        yield {**delta, "content": text[0]}
+        for piece in text[1:-1]:
+            yield {"content": piece}
+        delta = {"content": text[-1]} if len(text) > 1 else {}
+    yield {**delta, "tool_calls": calls} if calls else delta
 
 
 def _usage(said: Said) -> dict[str, Any]:
@@ -585,10 +628,14 @@ class _Handler(BaseHTTPRequestHandler):
         protocol = PATHS.get(path)
         if protocol is None:
             return self._json(404, {"error": {"message": "not here"}})
+        if "hangs" in engine.faults:
+            time.sleep(30)
+            self.close_connection = True
+            return None
         try:
             asked = understood(engine, protocol, body)
             if path.endswith("count_tokens"):
-                return self._json(200, {"input_tokens": len(asked.prompt.split())})
+                return self._json(200, {"input_tokens": len(tokens(asked.prompt))})
             said = engine.answer(asked)
         except Refused as e:
             return self._refuse(e, protocol)
