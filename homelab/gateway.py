@@ -53,9 +53,9 @@ ALLOWED_FAILS = {
 }
 NEVER = 1_000_000_000
 # Engines that are sent /v1/messages as it came; for the others LiteLLM makes chat completions of it. vLLM may
-# put two calls into one chunk, when it drafts tokens, and LiteLLM 1.106.2 runs their arguments together on the
-# way back. llama.cpp sends one at a time, and its own /v1/messages knows no output format and no named tool
-# (b11549). tests/test_proofs_gateway.py shows both.
+# put two calls into one chunk, when it drafts tokens, and LiteLLM 1.106.2 runs their arguments together on
+# the way back. llama.cpp sends one at a time, and its own /v1/messages knows neither output formats nor named
+# tools (b11549). tests/test_proofs_gateway.py shows both.
 SPEAK_MESSAGES = frozenset({"vllm"})
 
 # Labels of LiteLLM's metrics that say who somebody is (or how many there are) beyond the name of a key: where

@@ -412,7 +412,8 @@ def _schema(subject: Subject, protocol: Protocol) -> Script:
 
 
 def _count(subject: Subject, protocol: Protocol) -> Script:
-    ask = Ask(turns=(_lines(24),), tools=(WEATHER, EVENT), max_tokens=64)
+    lines = 60 if subject.context is None else max(min(60, subject.context // 40), 4)
+    ask = Ask(turns=(_lines(lines),), tools=(WEATHER, EVENT), max_tokens=64)
     said = yield replace(ask, counts=True)
     if (bad := _failed(said)) is not None:
         return bad

@@ -296,7 +296,8 @@ def understood(engine: Engine, protocol: str, body: dict[str, Any]) -> Asked:
         raise Refused(
             400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
         )
-    prompt = " ".join([json.dumps(tools), *lines])
+    offered = [f"<tool> {name} {' '.join(t.get('properties', {}))}" for name, t in tools.items()]
+    prompt = " ".join([*offered, *lines])
     return Asked(
         protocol=protocol,
         prompt=prompt,
