@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import functools
 import gc
-import importlib
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from homelab import cli_clients as cli_clients  # for its verbs
-from homelab import cli_keys, terminal
+from homelab import cli_keys, cli_test, terminal
 from homelab.errors import DeployError, DoesNotFit, HomelabError, InventoryError, NodeError
 from homelab.verbs import (
     DECIDE,
@@ -37,6 +36,9 @@ from homelab.verbs import (
     deployed_secrets,
     household_of,
     inventory_option,
+    refuse_unreachable,
+    show_unreachable,
+    survey_of,
 )
 
 if TYPE_CHECKING:
@@ -115,7 +117,7 @@ def _home(ctx: typer.Context) -> None:
     from homelab.ui import status as screen
 
     household = household_of(ctx, None)
-    survey, errors = _survey(household)
+    survey, errors = survey_of(household)
     secrets = asyncio.run(pipeline.secrets_of(household, survey))
     now = asyncio.run(health.status(household.inventory, survey, secrets))
     again = inventory_option(household)
@@ -160,7 +162,7 @@ def discover(
 
     household = household_of(ctx, inventory)
     begun = time.monotonic()
-    survey, errors = _survey(household)
+    survey, errors = survey_of(household)
     seconds = time.monotonic() - begun
     from homelab import pipeline, ui
 
@@ -178,7 +180,7 @@ def discover(
         ui.show(screen.lines(household.inventory, survey, seconds, ui.width()))
         if any(r.reachable for r in survey.nodes.values()):
             ui.next_steps(f"homelab plan{inventory_option(household)}")
-    _unreachable(household, errors)
+    refuse_unreachable(household, errors)
 
 
 FactsOption = Annotated[
@@ -217,7 +219,7 @@ def plan(
             again = inventory_option(household)
             ui.next_steps(f"homelab deploy{again}", f"the reasons: homelab why MODEL{again}")
     _refuse_unplaced(decided, household, errors)
-    _unreachable(household, errors)
+    refuse_unreachable(household, errors)
     if check and decided.todo:
         raise typer.Exit(5)
 
@@ -256,7 +258,7 @@ def why(
     else:
         ui.show(screen.lines(decided, model, ui.width()))
         ui.next_steps(f"homelab plan{inventory_option(household)}")
-    _unreachable(household, planned.errors)
+    refuse_unreachable(household, planned.errors)
 
 
 @app.command(rich_help_panel=DECIDE, short_help="Write the files that deploy would put on each node.")
@@ -292,7 +294,7 @@ def render(
         ui.say("There are no keys yet: stand-ins are written; the first deploy makes them")
     ui.say(f"{written} files for {len({s.node for s in decided.services})} nodes in {output}")
     _refuse_unplaced(decided, household, errors)
-    _unreachable(household, errors)
+    refuse_unreachable(household, errors)
 
 
 @app.command(rich_help_panel=DO)
@@ -301,6 +303,9 @@ def deploy(
     inventory: InventoryOption = None,
     yes: YesOption = False,
     upgrade: UpgradeOption = False,
+    test: Annotated[
+        bool, typer.Option("--test", help="Then prove the models, as homelab test does.")
+    ] = False,
 ) -> None:
     """Show the plan, ask, and carry it out."""
     from homelab import pipeline, state, ui
@@ -346,14 +351,17 @@ def deploy(
             with _changing(), Progress() as progress:
                 _fail(tuple(asyncio.run(pipeline.clear(household, decided, progress))))
     if secrets is None:  # nothing is deployed, and nothing could be
-        _unreachable(household, errors)
+        refuse_unreachable(household, errors)
         return
     front = next((s for s in decided.services if s.role == "gateway"), None)
     address = front.unit.url if front else _remembered_address(household)
-    connect_screen.deployed(
-        address, str(state.key_file(cluster)) if secrets else None, inventory_option(household)
-    )
-    _unreachable(household, errors)
+    key_file = str(state.key_file(cluster)) if secrets else None
+    connect_screen.deployed(address, key_file, inventory_option(household))
+    if test:
+        ui.write()
+        if not cli_test.prove(household, survey_of(household)[0], secrets, ()):
+            raise typer.Exit(1)
+    refuse_unreachable(household, errors)
 
 
 @app.command(rich_help_panel=DECIDE, short_help="Show what a model takes, and whether it fits.")
@@ -556,7 +564,7 @@ def suggest(
         again = "" if str(path) == "inventory.yml" else f" -i {path}"
         ui.next_steps(f"homelab plan{again}" if write else f"homelab suggest{again} --write")
     if errors and not gpu:
-        _show_unreachable(household_of(ctx, inventory), dict(errors))
+        show_unreachable(household_of(ctx, inventory), dict(errors))
     if not found.picks:
         raise typer.Exit(3)
 
@@ -625,7 +633,7 @@ def status(
             hint="From a script, again and again: homelab status --json",
         )
     household = household_of(ctx, inventory)
-    survey, errors = _survey(household)
+    survey, errors = survey_of(household)
     secrets = asyncio.run(pipeline.secrets_of(household, survey))
     if watch:
         _watch_status(household, survey, secrets)
@@ -642,7 +650,7 @@ def status(
             ui.write(f"key in {key_file}")
         if not all(m.healthy for m in now.models) or not now.gateway.healthy:
             ui.next_steps(f"homelab plan{inventory_option(household)}")
-    _unreachable(household, errors)
+    refuse_unreachable(household, errors)
     if now.unhealthy:
         raise typer.Exit(1)
 
@@ -686,7 +694,7 @@ def top(ctx: typer.Context, inventory: InventoryOption = None) -> None:
         raise HomelabError("`homelab top` needs a terminal", hint="Without one: homelab status --json")
     household = household_of(ctx, inventory)
     watched = household.inventory
-    survey, _ = _survey(household)
+    survey, _ = survey_of(household)
     secrets = asyncio.run(pipeline.secrets_of(household, survey))
 
     async def why(model: str) -> list[Text]:
@@ -777,7 +785,7 @@ def restart(
                 )
             )
     ui.write(f"{model} runs again on {where}")
-    _unreachable(household, errors)
+    refuse_unreachable(household, errors)
 
 
 @app.command(rich_help_panel=DO)
@@ -803,7 +811,7 @@ def remove(
     household = household_of(ctx, inventory)
     cluster = household.inventory.cluster
     with state.lock(cluster):
-        survey, errors = _survey(household, changing=True)
+        survey, errors = survey_of(household, changing=True)
         doomed = chosen(household.inventory, survey, models or ())
         for n, s in doomed:
             ui.write(f"- remove  {s.name}  {n}  ({s.runtime}, {s.state})")
@@ -833,7 +841,7 @@ def remove(
         for name, facts in survey.gone.items():
             services = [s.name for s in facts.services if s.cluster == cluster]
             ui.show(wrapped(left_behind(name, services), ui.width(), rest="  "))
-    _unreachable(household, errors)
+    refuse_unreachable(household, errors)
 
 
 @app.command(rich_help_panel=DO)
@@ -843,14 +851,14 @@ def unlock(ctx: typer.Context, inventory: InventoryOption = None) -> None:
     from homelab.deploy.lock import unlock as release
 
     household = household_of(ctx, inventory)
-    survey, errors = _survey(household)
+    survey, errors = survey_of(household)
     nodes = [name for name, report in survey.nodes.items() if report.facts is not None]
     held, silent = asyncio.run(release(household.inventory, nodes))
     for node, who in sorted(held.items()):
         ui.write(f"{node}: unlocked, was held by {who}")
     if not held:
         ui.write("Nothing is locked")
-    _unreachable(household, errors | silent)
+    refuse_unreachable(household, errors | silent)
 
 
 app.add_typer(cli_keys.app, name="key", rich_help_panel=DO)
@@ -916,32 +924,6 @@ def _check_arguments(arguments: list[str]) -> None:
             ) from e
 
 
-def _survey(household: Household, *, changing: bool = False) -> tuple[Survey, dict[str, NodeError]]:
-    """Ask all nodes; where somebody sits in front, unknown host keys are shown and asked about, and those
-    nodes asked again."""
-    from homelab import pipeline
-
-    # The terminal's library is imported while the nodes answer.
-    discovery = asyncio.run(pipeline.survey_nodes(household, lambda: importlib.import_module("homelab.ui")))
-    from homelab import ui
-
-    unknown = {n: e for n, e in discovery.errors.items() if e.kind == "host-key-unknown"}
-    if unknown and ui.is_terminal():
-        from homelab.nodes import ssh
-
-        accepted = False
-        for _, e in sorted(unknown.items()):
-            ui.say(f"{e.message}: {e.cause}\nCompare it on that machine: {ssh.COMPARE}")
-            if isinstance(e, ssh.UnknownHostKey) and ui.confirm("Is that the machine's own key?"):
-                ssh.accept(e)
-                accepted = True
-        if accepted:
-            discovery = asyncio.run(pipeline.survey_nodes(household))
-    if changing:
-        discovery = pipeline.listed(household, discovery)
-    return discovery.survey, dict(discovery.errors)
-
-
 def _instances(
     household: Household, model: str, node: str | None, *, changing: bool = False
 ) -> tuple[list[tuple[str, DeployedService]], dict[str, NodeError]]:
@@ -950,10 +932,10 @@ def _instances(
     from homelab import logs as reading
     from homelab.inventory import did_you_mean
 
-    survey, errors = _survey(household, changing=changing)
+    survey, errors = survey_of(household, changing=changing)
     services = reading.instances(household.inventory, survey, model, node)
     if not services:
-        _unreachable(household, errors)
+        refuse_unreachable(household, errors)
         known = [*household.inventory.models, "gateway"]
         where = f" on node `{node}`" if node else ""
         raise DeployError(
@@ -997,7 +979,7 @@ def _plan(
         household = pipeline.offline(household)
     else:
         pipeline.check_variables(household)
-        survey, errors = _survey(household, changing=True)
+        survey, errors = survey_of(household, changing=True)
         survey = asyncio.run(pipeline.with_models(household, survey, everything=everything))
         secrets = asyncio.run(pipeline.secrets_of(household, survey))
         # That there are none is known too, where their node could be asked: then new ones come.
@@ -1020,7 +1002,7 @@ def _refuse_unplaced(decided: Plan, household: Household, errors: dict[str, Node
     enough."""
     short = [u for u in decided.layout.unplaced if not u.unreachable]
     if short:
-        _show_unreachable(household, errors)
+        show_unreachable(household, errors)
         names = ", ".join(dict.fromkeys(u.model for u in short))
         cause = "\n".join(dict.fromkeys(f"{u.model}: {d}" for u in short for d in (u.details or (u.reason,))))
         ways = dict.fromkeys(f"`{u.model}` would fit {u.suggestion}" for u in short if u.suggestion)
@@ -1035,21 +1017,6 @@ def _refuse_unplaced(decided: Plan, household: Household, errors: dict[str, Node
                 else "Mend one of these, then: homelab plan"
             ),
         )
-
-
-def _unreachable(household: Household, errors: dict[str, NodeError]) -> None:
-    if _show_unreachable(household, errors):
-        raise typer.Exit(NodeError.exit_code)
-
-
-def _show_unreachable(household: Household, errors: dict[str, NodeError]) -> bool:
-    """Show all nodes that could not be asked; those marked as away do not count."""
-    from homelab import ui
-
-    counted = [e for n, e in sorted(errors.items()) if not household.inventory.nodes[n].away]
-    for e in counted:
-        ui.error(e)
-    return bool(counted)
 
 
 def _fail(failed: tuple[HomelabError, ...]) -> None:

@@ -13,6 +13,7 @@ from homelab.inventory import Inventory
 from homelab.measured import error
 from homelab.plan import Plan
 from homelab.program import image_of
+from homelab.proofs import Result, Subject, is_well
 
 if TYPE_CHECKING:  # its HTTP client would cost every verb 0.2 s
     from homelab.status import Status
@@ -211,4 +212,33 @@ def connect_document(access: Access, clients: Mapping[str, tuple[Client, str | N
             for m in access.models
         ],
         "clients": described,
+    }
+
+
+def proofs_document(proven: Sequence[tuple[Subject, Sequence[Result]]]) -> dict[str, Any]:
+    """`homelab test --json`."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "models": [
+            {
+                "model": subject.name,
+                "engine": subject.engine or None,
+                "context": subject.context,
+                "works": is_well(results),
+                "results": [
+                    {
+                        "proof": r.proof,
+                        "protocol": r.protocol,
+                        "outcome": r.verdict.outcome,
+                        "fault": r.verdict.fault or None,
+                        "why": r.verdict.why or None,
+                        "mend": r.mend or None,
+                        "tries": r.tries,
+                        "seconds": round(r.seconds, 2),
+                    }
+                    for r in results
+                ],
+            }
+            for subject, results in proven
+        ],
     }

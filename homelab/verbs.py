@@ -4,6 +4,7 @@ about."""
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import typer.core
 
-from homelab.errors import DeployError
+from homelab.errors import DeployError, NodeError
 
 if TYPE_CHECKING:
+    from homelab.facts import Survey
     from homelab.pipeline import Household
     from homelab.secrets import Secrets
 
@@ -116,3 +118,44 @@ def deployed_secrets(household: Household) -> Secrets:
             hint=f"homelab deploy{inventory_option(household)}",
         )
     return secrets
+
+
+def survey_of(household: Household, *, changing: bool = False) -> tuple[Survey, dict[str, NodeError]]:
+    """Ask all nodes; where somebody sits in front, unknown host keys are shown and asked about, and those
+    nodes asked again."""
+    from homelab import pipeline
+
+    # The terminal's library is imported while the nodes answer.
+    discovery = asyncio.run(pipeline.survey_nodes(household, lambda: importlib.import_module("homelab.ui")))
+    from homelab import ui
+
+    unknown = {n: e for n, e in discovery.errors.items() if e.kind == "host-key-unknown"}
+    if unknown and ui.is_terminal():
+        from homelab.nodes import ssh
+
+        accepted = False
+        for _, e in sorted(unknown.items()):
+            ui.say(f"{e.message}: {e.cause}\nCompare it on that machine: {ssh.COMPARE}")
+            if isinstance(e, ssh.UnknownHostKey) and ui.confirm("Is that the machine's own key?"):
+                ssh.accept(e)
+                accepted = True
+        if accepted:
+            discovery = asyncio.run(pipeline.survey_nodes(household))
+    if changing:
+        discovery = pipeline.listed(household, discovery)
+    return discovery.survey, dict(discovery.errors)
+
+
+def refuse_unreachable(household: Household, errors: dict[str, NodeError]) -> None:
+    if show_unreachable(household, errors):
+        raise typer.Exit(NodeError.exit_code)
+
+
+def show_unreachable(household: Household, errors: dict[str, NodeError]) -> bool:
+    """Show all nodes that could not be asked; those marked as away do not count."""
+    from homelab import ui
+
+    counted = [e for n, e in sorted(errors.items()) if not household.inventory.nodes[n].away]
+    for e in counted:
+        ui.error(e)
+    return bool(counted)
