@@ -54,8 +54,8 @@ ALLOWED_FAILS = {
 NEVER = 1_000_000_000
 # Engines that are sent /v1/messages as it came; for the others LiteLLM makes chat completions of it. vLLM may
 # put two calls into one chunk, when it drafts tokens, and LiteLLM 1.106.2 runs their arguments together on
-# the way back. llama.cpp sends one at a time, and its own /v1/messages knows neither output formats nor named
-# tools (b11549). tests/test_proofs_gateway.py shows both.
+# the way back. llama.cpp sends one at a time, and its own /v1/messages knows no output format (b11549).
+# tests/test_proofs_gateway.py shows both.
 SPEAK_MESSAGES = frozenset({"vllm"})
 
 # Labels of LiteLLM's metrics that say who somebody is (or how many there are) beyond the name of a key: where
