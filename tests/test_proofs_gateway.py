@@ -4,10 +4,7 @@ them is sent /v1/messages as it came, and why."""
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,87 +12,55 @@ from pathlib import Path
 import httpx
 import pytest
 
-from homelab import gateway, keys, pipeline
-from homelab.ask import get
+from homelab import keys, pipeline
 from homelab.endpoints import Endpoint
 from homelab.proofs import PROTOCOLS, Protocol, Result, Subject, proofs
 from homelab.proving import Prover
-from homelab.render import GATEWAY_MEMORY_BYTES
-from homelab.templating import render_template
 from tests.clients.mock_engine import Engine
+from tests.clients.served import ENGINE_KEY, Gateway, endpoint
 from tests.test_gateway import litellm_python as litellm_python
-from tests.test_native_household import ROOT, free_port
+from tests.test_native_household import free_port
 
 pytestmark = pytest.mark.native
 KEY, CONTEXT = "sk-of-this-gateway", 4096
-SUPERVISE = ROOT / "templates/native/supervise.py"
 RECIPES = pipeline.load_recipes()
 
 
 class Served:
-    """LiteLLM before scripted engines, as on a node without Docker."""
+    """By name: a model's engines, as what the gateway knows each of them, and the context that it is told."""
 
-    def __init__(self, folder: Path, python: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        vllm = [Engine("sk-engine", context=CONTEXT) for _ in range(3)]
-        packed = [Engine("sk-engine", context=CONTEXT, talks=True, packed=True) for _ in range(2)]
-        llama = Engine("sk-engine", like="llamacpp", context=CONTEXT, talks=True)
-        bare = Engine("sk-engine", like="llamacpp", context=CONTEXT)
-        # They refuse what LiteLLM would let pass: by its estimate there is room.
-        short, long = Engine("sk-engine", context=600), Engine("sk-engine", context=100_000)
-        # By name: its engines, as what the gateway knows each of them, and the context that it is told.
+    def __init__(self) -> None:
+        def vllm(context: int = CONTEXT, *, packed: bool = False) -> Engine:
+            return Engine(ENGINE_KEY, context=context, talks=packed, packed=packed)
+
+        def llamacpp() -> Engine:
+            return Engine(ENGINE_KEY, like="llamacpp", context=CONTEXT, talks=True)
+
+        self.url, self.folder = "", Path()
         self.models: dict[str, list[tuple[Engine | None, str, int]]] = {
-            "vllm": [(vllm[0], "vllm", CONTEXT)],
-            "drafts": [(packed[0], "vllm", CONTEXT)],
-            "drafts-translated": [(packed[1], "", CONTEXT)],
-            "llamacpp": [(llama, "llamacpp", CONTEXT)],
-            "llamacpp-itself": [(bare, "vllm", CONTEXT)],
-            "half-dead": [(None, "vllm", CONTEXT), (vllm[1], "vllm", CONTEXT)],
-            "short": [(short, "vllm", 2000)],
-            "long": [(long, "vllm", 100_000)],
+            "vllm": [(vllm(), "vllm", CONTEXT)],
+            "drafts": [(vllm(packed=True), "vllm", CONTEXT)],
+            "drafts-translated": [(vllm(packed=True), "", CONTEXT)],
+            "llamacpp": [(llamacpp(), "llamacpp", CONTEXT)],
+            "llamacpp-itself": [(llamacpp(), "vllm", CONTEXT)],
+            "half-dead": [(None, "vllm", CONTEXT), (vllm(), "vllm", CONTEXT)],
+            # It refuses what LiteLLM lets pass.
+            "short": [(vllm(600), "vllm", 2000)],
+            "long": [(vllm(100_000), "vllm", 100_000)],
         }
-        endpoints = [
-            Endpoint(
-                name=name,
-                kind="chat",
-                url=engine.url if engine else f"http://127.0.0.1:{free_port()}",
-                key="",
-                context=context,
-                id=f"{name}/{number}",
-                node="n",
-                origin="placed",
-                upstream="m",
-                engine=known_as,
+
+    def endpoints(self) -> list[Endpoint]:
+        return [
+            endpoint(
+                name,
+                engine.url if engine else f"http://127.0.0.1:{free_port()}",
+                context,
+                known_as,
+                number=number,
             )
             for name, engines in self.models.items()
             for number, (engine, known_as, context) in enumerate(engines)
         ]
-        configuration = gateway.configuration(endpoints, {"short": ["long"]}, None)
-        environment = {
-            **gateway.ENVIRONMENT,
-            gateway.MASTER_KEY_VARIABLE: KEY,
-            gateway.KEYS_VARIABLE: "keys",
-            **{gateway.key_variable(e): "sk-engine" for e in endpoints},
-        }
-        options = ["--config", "litellm.yml", "--host", "127.0.0.1", "--port", str(self.port)]
-        document = {
-            "argv": [str(python), str(python.parent / "litellm"), *options],
-            "environment_file": "service.env",
-            "memory_limit_bytes": GATEWAY_MEMORY_BYTES,
-        }
-        (folder / "keys").mkdir(mode=0o700)
-        for name, text in {
-            "litellm.yml": render_template("litellm.yml.j2", configuration=configuration),
-            keys.AUTH_FILE: render_template(keys.AUTH_FILE),
-            keys.HOUSE_FILE: keys.house(endpoints, {}),
-            "service.env": "".join(f"{k}={v}\n" for k, v in environment.items()),
-            "service.json": json.dumps(document),
-        }.items():
-            (folder / name).write_text(text)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def engine(self, name: str) -> Engine:
         return next(e for e, _, _ in self.models[name] if e is not None)
@@ -110,27 +75,19 @@ class Served:
     def paths(self, name: str) -> set[str]:
         return {p for p, _, _ in self.engine(name).requests}
 
-    def supervise(self, verb: str) -> None:
-        subprocess.run([sys.executable, SUPERVISE, verb, self.folder], check=True, capture_output=True)
+    def close(self) -> None:
+        for engine in (e for engines in self.models.values() for e, _, _ in engines if e is not None):
+            engine.shutdown()
+            engine.server_close()
 
 
 @pytest.fixture(scope="module")
 def served(litellm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    made = Served(tmp_path_factory.mktemp("gateway"), litellm_python)
-    made.supervise("start")
-    try:
-        until = time.monotonic() + 120
-        while asyncio.run(get(made.url + gateway.HEALTH))[0] != 200:
-            assert time.monotonic() < until, (made.folder / "log").read_text()[-2000:]
-            time.sleep(0.3)
+    made, folder = Served(), tmp_path_factory.mktemp("gateway")
+    with Gateway(folder, litellm_python, KEY, made.endpoints(), {"short": ["long"]}) as gateway:
+        made.url, made.folder = gateway.url, folder
         yield made
-    finally:
-        made.supervise("stop")
-        for engines in made.models.values():
-            for engine, _, _ in engines:
-                if engine is not None:
-                    engine.shutdown()
-                    engine.server_close()
+    made.close()
 
 
 def wrong(done: dict[tuple[str, Protocol], Result]) -> dict[tuple[str, Protocol], str]:

@@ -1,5 +1,6 @@
 """The clients themselves, as `homelab launch` starts them and as `homelab connect --write` leaves them: each
-reads a file by a tool of its own and says what is in it."""
+reads a file by a tool of its own and says what is in it. Four of them do it through LiteLLM too, before
+engines that think, call twice, and refuse what vLLM and llama.cpp refuse."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ import pytest
 
 from homelab import client_files
 from homelab.clients import KEY_VARIABLE, Access, Model, clients
-from tests.clients.mock_engine import Engine
+from tests.clients.mock_engine import THOUGHTS, Engine, Like
+from tests.clients.served import ENGINE_KEY, Gateway, endpoint
+from tests.test_gateway import litellm_python as litellm_python
 
 pytestmark = [
     pytest.mark.clients,
@@ -117,3 +120,62 @@ def test_as_its_file_is_written(name: str, engine: Engine, home: Path) -> None:
     assert {(p, k, b["model"]) for p, k, b in engine.requests if p == path} == {(path, KEY, "coder")}
     for file in setup.files:
         assert KEY not in (home / file.path).read_text()
+
+
+# Those that `homelab test` is about, a protocol of each kind among them.
+THROUGH = ("claude_code", "opencode", "codex", "qwen_code")
+
+
+@pytest.fixture(scope="module")
+def house(
+    litellm_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[str, dict[Like, Engine]]]:
+    """The gateway's address, and the engines behind it by the names of their models."""
+    engines: dict[Like, Engine] = {
+        "vllm": Engine(ENGINE_KEY, like="vllm", rounds=2, talks=True, packed=True),
+        "llamacpp": Engine(ENGINE_KEY, like="llamacpp", rounds=2, talks=True),
+    }
+    endpoints = [endpoint(like, engine.url, 65536, like) for like, engine in engines.items()]
+    with Gateway(tmp_path_factory.mktemp("gateway"), litellm_python, KEY, endpoints, {}) as gateway:
+        yield gateway.url, engines
+    for engine in engines.values():
+        engine.shutdown()
+        engine.server_close()
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("like", ["vllm", "llamacpp"])
+@pytest.mark.parametrize("name", THROUGH)
+def test_through_the_gateway(
+    name: str, like: Like, house: tuple[str, dict[Like, Engine]], home: Path, tmp_path: Path
+) -> None:
+    url, engines = house
+    engine = engines[like]
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "secret.txt").write_text(SECRET + "\n")
+    engine.file = str(work / "secret.txt")
+    engine.requests.clear()
+    engine.prompts.clear()
+    words, _ = ASKED[name]
+    model = Model(name=like, context=65536)
+    access = Access(url=url, key_file=str(home / "key"), model=model, models=(model,))
+    launch = clients()[name].setup(access).launch
+    assert launch is not None
+    argv, environment = client_files.prepared(name, launch, KEY)
+    assert SECRET in ask([*argv, *words, QUESTION], environment, engine)
+    # Two calls, one after the other: three turns, and the thoughts of the first come back to the model.
+    asked = [path for path, _, body in engine.requests if body.get("tools")]
+    native = name == "claude_code" and like == "vllm"
+    assert len(asked) == 3
+    assert set(asked) == {"/v1/messages" if native else PATHS[name]}
+    assert [engine.prompts[-1].count(THOUGHTS), engine.prompts[-1].count(SECRET)] == [2, 2]
+
+
+# Where their requests arrive, once LiteLLM has made chat completions of messages.
+PATHS = {
+    "claude_code": "/v1/chat/completions",
+    "opencode": "/v1/chat/completions",
+    "codex": "/v1/responses",
+    "qwen_code": "/v1/chat/completions",
+}
