@@ -11,7 +11,7 @@ import httpx
 from homelab.errors import DeployError
 from homelab.models.recipes import Recipes
 from homelab.proofs import Proof, Result, Subject, Verdict, judged, may_be_sampled, proofs
-from homelab.proofs.mends import mend
+from homelab.proofs.mends import lack, mend
 from homelab.proofs.wire import (
     COUNT_PATH,
     PATHS,
@@ -56,10 +56,14 @@ class Prover:
                 if watch is not None:
                     watch(subject.name, proof.name, protocol)
                 results.append(await self._prove(subject, proof, protocol))
-        return tuple(
-            replace(r, mend=mend(subject, r.proof, r.protocol, r.verdict, self._recipes))
-            for r in judged(results)
-        )
+        return tuple(self._with_remedy(subject, r) for r in judged(results))
+
+    def _with_remedy(self, subject: Subject, result: Result) -> Result:
+        """What mends it, or why nothing does."""
+        if why := lack(subject, result.proof, result.protocol, result.verdict):
+            known = replace(result.verdict, outcome="lacks", why=f"{result.verdict.why}: {why}")
+            return replace(result, verdict=known)
+        return replace(result, mend=mend(subject, result.proof, result.verdict, self._recipes))
 
     async def _prove(self, subject: Subject, proof: Proof, protocol: Protocol) -> Result:
         """A proof, and where a sample may be why it failed once more, as the model samples by itself."""

@@ -20,8 +20,9 @@ from homelab.proofs.wire import (
 )
 
 # `broken`: the protocol does not work. `model`: it works, and this model did not do what it was told.
-# `unknown`: nobody says. `skipped`: there is nothing to be proven.
-Outcome = Literal["works", "model", "broken", "unknown", "skipped"]
+# `lacks`: the engine or the gateway is known not to have it, whatever the model. `unknown`: nobody says.
+# `skipped`: there is nothing to be proven.
+Outcome = Literal["works", "model", "broken", "lacks", "unknown", "skipped"]
 # What is wrong, as `mends.py` knows it.
 Fault = Literal[
     "",
@@ -36,6 +37,7 @@ Fault = Literal[
     "no-thoughts",
     "schema-ignored",
     "choice-ignored",
+    "tools-unread",
     "count",
     "not-cached",
     "cache-untold",
@@ -223,8 +225,8 @@ TITLES: dict[Protocol, str] = {
 
 
 def is_well(results: Sequence[Result]) -> bool:
-    """Whether all that could be proven works."""
-    return all(r.verdict.outcome in ("works", "unknown", "skipped") for r in results)
+    """Whether nothing is broken, and nothing was left undone."""
+    return not any(r.verdict.outcome in ("broken", "model") for r in results)
 
 
 # Scripts.
@@ -238,12 +240,21 @@ def _plain(subject: Subject, protocol: Protocol) -> Script:
 
 
 def _one_call(subject: Subject, protocol: Protocol) -> Script:
-    answer = yield Ask(
+    ask = Ask(
         turns=("What is the weather in Paris? Call the tool get_weather.",),
         tools=(WEATHER,),
         max_tokens=subject.answer_tokens,
     )
-    return _failed(answer) or _called(answer, WEATHER) or _city(answer.calls[0], "paris") or _works()
+    answer = yield ask
+    bad = _failed(answer) or _called(answer, WEATHER)
+    if bad is not None and bad.outcome == "model" and not answer.calls and answer.usage:
+        # A chat template without a place for tools drops them in silence.
+        without = yield replace(ask, tools=(), max_tokens=16)
+        if without.status == 200 and without.usage and without.usage.prompt == answer.usage.prompt:
+            return _broken(
+                "tools-unread", "tools do not reach it: the prompt has as many tokens without them"
+            )
+    return bad or _city(answer.calls[0], "paris") or _works()
 
 
 def _two_calls(subject: Subject, protocol: Protocol) -> Script:
@@ -379,7 +390,7 @@ def _required(subject: Subject, protocol: Protocol) -> Script:
         max_tokens=subject.answer_tokens,
     )
     bad = _failed(answer)
-    if bad is None and not answer.calls and answer.ended != "length":
+    if bad is None and not answer.calls and answer.text.strip():
         said = answer.text.strip()[:120]
         return _broken("choice-ignored", f"`tool_choice` required, and it answered text: {said!r}")
     return bad or _called(answer, WEATHER) or _works()

@@ -8,7 +8,21 @@ from homelab.models.recipes import Recipes, too_old
 from homelab.proofs import Subject, Verdict
 
 
-def mend(subject: Subject, proof: str, protocol: str, verdict: Verdict, recipes: Recipes) -> str:
+def lack(subject: Subject, proof: str, protocol: str, verdict: Verdict) -> str:
+    """Why nothing mends it: what the engine or the gateway does not have. Empty where that is not known."""
+    if verdict.outcome != "broken":
+        return ""
+    if verdict.fault == "schema-ignored" and subject.engine == "llamacpp" and protocol != "chat":
+        return "llama.cpp reads no output format here, only in chat completions (b11549)"
+    if verdict.fault == "count":
+        return "LiteLLM estimates with a tokenizer of its own, and asks no engine (1.106.2)"
+    asks = verdict.fault == "choice-ignored" or (proof == "tool required" and verdict.fault == "refused")
+    if asks and "gpt-oss" in subject.source.lower():
+        return "gpt-oss takes `tool_choice: auto` only (vllm-project/recipes)"
+    return ""
+
+
+def mend(subject: Subject, proof: str, verdict: Verdict, recipes: Recipes) -> str:
     """What to change in the inventory, as one sentence; empty where it is not known."""
     if verdict.outcome not in ("broken", "unknown"):
         return ""
@@ -16,6 +30,7 @@ def mend(subject: Subject, proof: str, protocol: str, verdict: Verdict, recipes:
     tool_parser = recipe.tool_parser if recipe else None
     is_vllm, is_llama = subject.engine == "vllm", subject.engine == "llamacpp"
     args = dict(subject.args or {})
+    is_drafting = "speculative-config" in args or "speculative" in args
     said = verdict.why.lower()
     if verdict.fault == "silent":
         return f"homelab logs {subject.name}; homelab logs gateway"
@@ -32,7 +47,7 @@ def mend(subject: Subject, proof: str, protocol: str, verdict: Verdict, recipes:
         if is_vllm:
             if recipe and (old := too_old(recipe, subject.image)):
                 return old
-            if "speculative-config" in args or "speculative" in args:
+            if is_drafting:
                 return "without `speculative`: drafted tokens are known to damage calls"
             return _parser(subject, tool_parser)
         if is_llama:
@@ -50,15 +65,14 @@ def mend(subject: Subject, proof: str, protocol: str, verdict: Verdict, recipes:
             return "`args: {reasoning-parser: NAME}`, the one of this model (docs.vllm.ai, reasoning outputs)"
         if is_llama:
             return "`args: {reasoning-format: deepseek}`"
-    if verdict.fault == "choice-ignored" or (proof == "tool required" and verdict.fault == "refused"):
-        if "gpt-oss" in subject.source.lower():
-            return "none: gpt-oss takes `tool_choice: auto` only (vllm-project/recipes)"
-        if is_vllm and "speculative-config" in args:
-            return "without `speculative`: drafted tokens lose required calls in streams"
-    if verdict.fault == "schema-ignored" and is_llama and protocol == "messages":
-        return "none: llama.cpp reads no output format at /v1/messages; the other protocols have it"
-    if verdict.fault == "count":
-        return "none: LiteLLM estimates with a tokenizer of its own; clients that count by answers are right"
+    if verdict.fault == "tools-unread":
+        if is_llama:
+            return (
+                "a model whose template knows tools, or `args: {chat-template-file: FILE}` with one that does"
+            )
+        return "a model whose chat template knows tools, or `args: {chat-template: FILE}` with one that does"
+    if verdict.fault == "choice-ignored" and is_vllm and is_drafting:
+        return "without `speculative`: drafted tokens lose required calls in streams"
     if verdict.fault == "cache-untold" and is_vllm:
         return "`args: {enable-prompt-tokens-details: true}`: vLLM tells of cached tokens then"
     if verdict.fault == "not-cached" and is_vllm:

@@ -14,10 +14,11 @@ WORDS: dict[Outcome, tuple[str, str]] = {
     "works": ("works", "green"),
     "broken": ("broken", "red"),
     "model": ("not done", "yellow"),
+    "lacks": ("not there", "yellow"),
     "unknown": ("unknown", "yellow"),
     "skipped": ("-", ""),
 }
-MARKS = ("broken", "model", "unknown")
+MARKS = ("broken", "model", "lacks", "unknown")
 
 
 def lines(subject: Subject, results: Sequence[Result], width: int) -> list[Text]:
@@ -52,7 +53,7 @@ def summary(proven: Sequence[tuple[Subject, Sequence[Result]]], width: int) -> l
         if (bad := {r.proof for r in results if r.verdict.outcome in ("broken", "model")})
     ]
     if not wrong:
-        return wrapped("All that could be proven works", width)
+        return wrapped("All works that an agent needs", width)
     return wrapped(f"Not all works: {', '.join(wrong)}", width, rest="  ")
 
 

@@ -287,7 +287,9 @@ def understood(engine: Engine, protocol: str, body: dict[str, Any]) -> Asked:
         tools = {
             t["name"]: t.get("parameters") or {} for t in body.get("tools") or () if t["type"] == "function"
         }
-        schema = ((body.get("text") or {}).get("format") or {}).get("schema")
+        # Nor does it here.
+        format_ = (body.get("text") or {}).get("format") or {}
+        schema = format_.get("schema") if engine.like == "vllm" else None
         must = body.get("tool_choice") == "required"
         most = body.get("max_output_tokens") or 16
     if "refuses-required" in engine.faults and must:
@@ -296,6 +298,8 @@ def understood(engine: Engine, protocol: str, body: dict[str, Any]) -> Asked:
         raise Refused(
             400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
         )
+    if "drops-tools" in engine.faults:
+        tools = {}
     offered = [f"<tool> {name} {' '.join(t.get('properties', {}))}" for name, t in tools.items()]
     prompt = " ".join([*offered, *lines])
     return Asked(
