@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests of one file stay in order, in one process; more of these than cores helps little.
 JOBS ?= 2
 HOMELAB := $(BIN)/homelab -i examples/this-machine.yml
-.PHONY: help install quickstart quickstart-down test test-slow lint bench lab-up lab-down
+.PHONY: help install quickstart quickstart-down test test-clients test-slow lint bench lab-up lab-down
 
 help:  ## What there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 26
@@ -35,7 +35,10 @@ quickstart-down: install  ## Take it down again; downloads stay cached
 	$(HOMELAB) remove --yes
 
 test: .venv/.developing  ## All tests that can run here
-	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow and not clients" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+
+test-clients: .venv/.developing  ## Claude Code, opencode, Codex … from npm, on scripted engines
+	$(BIN)/python -m pytest -m "clients and not slow" $(PYTEST)
 
 test-slow: .venv/.developing  ## Real vLLM on the CPU too: minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST)

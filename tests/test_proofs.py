@@ -121,7 +121,11 @@ def test_a_second_try_is_sampled_and_said() -> None:
     result = proven(engine, "one call")[("one call", "chat")]
     assert (result.verdict.outcome, result.tries) == ("works", 2)
     assert result.verdict.why == "on the second try, sampled"
-    assert ["temperature" in b for p, _, b in engine.requests if p.endswith("completions")] == [True, True, False]
+    assert ["temperature" in b for p, _, b in engine.requests if p.endswith("completions")] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_cached_tokens_of_which_nobody_tells_are_unknown_not_none() -> None:

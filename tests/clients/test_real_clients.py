@@ -5,6 +5,7 @@ engines that think, call twice, and refuse what vLLM and llama.cpp refuse."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ ASKED = {
     "continue": (["-p"], "/v1/chat/completions"),
     "pi": (["-p"], "/v1/chat/completions"),
 }
+# npm's words where nothing answers; a version that is not there is a failure.
+UNREACHED = re.compile(r"E(NOTFOUND|CONNREFUSED|AI_AGAIN|TIMEDOUT|CONNRESET|NETUNREACH)")
 KEY, SECRET = "sk-house-0123456789", "quokka-4711"
 QUESTION = "Read secret.txt and tell me what is in it."
 # Where they are installed: HOMELAB_TEST_CLIENTS, else the cache, once.
@@ -45,7 +48,10 @@ def programs() -> Path:
     if not all(b.exists() for b in binaries):
         INSTALLED.mkdir(parents=True, exist_ok=True)
         command = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(INSTALLED), *packages]
-        subprocess.run(command, check=True, capture_output=True, timeout=600)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        if done.returncode and UNREACHED.search(done.stderr):
+            pytest.skip(f"npm reaches no registry: {done.stderr.strip().splitlines()[0]}")
+        assert done.returncode == 0, done.stderr[-2000:]
     return INSTALLED / "node_modules/.bin"
 
 
