@@ -46,7 +46,10 @@ def prove_models(
     """Do what an agent will do with each model, streamed through the gateway by each protocol: call tools,
     think, go on from results, fill the context. Exit code 1 where not all works. Takes minutes; changes
     nothing."""
+    from homelab.proofs.subjects import check_names
+
     household = household_of(ctx, inventory)
+    check_names(household.inventory, models or ())
     secrets = deployed_secrets(household)
     survey, errors = survey_of(household)
     show_unreachable(household, errors)

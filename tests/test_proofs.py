@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from homelab import pipeline
-from homelab.errors import DeployError
+from homelab import documents, pipeline
+from homelab.errors import DeployError, InventoryError
+from homelab.facts import DeployedService, Survey
+from homelab.inventory import Inventory, load
 from homelab.proofs import Fault, Outcome, Result, Subject, Verdict, is_well, judged, proofs
 from homelab.proofs.mends import mend
+from homelab.proofs.subjects import subjects
 from homelab.proofs.wire import PROTOCOLS, Ask, Events, Protocol, Usage, body, reader
 from homelab.proving import Prover
 from tests.clients.mock_engine import Engine, Like
+from tests.machines import machine, survey
 
+ROOT = Path(__file__).parent.parent
 KEY = "sk-house"
 RECIPES = pipeline.load_recipes()
 BY_NAME = {p.name: p for p in proofs()}
@@ -264,3 +273,109 @@ def test_results_of_a_model_that_does_not_think_stay_as_they_are() -> None:
     results = [Result(model="m", proof="thinking replay", protocol=p, verdict=skipped) for p in PROTOCOLS]
     assert judged(results) == tuple(results)
     assert is_well(results)
+
+
+INVENTORY = """\
+gateway: {node: a}
+nodes: {a: {host: localhost}}
+models:
+  coder:
+    speculative: 2
+    variants:
+      - {engine: llamacpp, source: /models/coder.gguf}
+      - {engine: vllm, source: Qwen/Qwen3-Coder-30B-A3B-Instruct, args: {max-num-seqs: 4}}
+  vectors: {engine: llamacpp, source: /models/vectors.gguf, kind: embedding}
+  asleep: {engine: llamacpp, source: /models/asleep.gguf}
+cloud: {far: {model: anthropic/claude-sonnet-4-6, api_key: "env:KEY"}}
+"""
+
+
+def service(model: str, number: int, context: int, **numbers: Any) -> DeployedService:
+    labels = {
+        "homelab.address": "127.0.0.1",
+        "homelab.port": str(8000 + number),
+        "homelab.engine": str(numbers.get("engine", "llamacpp")),
+        "homelab.image": "vllm/vllm-openai:v0.33.0",
+        "homelab.placement": json.dumps({"context": context, **numbers}),
+    }
+    return DeployedService(
+        cluster="home",
+        name=f"{model}-{number}",
+        role="engine",
+        serves=(model,),
+        spec="1",
+        runtime="docker",
+        state="running",
+        listens=True,
+        labels=labels,
+    )
+
+
+def house() -> tuple[Inventory, Survey]:
+    source = "Qwen/Qwen3-Coder-30B-A3B-Instruct"
+    services = (
+        service("coder", 0, 32768, engine="vllm", source=source, speculative=2),
+        service("coder", 1, 16384, engine="vllm", source=source, speculative=2),
+        service("vectors", 2, 512),
+    )
+    inventory = load(INVENTORY, "inventory.yml", {"KEY": "sk-ant"})
+    return inventory, survey(a=machine("a").model_copy(update={"services": services}))
+
+
+def test_all_of_the_house_that_chat_are_proven_as_they_run() -> None:
+    [coder] = subjects(*house())
+    assert (coder.name, coder.context, coder.engine) == ("coder", 16384, "vllm")
+    assert coder.ids == {"a/coder-0", "a/coder-1"}
+    assert coder.image == "vllm/vllm-openai:v0.33.0"
+    assert coder.args == {"max-num-seqs": 4, "speculative": 2}
+    broken = Verdict(outcome="broken", fault="bad-arguments", why="x")
+    assert "speculative" in mend(coder, "one call", broken, RECIPES)
+
+
+def test_one_outside_the_house_is_proven_where_it_is_named() -> None:
+    [far] = subjects(*house(), ["far", "far"])
+    assert (far.name, far.context, far.engine) == ("far", None, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        ("codr", InventoryError, "coder"),
+        ("vectors", InventoryError, "does not chat"),
+        ("asleep", DeployError, "does not run"),
+    ],
+)
+def test_what_cannot_be_proven_is_said_first(name: str, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        subjects(*house(), [name])
+
+
+def test_the_document_has_what_the_screen_has() -> None:
+    done = proven(Engine(KEY, faults=frozenset({"no-parser"})), "one call")
+    document = documents.proofs_document([(Subject(name="m", engine="vllm"), tuple(done.values()))])
+    [model] = document["models"]
+    assert (model["model"], model["works"], model["context"]) == ("m", False, None)
+    assert [r["protocol"] for r in model["results"]] == list(PROTOCOLS)
+    assert {r["outcome"] for r in model["results"]} == {"broken"}
+    assert "--enable-auto-tool-choice" in model["results"][0]["why"]
+    assert "tool-call-parser" in model["results"][0]["mend"]
+
+
+def test_the_verb_says_what_is_wrong_before_it_asks_anything(tmp_path: Path) -> None:
+    (tmp_path / "inventory.yml").write_text(INVENTORY)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "KEY": "sk", "COLUMNS": "200"}
+    for words, code, said in (
+        (["test", "codr"], 2, "did you mean"),
+        (["test", "vectors"], 2, "does not chat"),
+        (["test"], 1, "Nothing is deployed"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "homelab", *words],
+            cwd=tmp_path,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code, done.stderr
+        assert said in done.stderr and "Traceback" not in done.stderr

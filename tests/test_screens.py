@@ -13,15 +13,17 @@ import pytest
 from rich.cells import cell_len
 from rich.text import Text
 
-from homelab import fit_command, ui
+from homelab import fit_command, proofs, ui
 from homelab.facts import GPU, Facts, Failure, Measurement, NodeReport, Problem, Process, Survey
 from homelab.inventory import Inventory, load
 from homelab.pipeline import with_speeds
 from homelab.placement import place
 from homelab.plan import Plan, diff
+from homelab.proofs import Result, Subject, Verdict
 from homelab.render import render
 from homelab.status import GatewayStatus, Instance, ModelStatus, Status
 from homelab.ui import cells, discover, fit, plan, status, why
+from homelab.ui import proofs as proofs_ui
 from tests.machines import GIB, HUB, KEYS, deployed, gpu, household, machine, survey, tiny_gguf
 
 ROOT = Path(__file__).parent.parent
@@ -188,6 +190,59 @@ def history_screen(name: str, width: int) -> list[Text]:
     return fit.lines(fit_command.History(measured=tuple(measured)), width)
 
 
+def proofs_screen(name: str, width: int) -> Sequence[Text]:
+    subject = Subject(name=max(load_names(name), key=len), context=32768, engine="vllm")
+    odd: dict[tuple[str, str], tuple[Verdict, str, int]] = {
+        ("one call", "chat"): (
+            Verdict(
+                outcome="broken",
+                fault="refused",
+                why='HTTP 400: "auto" tool choice requires --enable-auto-tool-choice and '
+                "--tool-call-parser to be set",
+            ),
+            "`args: {enable-auto-tool-choice: true, tool-call-parser: qwen3_coder}` (vllm-project/recipes)",
+            1,
+        ),
+        ("two calls", "chat"): (Verdict(outcome="model", why="it made one call, not two at once"), "", 2),
+        ("two calls", "messages"): (
+            Verdict(outcome="model", why="it made one call, not two at once"),
+            "",
+            2,
+        ),
+        ("thinking replay", "responses"): (Verdict(outcome="skipped", why="it does not think"), "", 1),
+        ("count_tokens", "messages"): (
+            Verdict(outcome="lacks", why="201 tokens, the prompt has 140 (+44%): LiteLLM estimates"),
+            "",
+            1,
+        ),
+        ("prompt cache", "chat"): (
+            Verdict(outcome="unknown", why="nobody tells of cached tokens"),
+            "`args: {enable-prompt-tokens-details: true}`: vLLM tells of cached tokens then",
+            1,
+        ),
+    }
+    results = []
+    for proof in proofs.proofs():
+        for protocol in proof.protocols:
+            verdict, mend, tries = odd.get((proof.name, protocol), (Verdict(outcome="works"), "", 1))
+            results.append(
+                Result(
+                    model=subject.name,
+                    proof=proof.name,
+                    protocol=protocol,
+                    verdict=verdict,
+                    mend=mend,
+                    tries=tries,
+                )
+            )
+    shown = [*proofs_ui.lines(subject, results, width), Text()]
+    return [*shown, *proofs_ui.summary([(subject, results)], width)]
+
+
+def load_names(name: str) -> Sequence[str]:
+    return list(house(name)[0].models)
+
+
 SCREENS: dict[str, Callable[[str, int], Sequence[Text]]] = {
     "discover": lambda name, width: discover.lines(*house(name), 1.2, width),
     "plan": plan_screen,
@@ -198,8 +253,9 @@ SCREENS: dict[str, Callable[[str, int], Sequence[Text]]] = {
     "house": lambda name, width: status.house(health(name), "homelab status", width),
     "fit": fit_screen,
     "fit-history": history_screen,
+    "proofs": proofs_screen,
 }
-KEPT = ("discover", "plan", "why", "status", "house", "fit")  # as golden files
+KEPT = ("discover", "plan", "why", "status", "house", "fit", "proofs")  # as golden files
 
 
 def printed(lines: Sequence[Text], width: int, **options: object) -> str:

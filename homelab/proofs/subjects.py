@@ -18,19 +18,11 @@ def subjects(inventory: Inventory, survey: Survey, names: Sequence[str] = ()) ->
     it is named: its prompts leave the house, and cost.
 
     Raises InventoryError for a name that is none or does not chat, DeployError where it does not run."""
+    check_names(inventory, names)
     running = endpoints.running(inventory, survey)
     services = {f"{node}/{s.name}": s for node, s in endpoints.deployed(inventory, survey)}
     chat = list(dict.fromkeys(e.name for e in running if e.kind == "chat"))
-    known = [*inventory.models, *inventory.cloud]
     for name in names:
-        if name not in known:
-            raise InventoryError(
-                f"No model `{name}`{did_you_mean(name, known)}", hint=f"There are: {', '.join(known)}"
-            )
-        if name in inventory.models and inventory.models[name].kind != "chat":
-            raise InventoryError(
-                f"Model `{name}` does not chat", hint=f"Ask it: homelab ask {name}, which knows its kind"
-            )
         if name not in chat:
             raise DeployError(f"Model `{name}` does not run", hint="homelab status")
     house = [n for n in chat if any(e.name == n and e.origin != "cloud" for e in running)]
@@ -55,6 +47,20 @@ def subjects(inventory: Inventory, survey: Survey, names: Sequence[str] = ()) ->
             )
         )
     return tuple(found)
+
+
+def check_names(inventory: Inventory, names: Sequence[str]) -> None:
+    """Raises InventoryError for a name that is none, or is of a model that does not chat."""
+    known = [*inventory.models, *inventory.cloud]
+    for name in names:
+        if name not in known:
+            raise InventoryError(
+                f"No model `{name}`{did_you_mean(name, known)}", hint=f"There are: {', '.join(known)}"
+            )
+        if name in inventory.models and inventory.models[name].kind != "chat":
+            raise InventoryError(
+                f"Model `{name}` does not chat", hint=f"Ask it: homelab ask {name}, which knows its kind"
+            )
 
 
 def _args(inventory: Inventory, name: str, service: DeployedService | None) -> Mapping[str, Any]:
