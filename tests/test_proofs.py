@@ -318,7 +318,7 @@ def house() -> tuple[Inventory, Survey]:
         service("coder", 1, 16384, engine="vllm", source=source, speculative=2),
         service("vectors", 2, 512),
     )
-    inventory = load(INVENTORY, "inventory.yml", {"KEY": "sk-ant"})
+    inventory = load(INVENTORY, "inventory.yml")
     return inventory, survey(a=machine("a").model_copy(update={"services": services}))
 
 

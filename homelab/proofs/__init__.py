@@ -444,7 +444,7 @@ def _cache(subject: Subject, protocol: Protocol) -> Script:
     room = subject.context // 2 if subject.context else 4096
     # A line has some 17 tokens.
     lines = max(min(room, 4096) // 17, 8)
-    ask = Ask(turns=(_lines(lines) + "\nSay: done",), max_tokens=min(subject.answer_tokens, 64))
+    ask = Ask(turns=(_lines(lines) + "\nSay: done",), max_tokens=16)
     first = yield ask
     if (bad := _failed(first)) is not None:
         return bad
@@ -497,7 +497,7 @@ def _over(subject: Subject, protocol: Protocol) -> Script:
     if subject.context is None:
         return Verdict(outcome="skipped", why="its context is not known")
     # Such a prompt is refused before it is read; short words are at least a token each.
-    answer = yield Ask(turns=("a " * int(subject.context * 1.5),), max_tokens=min(subject.answer_tokens, 64))
+    answer = yield Ask(turns=("a " * int(subject.context * 1.5),), max_tokens=16)
     if answer.status == 200 and not answer.error:
         if (bad := _failed(answer)) is not None:
             return bad
