@@ -64,7 +64,7 @@ async def ask(
                 },
             )
     headers = {"Authorization": f"Bearer {key}", "Accept-Encoding": "identity"}
-    said = _Said()
+    said = Said()
     begun = time.monotonic()
     try:
         async with (
@@ -80,28 +80,19 @@ async def ask(
     except httpx.HTTPError as e:
         why = str(e) or type(e).__name__
         if said.first is not None:
-            raise _broken_off(model, why) from e
+            raise broken_off(model, why) from e
         raise DeployError(f"The gateway at {url} does not answer", cause=why, hint="homelab status") from e
     whole = said.whole.decode(errors="replace")
     if response.status_code != 200:
-        if _is_of_another_key(whole):
-            raise DeployError(
-                f"The gateway at {url} does not know this key",
-                cause=f"HTTP {response.status_code}: {_message(whole)}",
-                hint="Remove secrets.json from the folder where `homelab connect` says that the key lies, "
-                "then `homelab status`: it reads the key back from the gateway's node",
-            )
-        raise _refused(model, f"HTTP {response.status_code}: {_message(whole)}")
+        raise turned_away(url, model, response.status_code, whole)
     if said.error is not None:
-        raise (_refused if said.first is None else _broken_off)(model, said.error)
+        raise (refused if said.first is None else broken_off)(model, said.error)
     try:
         text = said.text if said.is_stream else _text(kind, json.loads(whole))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as e:
-        raise DeployError(
-            f"`{model}` gave an answer that is none", cause=whole[:300], hint=f"homelab logs {model}"
-        ) from e
+        raise no_answer(model, whole) from e
     if said.is_stream and not said.is_complete:
-        raise _broken_off(model, "its stream ended without a last piece")
+        raise broken_off(model, "its stream ended without a last piece")
     return Answer(
         model=model,
         text=text,
@@ -111,7 +102,26 @@ async def ask(
     )
 
 
-def _refused(model: str, why: str) -> DeployError:
+def turned_away(url: str, model: str, status: int, said: str) -> DeployError:
+    """What the gateway says with another status than 200, in its own words."""
+    why = f"HTTP {status}: {_message(said)}"
+    if _is_of_another_key(said):
+        return DeployError(
+            f"The gateway at {url} does not know this key",
+            cause=why,
+            hint="Remove secrets.json from the folder where `homelab connect` says that the key lies, "
+            "then `homelab status`: it reads the key back from the gateway's node",
+        )
+    return refused(model, why)
+
+
+def no_answer(model: str, said: str) -> DeployError:
+    return DeployError(
+        f"`{model}` gave an answer that is none", cause=said[:300], hint=f"homelab logs {model}"
+    )
+
+
+def refused(model: str, why: str) -> DeployError:
     return DeployError(
         f"`{model}` did not answer through the gateway",
         cause=why,
@@ -119,14 +129,16 @@ def _refused(model: str, why: str) -> DeployError:
     )
 
 
-def _broken_off(model: str, why: str) -> DeployError:
+def broken_off(model: str, why: str) -> DeployError:
     return DeployError(
         f"`{model}` broke off its answer", cause=why, hint=f"homelab logs {model}; homelab logs gateway"
     )
 
 
-class _Said:
-    """What came so far, and where it is a stream of server-sent events, what its chunks say."""
+class Said:
+    """What came so far, and where it is a stream of server-sent events, what its chunks say. `fresh` are the
+    words that nobody has taken from it yet, each with its name among WORDS; `usage` is the gateway's count of
+    tokens, `finish_reason` why it ended, where it says so."""
 
     def __init__(self) -> None:
         self.is_stream = False
@@ -134,9 +146,17 @@ class _Said:
         self.first: float | None = None  # when the first token came, on the monotonic clock
         self.error: str | None = None
         self.is_complete = self.is_over = False
+        self.fresh: list[tuple[str, str]] = []
+        self.usage: dict[str, Any] = {}
+        self.finish_reason: str | None = None
         self._read = 0  # up to where its lines are read
         self._words: dict[str, list[str]] = {name: [] for name in WORDS}
         self._is_none = False
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it is a stream, and not one of chunks."""
+        return self._is_none
 
     @property
     def text(self) -> str:
@@ -173,14 +193,18 @@ class _Said:
         if "error" in chunk:
             self.error, self.is_over = _error_of(chunk), True
             return
+        if isinstance(chunk.get("usage"), dict):
+            self.usage = chunk["usage"]
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
             for name, words in self._words.items():
                 if delta.get(name):
                     words.append(str(delta[name]))
+                    self.fresh.append((name, words[-1]))
                     self.first = self.first or time.monotonic()
             # Not every server says [DONE] behind it.
-            self.is_complete = self.is_complete or bool(choice.get("finish_reason"))
+            if choice.get("finish_reason"):
+                self.is_complete, self.finish_reason = True, str(choice["finish_reason"])
 
 
 def _text(kind: Kind, document: Any) -> str:

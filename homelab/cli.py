@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from homelab import cli_clients as cli_clients  # for its verbs
+from homelab import cli_chat as cli_chat  # for its verbs
+from homelab import cli_clients as cli_clients
 from homelab import cli_keys, cli_test, terminal
 from homelab.errors import DeployError, DoesNotFit, HomelabError, InventoryError, NodeError
 from homelab.verbs import (
