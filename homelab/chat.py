@@ -17,6 +17,7 @@ from homelab.errors import DeployError
 CONNECT_SECONDS = 5.0
 # Longer than the gateway waits for an engine: it says more about what is wrong.
 SILENCE_SECONDS = 660.0
+SHORTEST_SECONDS = 0.1
 Part = Literal["thought", "answer"]
 
 
@@ -74,8 +75,10 @@ class Answer:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """From the first token to the last. None for an answer that came in one piece."""
-        if not self.completion_tokens or self.first is None or self.last is None or self.last <= self.first:
+        """From the first token to the last. None for an answer that came at once: that is no measurement."""
+        if not self.completion_tokens or self.first is None or self.last is None:
+            return None
+        if self.last - self.first < SHORTEST_SECONDS:
             return None
         return (self.completion_tokens - 1) / (self.last - self.first)
 

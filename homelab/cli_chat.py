@@ -75,7 +75,8 @@ def chat(
     if not question:
         raise InventoryError(
             "There is no question on standard input",
-            hint=f"echo 'your question' | homelab chat{inventory_option(household)}; to talk, from a terminal",
+            hint=f"echo 'your question' | homelab chat{inventory_option(household)}; "
+            "to talk, from a terminal",
         )
     answer = talk.put(question)
     ui.say(screen.told(answer, talk.model.context))
@@ -124,6 +125,7 @@ class _Talk:
         try:
             self._stream(question, answer, words)
         except KeyboardInterrupt:
+            words.stopped()
             stopped = True
         except TooLong as e:
             e.hint = "/new begins a new conversation; /model lists those that may read more"

@@ -80,6 +80,11 @@ class Words:
             sys.stderr.flush()
             self._waits = False
 
+    def stopped(self) -> None:
+        """The terminal has shown ^C: what follows begins a line."""
+        if not self._waits and not self._line_is_open:
+            ui.say("")
+
     def end(self) -> None:
         self.clear()
         self._close()
@@ -205,14 +210,14 @@ def talk(
             continue
         word, _, rest = line.partition(" ")
         try:
-            if word == "/help":
+            if line == "/help":
                 for text in HELP:
                     ui.say(text)
-            elif word == "/new":
+            elif line == "/new":
                 new()
             elif word == "/model":
                 switch(rest.strip())
-            elif word in ("/exit", "/quit", "/bye"):
+            elif line in ("/exit", "/quit", "/bye"):
                 return
             elif word.startswith("/") and word[1:].isalpha() and not rest:
                 ui.say(f"There is no {word}. /help lists the commands")
