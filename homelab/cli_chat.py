@@ -78,7 +78,7 @@ def chat(
             hint=f"echo 'your question' | homelab chat{inventory_option(household)}; "
             "to talk, from a terminal",
         )
-    answer = talk.put(question)
+    answer = talk.once(question)
     ui.say(screen.told(answer, talk.model.context))
 
 
@@ -139,7 +139,7 @@ class _Talk:
         screen.after(screen.told(answer, self.model.context, stopped=stopped), warned)
         ui.say("")
 
-    def put(self, question: str) -> Answer:
+    def once(self, question: str) -> Answer:
         """From a pipe. Raises DeployError where there is no answer, or not all of it."""
         from homelab import ui
         from homelab.chat import Answer
