@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from homelab.apps import apps
 from homelab.engines import engines
 from homelab.errors import HomelabError, NodeError
 from homelab.inventory import Inventory, is_ip
@@ -57,7 +58,9 @@ async def discover(
         }
     )
     engines_used = {v.engine for m in inventory.models.values() for v in m.variants}
-    programs = sorted({p for name in engines_used if (p := engines()[name].OFFER.executable)})
+    offers = [engines()[name].OFFER for name in engines_used]
+    offers += [apps()[app.module].OFFER for app in inventory.apps.values()]
+    programs = sorted({offer.executable for offer in offers if offer.executable})
     request = {"cluster": inventory.cluster, "sources": sources, "programs": programs, "headers": False}
     answers: dict[str, bytes] = {}
     errors: dict[str, NodeError] = {}

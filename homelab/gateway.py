@@ -81,6 +81,11 @@ def key_variable(endpoint: Endpoint) -> str:
     return f"HOMELAB_KEY_{plain}_{hashlib.sha256(endpoint.id.encode()).hexdigest()[:6].upper()}"
 
 
+def app_variable(name: str) -> str:
+    """The environment variable that carries an app's key into the gateway."""
+    return f"HOMELAB_APP_{name.upper().replace('-', '_')}"
+
+
 def told(endpoints: Sequence[Endpoint], node: str | None) -> list[dict[str, Any]]:
     """What the gateway is told of each endpoint: a change of anything else about it is not the gateway's
     business. `node` is where its container runs; None where it is a process."""

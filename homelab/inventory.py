@@ -24,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from homelab.apps import apps
+from homelab.apps import spelled as app_name
 from homelab.bounded_yaml import Loader
 from homelab.engines import ArgValue, Kind, engines
 from homelab.errors import InventoryError
@@ -287,6 +289,35 @@ class Cloud(Strict):
         return value
 
 
+class App(Strict):
+    """A page for people on the house's models. `models` and `private` are its key's: what it may ask for."""
+
+    node: str
+    app: str = "open-webui"
+    port: Port | None = None
+    url: Annotated[str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+$")] | None = None
+    models: tuple[str, ...] = ()
+    private: bool = False
+
+    @property
+    def module(self) -> str:
+        """The name of its file in `homelab/apps/`."""
+        return self.app.replace("-", "_")
+
+    @property
+    def at(self) -> int:
+        """Its port."""
+        return self.port or apps()[self.module].PORT
+
+    @field_validator("app")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        known = [app_name(name) for name in apps()]
+        if value not in known:
+            raise ValueError(f"no app `{value}`{did_you_mean(value, known)}; there are {', '.join(known)}")
+        return value
+
+
 class Hub(Strict):
     """Where weights come from, if not from huggingface.co; the token is for gated repositories."""
 
@@ -306,6 +337,7 @@ class Inventory(Strict):
     fallbacks: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     aliases: Mapping[Alias, str] = Field(default_factory=dict)
     tiers: Mapping[Name, str] = Field(default_factory=dict)
+    apps: Mapping[ClusterName, App] = Field(default_factory=dict)
 
     @property
     def is_local(self) -> bool:
@@ -479,6 +511,8 @@ def _fields_at(where: Path) -> list[str]:
             cls = Variant
         case ("cloud", _):
             cls = Cloud
+        case ("apps", _):
+            cls = App
         case ("gateway",):
             cls = Gateway
         case ("hub",):
@@ -497,7 +531,7 @@ def _sound_part(data: dict[str, Any], wrong: list[Path]) -> tuple[Inventory | No
         section = rest.get(str(loc[0]))
         if (
             len(loc) > 1
-            and loc[0] in ("nodes", "models", "cloud", "fallbacks", "images")
+            and loc[0] in ("nodes", "models", "cloud", "fallbacks", "images", "apps")
             and isinstance(section, dict)
         ):
             section.pop(loc[1], None)
@@ -536,6 +570,31 @@ def _routes(inventory: Inventory, gone: frozenset[str]) -> Iterator[tuple[Path, 
                         ("fallbacks", name),
                         f"`{name}` is private, and this leads out of the house: {' -> '.join(chain)}",
                     )
+
+
+def _apps(
+    inventory: Inventory,
+    gone: frozenset[str],
+    services: dict[str, str],
+    ports: dict[tuple[str, int], str],
+) -> Iterator[tuple[Path, str]]:
+    """What is wrong with apps beside the models that have these service names and ports."""
+    further = {**inventory.aliases, **inventory.tiers}
+    names = [*inventory.models, *inventory.cloud, *(a for a in further if not a.endswith("*"))]
+    for name, app in inventory.apps.items():
+        where: Path = ("apps", name)
+        if app.node not in inventory.nodes and app.node not in gone:
+            yield (*where, "node"), f"no node `{app.node}`{did_you_mean(app.node, inventory.nodes)}"
+        if name in services:
+            other = services[name]
+            yield where, f"would have the same service name as {other}: give it another name"
+        if (taken := ports.setdefault((app.node, app.at), f"the app `{name}`")) != f"the app `{name}`":
+            yield (*where, "port"), f"port {app.at} on {app.node} is {taken}'s: give another `port`"
+        for model in app.models:
+            if model not in names and model not in gone:
+                yield (*where, "models"), f"no model `{model}`{did_you_mean(model, names)}"
+            elif app.private and further.get(model, model) in inventory.cloud:
+                yield (*where, "models"), f"`{model}` is outside the house, and the app is private"
 
 
 def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -> Iterator[tuple[Path, str]]:
@@ -578,9 +637,11 @@ def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -
                 )
             if (fmt := variant.parsed.format) and fmt not in engines()[variant.engine].FORMATS:
                 yield (*where, "variants", i, "source"), f"{variant.engine} does not read {fmt} files"
+    yield from _apps(inventory, gone, services, ports)
+    images = (*engines(), "litellm", *(a.OFFER.name for a in apps().values()))
     for key in [*inventory.images, *(k for n in nodes.values() for k in n.images)]:
-        if key not in (*engines(), "litellm"):
-            yield ("images", key), f"no such image{did_you_mean(key, (*engines(), 'litellm'))}"
+        if key not in images:
+            yield ("images", key), f"no such image{did_you_mean(key, images)}"
     for name, targets in inventory.fallbacks.items():
         for target in (name, *targets):
             if target not in names and target not in gone:

@@ -14,7 +14,7 @@ from typing import Any
 
 from homelab.endpoints import Endpoint
 from homelab.errors import HomelabError, InventoryError
-from homelab.inventory import Inventory, did_you_mean
+from homelab.inventory import App, Inventory, did_you_mean
 from homelab.service import cluster_directory
 
 # Beside the revisions of the gateway: no part of any, so that none is restarted for a key.
@@ -79,12 +79,39 @@ def folder(cluster: str) -> str:
     return f"{cluster_directory(cluster)}/gateway/{FOLDER}"
 
 
-def house(endpoints: Sequence[Endpoint], aliases: Mapping[str, str]) -> str:
-    """What the gateway is told of the house: the models that no prompt leaves it for, by all their names."""
+def app_id(name: str) -> str:
+    """Names an app's key in the ledger."""
+    return f"key-{hashlib.sha256(f'app:{name}'.encode()).hexdigest()[:32]}"
+
+
+def of_app(name: str, app: App) -> Key:
+    """An app's key as those of people are, but for its hashes: the gateway is given the key itself."""
+    return Key(id=app_id(name), hashes=(), created=0, models=app.models, private=app.private)
+
+
+def house(
+    endpoints: Sequence[Endpoint],
+    aliases: Mapping[str, str],
+    apps: Mapping[str, App] | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> str:
+    """What the gateway is told of the house: the models that no prompt leaves it for, by all their names; and
+    each app with the variable that has its key. An app that names no models gets those that chat."""
     outside = {e.name for e in endpoints if e.origin == "cloud"}
     inside = {e.name for e in endpoints} - outside
     also = {alias for alias, model in aliases.items() if model in inside}
-    return json.dumps({"models": sorted(inside | also)}) + "\n"
+    document: dict[str, Any] = {"models": sorted(inside | also)}
+    chat = {e.name for e in endpoints if e.kind == "chat"}
+    chat |= {alias for alias, model in aliases.items() if model in chat and not alias.endswith("*")}
+    for name, app in sorted((apps or {}).items()):
+        may = sorted(app.models or (chat & (inside | also) if app.private else chat))
+        document.setdefault("apps", {})[name] = {
+            "id": app_id(name),
+            "variable": (variables or {})[name],
+            "models": may or ["no-default-models"],
+            "private": app.private,
+        }
+    return json.dumps(document) + "\n"
 
 
 def digest(secret: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from homelab import asked
@@ -13,7 +14,7 @@ from homelab.facts import DeployedService, Leftover, Survey
 from homelab.inventory import Inventory
 from homelab.placement import Layout, Unplaced
 from homelab.program import image_of
-from homelab.render import gateway_choice
+from homelab.render import app_choice, gateway_choice
 from homelab.runtimes.native import directories_of
 from homelab.service import Service, as_it_lies, key_ids, numbers_of, read_label
 from homelab.speed import Speed
@@ -122,7 +123,7 @@ def diff(
         in_the_way = change.leaves_for is not None and not _room_beside(survey, change, changes)
         changes.append(replace(change, first=in_the_way))
     return Plan(
-        layout=_with_gateway(inventory, layout, services, survey),
+        layout=_with_others(inventory, layout, services, survey),
         services=tuple(services),
         changes=tuple(sorted(changes, key=lambda c: (c.node, c.action == "remove", c.service))),
         leftovers=tuple(_leftovers(inventory, services, survey)),
@@ -232,7 +233,10 @@ def still_left(leftovers: Sequence[Left], survey: Survey) -> tuple[Left, ...]:
 
 
 def _identity(service: Service | DeployedService) -> tuple[str, ...]:
-    """What a service is the same as on another node: an engine by its models, others by their role."""
+    """What a service is the same as on another node: an engine by its models, an app by its name, others by
+    their role."""
+    if service.role == "app":
+        return (f"the app `{service.name}`",)
     if service.role != "engine":
         return (f"the {service.role}",)
     return tuple(f"`{name}`" for name in (service.unit if isinstance(service, Service) else service).serves)
@@ -247,16 +251,19 @@ def _why_removed(inventory: Inventory, service: DeployedService, goes_on: set[st
     return "it has no place any more"
 
 
-def _with_gateway(
-    inventory: Inventory, layout: Layout, services: Sequence[Service], survey: Survey
-) -> Layout:
-    """The layout, with the gateway among what found no place where its node can run nothing."""
-    node = inventory.gateway.node
-    facts = survey.nodes[node].facts if node in survey.nodes else None
-    if facts is None or any(s.role == "gateway" for s in services):
-        return layout
-    reason = f"{node}: {gateway_choice(inventory, facts)}"
-    return replace(layout, unplaced=(*layout.unplaced, Unplaced(model="gateway", reason=reason)))
+def _with_others(inventory: Inventory, layout: Layout, services: Sequence[Service], survey: Survey) -> Layout:
+    """The layout, with the gateway and apps among what found no place where their nodes can run nothing."""
+    there = {s.name for s in services if s.role in ("gateway", "app")}
+    choices = {"gateway": (inventory.gateway.node, gateway_choice)}
+    choices |= {
+        name: (app.node, partial(app_choice, name=name)) for name, app in sorted(inventory.apps.items())
+    }
+    unplaced = list(layout.unplaced)
+    for name, (node, choice) in choices.items():
+        facts = survey.nodes[node].facts if node in survey.nodes else None
+        if facts is not None and name not in there:
+            unplaced.append(Unplaced(model=name, reason=f"{node}: {choice(inventory, facts=facts)}"))
+    return replace(layout, unplaced=tuple(unplaced))
 
 
 def _change(
@@ -297,7 +304,8 @@ def _change(
         reason = "; ".join(_differences(current, service, keys=options.keys)) or "its files changed"
         return change("replace", reason, actual=there, blocked=blocked)
     if origin is not None:
-        return change("move", f"from {origin[0]}", blocked=blocked)
+        stays = ", where its data stays" if service.role == "app" else ""
+        return change("move", f"from {origin[0]}{stays}", blocked=blocked)
     return change("create", "not there yet", blocked=blocked)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from homelab import asked, gateway, routes
+from homelab.apps import App, Place, apps
 from homelab.endpoints import placed
 from homelab.engines import engines
 from homelab.facts import Facts, Survey
@@ -17,13 +18,15 @@ from homelab.placement import Layout, Placement
 from homelab.program import Container
 from homelab.runtimes import RENDER
 from homelab.secrets import Secrets
-from homelab.service import Mount, Service, Unit, Upload, cluster_directory
+from homelab.service import Mount, Service, Unit, Upload, cluster_directory, host_in_url
 from homelab.templating import render_template
 
 # LiteLLM holds 320-530 MB (measured idle, under 50 streams and with its pages opened): 512m would not be
 # safe.
 GATEWAY_MEMORY_BYTES = 1024**3
 HUB_CACHE = ".cache/huggingface"
+# Of an app, where it is, and what the gateway is told of its key: that restarts no app.
+APP_ELSEWHERE = {"node", "models", "private"}
 # No engine phones home, whatever its default is.
 QUIET = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -31,7 +34,8 @@ QUIET = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEME
 def render(
     inventory: Inventory, layout: Layout, survey: Survey, secrets: Secrets, environ: Mapping[str, str]
 ) -> tuple[Service, ...]:
-    """Every service that should run: the engines, then the gateway where its node can be planned for.
+    """Every service that should run: the engines, then the gateway and the apps, where their nodes can be
+    planned for.
 
     `environ` resolves the `env:NAME` values of the inventory."""
     facts = {n: r.facts for n, r in survey.nodes.items() if r.facts is not None}
@@ -46,7 +50,28 @@ def render(
         if isinstance(choice, Choice):
             unit = _gateway(inventory, layout, facts[node], choice, secrets, environ)
             services.append(RENDER[choice.runtime](unit))
+    for name, wanted in sorted(inventory.apps.items()):
+        if wanted.node in facts:
+            choice = app_choice(inventory, name, facts[wanted.node])
+            if isinstance(choice, Choice):
+                unit = _app(inventory, name, facts, choice, secrets)
+                services.append(RENDER[choice.runtime](unit))
     return tuple(services)
+
+
+def app_choice(inventory: Inventory, name: str, facts: Facts) -> Choice | str:
+    """How an app runs on its node, or why it cannot."""
+    node, app = inventory.apps[name].node, apps()[inventory.apps[name].module]
+    mine = (inventory.cluster, "app", name)
+    running = next((s.runtime for s in facts.services if (s.cluster, s.role, s.name) == mine), None)
+    try:
+        address_of(inventory, node, facts)
+        choice = choose(inventory, node, facts, app.OFFER, "cpu", running=running)
+    except Refused as e:
+        if str(e).startswith(app.OFFER.name):
+            return f"{e}. Without Docker: {app.INSTALL} there, which takes 2.4 GB"
+        return str(e)
+    return choice
 
 
 def gateway_choice(inventory: Inventory, facts: Facts) -> Choice | str:
@@ -197,6 +222,13 @@ def _gateway(
     aliases = routes.names(inventory)
     if aliases:
         wanted["aliases"] = aliases
+    variables = {name: gateway.app_variable(name) for name in inventory.apps}
+    keys |= {variable: secrets.app_key(name) for name, variable in variables.items()}
+    if inventory.apps:
+        wanted["apps"] = {
+            name: app.model_dump(mode="json", include={"models", "private"}, exclude_unset=True)
+            for name, app in sorted(inventory.apps.items())
+        }
     configuration = gateway.configuration(endpoints, inventory.fallbacks, beside, aliases)
     return Unit(
         cluster=inventory.cluster,
@@ -225,7 +257,7 @@ def _gateway(
         files={
             "litellm.yml": render_template("litellm.yml.j2", configuration=configuration),
             AUTH_FILE: render_template(AUTH_FILE),
-            HOUSE_FILE: house(endpoints, aliases),
+            HOUSE_FILE: house(endpoints, aliases, inventory.apps, variables),
         },
         # A folder: of a file that is put in the place of another, a container would see the old one.
         mounts=(Mount(source=f"{facts.home}/{folder(inventory.cluster)}", target=f"/app/{FOLDER}"),)
@@ -233,6 +265,69 @@ def _gateway(
         else (),
         memory_limit_bytes=GATEWAY_MEMORY_BYTES,
     )
+
+
+def _app(
+    inventory: Inventory, name: str, facts: Mapping[str, Facts], choice: Choice, secrets: Secrets
+) -> Unit:
+    wanted = inventory.apps[name]
+    app: App = apps()[wanted.module]
+    node, here = wanted.node, facts[wanted.node]
+    spec, address = inventory.nodes[node], address_of(inventory, node, here)
+    in_container = choice.runtime == "docker"
+    # What keeps it is no part of what `homelab remove` takes away.
+    data = f"{here.home}/.local/share/homelab-data/{inventory.cluster}/{name}"
+    typed = dict.fromkeys([address, *(() if spec.is_local else (spec.host,)), spec.address or address])
+    if address in LOOPBACK:
+        typed |= {"localhost": None}
+    place = Place(
+        gateway_url=_gateway_url(inventory, facts, node, in_container=in_container),
+        host="0.0.0.0" if in_container and address not in LOOPBACK else address,
+        port=wanted.at,
+        urls=(
+            *(f"http://{host_in_url(host)}:{wanted.at}" for host in typed),
+            *((wanted.url,) if wanted.url else ()),
+        ),
+        data=app.DATA if in_container else data,
+        in_container=in_container,
+    )
+    return Unit(
+        cluster=inventory.cluster,
+        node=node,
+        name=name,
+        role="app",
+        after=("gateway",),
+        engine=app.OFFER.name,
+        program=choice.program,
+        hosting=choice.hosting,
+        home=here.home,
+        socket=here.docker.socket if here.docker else None,
+        python=_python(spec, here),
+        address=address,
+        port=wanted.at,
+        health=app.HEALTH,
+        arguments=app.command(place),
+        environment={**QUIET, **app.environment(place)},
+        secrets={app.KEY_VARIABLE: secrets.app_key(name), app.SECRET_VARIABLE: secrets.app_secret(name)},
+        asked={
+            "app": wanted.model_dump(mode="json", exclude_unset=True, exclude=APP_ELSEWHERE),
+            "gateway": place.gateway_url,
+            **asked.of_place(inventory, node, app.OFFER.name),
+        },
+        volumes={f"{name}-data": app.DATA} if in_container else {},
+        memory_limit_bytes=app.MEMORY_LIMIT_BYTES,
+    )
+
+
+def _gateway_url(inventory: Inventory, facts: Mapping[str, Facts], node: str, *, in_container: bool) -> str:
+    """Where a service of ours on a node reaches the gateway: in the same Docker network by its name."""
+    where, port = inventory.gateway.node, inventory.gateway.port
+    address = address_of(inventory, where, facts.get(where))
+    if where == node and in_container and address not in LOOPBACK:
+        choice = gateway_choice(inventory, facts[where])
+        if isinstance(choice, Choice) and choice.runtime == "docker":
+            return f"http://{gateway.SERVICE}:{port}"
+    return f"http://{host_in_url(address)}:{port}"
 
 
 def _python(spec: Node, facts: Facts) -> str:

@@ -54,6 +54,15 @@ class Secrets:
         secret = self.engine_secret.get_secret_value().encode()
         return SecretStr("sk-" + hmac.new(secret, f"{node}/{service}".encode(), hashlib.sha256).hexdigest())
 
+    def app_key(self, name: str) -> SecretStr:
+        """The key by which an app asks the gateway, on whichever node it runs: derived as an engine's is. No
+        node is called `app:`."""
+        return self.engine_key("app:key", name)
+
+    def app_secret(self, name: str) -> SecretStr:
+        """What an app signs its sessions with: the same after every deploy, so that nobody is logged out."""
+        return self.engine_key("app:secret", name)
+
     def resolve(self, reference: str | None, environ: Mapping[str, str]) -> SecretStr | None:
         """The secret that a reference names: `env:NAME` of the environment, or an engine's own; None where
         there is none."""

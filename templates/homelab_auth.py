@@ -90,11 +90,26 @@ def refused(code, message, headers=None):
     return ProxyException(message=message, type=kind, param="api_key", code=code, headers=headers)
 
 
+HOUSE_MODELS, APPS, APP_HASHES = [], {}, {}
+try:
+    with open(os.path.join(HERE, "house.json"), encoding="utf-8") as house:
+        HOUSE = json.load(house)
+    HOUSE_MODELS = HOUSE["models"]
+    for name, app in HOUSE.get("apps", {}).items():
+        none = dict.fromkeys(("tokens_per_day", "rpm", "parallel", "expires", "revoked"))
+        entry = dict(none, **app, name="app:" + name)
+        APPS[entry["id"]] = entry
+        key = os.environ[entry["variable"]]
+        APP_HASHES[hashlib.sha256(key.encode()).hexdigest()] = (entry, None)
+except FileNotFoundError:
+    pass
+
+
 class Keys:
-    """keys.json as it is now: the entries by the hash of the key and by their id."""
+    """keys.json as it is now: the entries by the hash of the key and by their id, apps' too."""
 
     def __init__(self):
-        self.stamp, self.by_hash, self.by_id = None, {}, {}
+        self.stamp, self.by_hash, self.by_id = None, dict(APP_HASHES), dict(APPS)
 
     def read(self):
         """Raises OSError and ValueError where it cannot be read: then nobody's key is known."""
@@ -109,7 +124,7 @@ class Keys:
             return
         with open(path, encoding="utf-8") as file:
             entries = json.load(file)["keys"]
-        by_hash, by_id = {}, {}
+        by_hash, by_id = dict(APP_HASHES), dict(APPS)
         for name, entry in entries.items():
             entry = dict(entry, name=name)
             by_id[entry["id"]] = entry
@@ -119,11 +134,6 @@ class Keys:
 
 
 KEYS = Keys()
-try:
-    with open(os.path.join(HERE, "house.json"), encoding="utf-8") as house:
-        HOUSE_MODELS = json.load(house)["models"]
-except FileNotFoundError:
-    HOUSE_MODELS = []
 
 
 async def user_api_key_auth(request, api_key):

@@ -26,6 +26,7 @@ PURE = {
     "bounded_yaml",
     "plugins",
     "clients",
+    "apps",
     "access",
     "merging",
     "secrets",

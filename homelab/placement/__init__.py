@@ -299,6 +299,7 @@ class _Finisher:
         # go.
         if p.node == self.inventory.gateway.node:
             taken.add(self.inventory.gateway.port)
+        taken |= {app.at for app in self.inventory.apps.values() if app.node == p.node}
         before = _port_of(facts.services, self.inventory.cluster, service)
         if before is not None and before not in taken:
             return before

@@ -1,0 +1,62 @@
+"""Open WebUI: a page for chatting, with accounts of its own. Every variable here was seen in the source of
+0.12.4 (`env.py`, `config.py`, `start.sh`) and to take effect on it.
+
+What its administrator saves under its settings is kept in its data and wins over the environment; what nobody
+has saved there follows the environment at each start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from homelab.apps import Place
+from homelab.program import Offer
+
+NAME = "open_webui"
+TITLE = "Open WebUI"
+OFFER = Offer(
+    name="open-webui",
+    images={"cpu": "ghcr.io/open-webui/open-webui:v0.12.4"},
+    executable="open-webui",
+)
+INSTALL = "uv tool install --python 3.12 open-webui==0.12.4"
+FIRST = "who signs up first is its administrator, and lets the others in"
+PORT = 3000
+HEALTH = "/health"
+DATA = "/app/backend/data"
+KEY_VARIABLE = "OPENAI_API_KEYS"
+SECRET_VARIABLE = "WEBUI_SECRET_KEY"
+# 0.9 GiB idle and 1.0 GiB with an answer under way (measured, 0.12.4, without embeddings of its own).
+MEMORY_LIMIT_BYTES = 2 * 1024**3
+
+
+def command(place: Place) -> tuple[str, ...]:
+    # The image's own command: Compose wants one, and an empty one would be run.
+    if place.in_container:
+        return ("bash", "start.sh")
+    return ("serve", "--host", place.host, "--port", str(place.port))
+
+
+def environment(place: Place) -> Mapping[str, str]:
+    return {
+        "HOST": place.host,
+        "PORT": str(place.port),
+        "DATA_DIR": place.data,
+        "OPENAI_API_BASE_URLS": f"{place.gateway_url}/v1",
+        "ENABLE_OLLAMA_API": "False",
+        # Whatever it would download or ask outside: models for documents and speech, versions, its community.
+        "OFFLINE_MODE": "True",
+        "HF_HUB_OFFLINE": "1",
+        "ENABLE_COMMUNITY_SHARING": "False",
+        "ANONYMIZED_TELEMETRY": "false",
+        "SCARF_NO_ANALYTICS": "true",
+        # A document goes into the prompt as it is: it has no model to make vectors with.
+        "BYPASS_EMBEDDING_AND_RETRIEVAL": "True",
+        # The first account is the administrator's. It closes the door behind itself, and who is let in later
+        # waits for a yes.
+        "ENABLE_SIGNUP": "True",
+        "DEFAULT_USER_ROLE": "pending",
+        # Everybody may use every model that its key opens; without, only its administrator sees any.
+        "BYPASS_MODEL_ACCESS_CONTROL": "True",
+        # Of other pages none may read what it answers. At an address that is not among these no answer comes.
+        "CORS_ALLOW_ORIGIN": ";".join(place.urls),
+    }
