@@ -11,7 +11,7 @@ from typing import Any
 from . import httpget, processes, services
 
 TIMEOUT_S = 5.0
-PROGRAM_PATH = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/snap/bin")
+PROGRAM_PATH = ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/snap/bin", "~/.local/bin")
 # In the bundle's own folder, the one place where the agent may write.
 MEMORY = os.path.join(os.path.dirname(os.path.abspath(__file__)), "docker.json")
 # Where docker/cli looks for plugins (cli-plugins/manager), the user's own first.
@@ -34,7 +34,7 @@ def find_program(name: str) -> str | None:
     return next(
         (
             p
-            for p in (os.path.join(f, name) for f in folders if f)
+            for p in (os.path.join(os.path.expanduser(f), name) for f in folders if f)
             if os.path.isfile(p) and os.access(p, os.X_OK)
         ),
         None,

@@ -310,6 +310,7 @@ def deploy(
 ) -> None:
     """Show the plan, ask, and carry it out."""
     from homelab import pipeline, state, ui
+    from homelab.apps import apps
     from homelab.ui import connect as connect_screen
 
     household = household_of(ctx, inventory)
@@ -358,6 +359,9 @@ def deploy(
     address = front.unit.url if front else _remembered_address(household)
     key_file = str(state.key_file(cluster)) if secrets else None
     connect_screen.deployed(address, key_file, inventory_option(household))
+    for service in (s for s in decided.services if s.role == "app"):
+        app = apps()[household.inventory.apps[service.name].module]
+        ui.sentence(f"{app.TITLE}  {service.unit.url}   {app.FIRST}")
     if test:
         ui.write()
         if not cli_test.prove(household, survey_of(household)[0], secrets, ()):
@@ -718,8 +722,8 @@ def logs(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model of the inventory, or `gateway`.",
-            autocompletion=completed("models", more=("gateway",)),
+            help="A model or app of the inventory, or `gateway`.",
+            autocompletion=completed("models", "apps", more=("gateway",)),
         ),
     ],
     inventory: InventoryOption = None,
@@ -746,8 +750,8 @@ def restart(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model of the inventory, or `gateway`.",
-            autocompletion=completed("models", more=("gateway",)),
+            help="A model or app of the inventory, or `gateway`.",
+            autocompletion=completed("models", "apps", more=("gateway",)),
         ),
     ],
     inventory: InventoryOption = None,
@@ -763,7 +767,7 @@ def restart(
     household = household_of(ctx, inventory)
     found, errors = _instances(household, model, node, changing=True)
     # Of another model, a service may have this one's name.
-    services = [(n, s) for n, s in found if model in (s.serves if s.role == "engine" else (s.role,))]
+    services = [(n, s) for n, s in found if model in (s.serves if s.role == "engine" else (s.role, s.name))]
     if not services:
         raise DeployError(f"No `{model}` is deployed", hint=f"homelab status{inventory_option(household)}")
     where = ", ".join(dict.fromkeys(n if s.name == model else f"{n} ({s.name})" for n, s in services))
@@ -795,7 +799,8 @@ def remove(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Only these models; default: everything of the cluster.", autocompletion=completed("models")
+            help="Only these models or apps; default: everything of the cluster.",
+            autocompletion=completed("models", "apps"),
         ),
     ] = None,
     inventory: InventoryOption = None,
@@ -937,7 +942,7 @@ def _instances(
     services = reading.instances(household.inventory, survey, model, node)
     if not services:
         refuse_unreachable(household, errors)
-        known = [*household.inventory.models, "gateway"]
+        known = [*household.inventory.models, *household.inventory.apps, "gateway"]
         where = f" on node `{node}`" if node else ""
         raise DeployError(
             f"No `{model}` is deployed{where}{did_you_mean(model, [k for k in known if k != model])}",

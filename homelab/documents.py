@@ -137,6 +137,7 @@ def status_document(inventory: Inventory, status: Status, key_file: str) -> dict
             "healthy": status.gateway.healthy,
             "key_file": key_file,
         },
+        "apps": [asdict(app) for app in status.apps],
         "models": [
             {
                 "name": m.name,

@@ -12,9 +12,10 @@ from homelab.deploy import key_store
 from homelab.discover import discover
 from homelab.endpoints import deployed
 from homelab.errors import DeployError, InventoryError
+from homelab.facts import DeployedService
 from homelab.keys import Key, Usage
 from homelab.pipeline import Household
-from homelab.service import revision_folder
+from homelab.service import read_label, revision_folder
 
 MOST = 10**12
 
@@ -93,10 +94,18 @@ async def rotate(household: Household, name: str) -> str:
 
 async def listed(household: Household) -> Listed:
     """Raises DeployError, NodeError."""
-    stored = await key_store.load(household.inventory, await _auth(household))
+    gateway = await _gateway(household)
+    stored = await key_store.load(household.inventory, _file(household, gateway))
     now = time.time()
+    # Of the apps that it knows too: no name of a key has a colon.
+    known = read_label(gateway.labels, "homelab.asked").get("apps")
+    of_apps = {
+        f"app:{name}": keys.of_app(name, app)
+        for name, app in household.inventory.apps.items()
+        if isinstance(known, dict) and name in known
+    }
     return Listed(
-        keys=keys.live(stored.keys),
+        keys={**keys.live(stored.keys), **of_apps},
         usage=keys.usage_of(stored.usage, now),
         ledger_error=stored.ledger_error,
         now=now,
@@ -105,6 +114,17 @@ async def listed(household: Household) -> Listed:
 
 async def _auth(household: Household) -> str:
     """Where the file lies by which the deployed gateway asks for keys, relative to its node's home.
+
+    Raises NodeError, DeployError."""
+    return _file(household, await _gateway(household))
+
+
+def _file(household: Household, gateway: DeployedService) -> str:
+    return f"{revision_folder(household.inventory.cluster, gateway.name, gateway.spec)}/{keys.AUTH_FILE}"
+
+
+async def _gateway(household: Household) -> DeployedService:
+    """The gateway that is deployed.
 
     Raises NodeError where the node is silent, DeployError where no gateway is deployed."""
     inventory = household.inventory
@@ -117,8 +137,7 @@ async def _auth(household: Household) -> str:
     discovery = pipeline.listed(household, discovery)
     for where, service in deployed(inventory, discovery.survey):
         if where == node and service.role == "gateway":
-            folder = revision_folder(inventory.cluster, service.name, service.spec)
-            return f"{folder}/{keys.AUTH_FILE}"
+            return service
     raise DeployError(
         f"No gateway of cluster `{inventory.cluster}` is deployed on node `{node}`", hint="homelab deploy"
     )

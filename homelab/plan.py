@@ -404,6 +404,10 @@ def _told_otherwise(current: DeployedService, service: Service) -> Iterator[str]
                 yield f"{what} of {key} {_short(old.get(what))} → {_short(new.get(what))}"
         if not old or not new:
             yield f"{'+' if new else '-'}{key}"
+    recorded, wanted = read_label(current.labels, "homelab.asked").get("apps"), service.unit.asked.get("apps")
+    was, now = (set(x) if isinstance(x, dict) else set() for x in (recorded, wanted))
+    yield from (f"+app {name}" for name in sorted(now - was))
+    yield from (f"-app {name}" for name in sorted(was - now))
 
 
 def _short(value: Any) -> str:

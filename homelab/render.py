@@ -69,7 +69,10 @@ def app_choice(inventory: Inventory, name: str, facts: Facts) -> Choice | str:
         choice = choose(inventory, node, facts, app.OFFER, "cpu", running=running)
     except Refused as e:
         if str(e).startswith(app.OFFER.name):
-            return f"{e}. Without Docker: {app.INSTALL} there, which takes 2.4 GB"
+            return (
+                f"no Docker is in use on this node, and there is no `{app.OFFER.executable}` to run without: "
+                f"there, {app.INSTALL}"
+            )
         return str(e)
     return choice
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from homelab import gateway
+from homelab.apps import apps
 from homelab.ask import get
 from homelab.endpoints import Endpoint, deployed, running, url_of
 from homelab.engines import engines
@@ -67,6 +68,15 @@ class GatewayStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AppStatus:
+    name: str
+    node: str
+    url: str | None
+    state: str
+    healthy: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """`away` are the nodes that do not answer, and need not."""
 
@@ -74,13 +84,15 @@ class Status:
     models: tuple[ModelStatus, ...]
     nodes: Mapping[str, NodeReport]
     away: frozenset[str] = frozenset()
+    apps: tuple[AppStatus, ...] = ()
 
     @property
     def unhealthy(self) -> tuple[str, ...]:
-        """What should run and is not healthy: models, and the gateway. What lies on nodes that need not
+        """What should run and is not healthy: models, apps, and the gateway. What lies on nodes that need not
         answer does not count."""
         models = [m.name for m in self.models if not m.healthy and not (m.nodes and m.nodes <= self.away)]
         front = self.gateway
+        models += [a.name for a in self.apps if not a.healthy and a.node not in self.away]
         return (*models, *(("gateway",) if not front.healthy and front.node not in self.away else ()))
 
 
@@ -94,14 +106,17 @@ async def status(inventory: Inventory, survey: Survey, secrets: Secrets | None) 
         instances = tuple(sorted(mine, key=lambda i: (i.node, i.service)))
         models.append(ModelStatus(name=name, kind=model.kind, instances=instances, node=model.node))
     front = next(((n, s) for n, s in here if s.role == "gateway"), None)
-    served, healthy = await asyncio.gather(
-        _served(models, running(inventory, survey), secrets), _gateway(inventory, front, silent)
+    served, healthy, pages = await asyncio.gather(
+        _served(models, running(inventory, survey), secrets),
+        _gateway(inventory, front, silent),
+        asyncio.gather(*(_app(inventory, name, here, silent) for name in sorted(inventory.apps))),
     )
     return Status(
         gateway=healthy,
         models=tuple(served),
         nodes=survey.nodes,
         away=frozenset(n for n in silent if inventory.nodes[n].away),
+        apps=tuple(pages),
     )
 
 
@@ -152,3 +167,26 @@ async def _gateway(
     code = (await get(url + gateway.HEALTH))[0] if url and service.listens and node not in away else 0
     state = "away" if node in away else service.state
     return GatewayStatus(node=node, url=url, state=state, healthy=code == 200)
+
+
+async def _app(
+    inventory: Inventory, name: str, here: Sequence[tuple[str, DeployedService]], away: Collection[str]
+) -> AppStatus:
+    """An app as its node shows it, and whether it answers."""
+    wanted = inventory.apps[name]
+    # An old revision may lie beside the one that runs.
+    mine = sorted(
+        ((n, s) for n, s in here if (s.role, s.name) == ("app", name)),
+        key=lambda at: at[1].state == "stopped",
+    )
+    there = next(iter(mine), None)
+    if there is None:
+        state = "not reached" if wanted.node in away else "missing"
+        return AppStatus(name=name, node=wanted.node, url=None, state=state, healthy=False)
+    node, service = there
+    url = url_of(service)
+    code = 0
+    if url and service.listens and node not in away:
+        code, _ = await get(url + apps()[wanted.module].HEALTH)
+    state = "away" if node in away else service.state
+    return AppStatus(name=name, node=node, url=url, state=state, healthy=code == 200)

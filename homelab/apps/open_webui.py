@@ -51,6 +51,12 @@ def environment(place: Place) -> Mapping[str, str]:
         "SCARF_NO_ANALYTICS": "true",
         # A document goes into the prompt as it is: it has no model to make vectors with.
         "BYPASS_EMBEDDING_AND_RETRIEVAL": "True",
+        # Its own tools (notes, memory, calendar …) are 4,100 tokens before each question (measured), and a
+        # small model loses itself in them. Its administrator can turn them on for a model.
+        "DEFAULT_MODEL_METADATA": '{"capabilities": {"builtin_tools": false}}',
+        # Two more requests for each answer, to one model at home: what one might ask next, and tags.
+        "ENABLE_FOLLOW_UP_GENERATION": "False",
+        "ENABLE_TAGS_GENERATION": "False",
         # The first account is the administrator's. It closes the door behind itself, and who is let in later
         # waits for a yes.
         "ENABLE_SIGNUP": "True",

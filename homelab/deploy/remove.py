@@ -22,9 +22,10 @@ from homelab.service import ROLES, cluster_directory
 def chosen(
     inventory: Inventory, survey: Survey, models: Collection[str]
 ) -> list[tuple[str, DeployedService]]:
-    """The services to take away, with their nodes: the engines of these models, or all of the cluster.
+    """The services to take away, with their nodes: the engines of these models and these apps, or all of the
+    cluster.
 
-    Raises InventoryError for a model that is neither asked for nor deployed."""
+    Raises InventoryError for a name that is neither asked for nor deployed."""
     ours = [
         (node, s)
         for node, report in survey.nodes.items()
@@ -32,13 +33,19 @@ def chosen(
         for s in report.facts.services
         if s.cluster == inventory.cluster
     ]
-    served = {name for _, s in ours if s.role == "engine" for name in s.serves}
+    served = {name for _, s in ours for name in _names(s)}
+    known = sorted({*inventory.models, *inventory.apps})
     for name in models:
-        if name not in inventory.models and name not in served:
-            raise InventoryError(
-                f"No model `{name}`", hint=f"There are: {', '.join(sorted(inventory.models))}"
-            )
-    return [(n, s) for n, s in ours if not models or (s.role == "engine" and set(s.serves) & set(models))]
+        if name not in known and name not in served:
+            raise InventoryError(f"No model or app `{name}`", hint=f"There are: {', '.join(known)}")
+    return [(n, s) for n, s in ours if not models or set(_names(s)) & set(models)]
+
+
+def _names(service: DeployedService) -> tuple[str, ...]:
+    """What it is removed by, one by one: the models of an engine, the name of an app."""
+    if service.role == "app":
+        return (service.name,)
+    return tuple(service.serves) if service.role == "engine" else ()
 
 
 async def remove(

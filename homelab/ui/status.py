@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.text import Text
 
 from homelab.facts import Facts
-from homelab.status import GatewayStatus, Instance, Status
+from homelab.status import AppStatus, GatewayStatus, Instance, Status
 from homelab.ui.cells import Column, Rows, counted, gib, tokens, wrapped
 from homelab.ui.discover import free_bytes, together
 from homelab.ui.why import short_name
@@ -43,7 +45,7 @@ def lines(status: Status, width: int) -> list[Text]:
     for x in (x for model in status.models for x in model.instances if x.detail):
         said = Text.assemble((f"{x.service} on {x.node}", "yellow"), f": {x.detail}")
         out += wrapped(said, width, rest="  ")
-    return [*out, Text(), *nodes(status, width), Text(), *gateway(status, width)]
+    return [*out, Text(), *nodes(status, width), Text(), *gateway(status, width), *apps(status, width)]
 
 
 def _context(x: Instance) -> str:
@@ -93,8 +95,16 @@ def gateway(status: Status, width: int) -> list[Text]:
     )
 
 
-def _not_healthy(gateway: GatewayStatus) -> str:
-    return "does not answer" if gateway.state == "running" else gateway.state
+def apps(status: Status, width: int) -> Iterator[Text]:
+    """Where the pages for people are, and whether they answer."""
+    for app in status.apps:
+        state = Text("healthy", "green") if app.healthy else Text(_not_healthy(app), "red")
+        line = Text.assemble((f"app {app.name}", "bold"), f"  {app.url or '-'}  on {app.node}  ", state)
+        yield from wrapped(line, width, rest="  ")
+
+
+def _not_healthy(service: GatewayStatus | AppStatus) -> str:
+    return "does not answer" if service.state == "running" else service.state
 
 
 def house(status: Status, next_step: str, width: int) -> list[Text]:
