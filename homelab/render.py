@@ -15,7 +15,7 @@ from homelab.hosting import LOOPBACK, Choice, Refused, address_of, choose
 from homelab.inventory import Inventory, Node
 from homelab.keys import AUTH_FILE, FOLDER, HOUSE_FILE, folder, house
 from homelab.placement import Layout, Placement
-from homelab.program import Container
+from homelab.program import Container, Executable
 from homelab.runtimes import RENDER
 from homelab.secrets import Secrets
 from homelab.service import Mount, Service, Unit, Upload, cluster_directory, host_in_url
@@ -292,8 +292,10 @@ def _app(
             *((wanted.url,) if wanted.url else ()),
         ),
         data=app.DATA if in_container else data,
-        in_container=in_container,
+        program=choice.program.path if isinstance(choice.program, Executable) else None,
+        python=None if in_container else _python(spec, here),
     )
+    command = app.command(place)
     return Unit(
         cluster=inventory.cluster,
         node=node,
@@ -301,7 +303,8 @@ def _app(
         role="app",
         after=("gateway",),
         engine=app.OFFER.name,
-        program=choice.program,
+        # What starts it, where that is no image.
+        program=choice.program if in_container else Executable(path=command[0]),
         hosting=choice.hosting,
         home=here.home,
         socket=here.docker.socket if here.docker else None,
@@ -309,7 +312,7 @@ def _app(
         address=address,
         port=wanted.at,
         health=app.HEALTH,
-        arguments=app.command(place),
+        arguments=command if in_container else command[1:],
         environment={**QUIET, **app.environment(place)},
         secrets={app.KEY_VARIABLE: secrets.app_key(name), app.SECRET_VARIABLE: secrets.app_secret(name)},
         asked={
@@ -317,6 +320,7 @@ def _app(
             "gateway": place.gateway_url,
             **asked.of_place(inventory, node, app.OFFER.name),
         },
+        files={file: render_template(file) for file in app.FILES},
         volumes={f"{name}-data": app.DATA} if in_container else {},
         memory_limit_bytes=app.MEMORY_LIMIT_BYTES,
     )

@@ -175,10 +175,8 @@ async def _app(
     """An app as its node shows it, and whether it answers."""
     wanted = inventory.apps[name]
     # An old revision may lie beside the one that runs.
-    mine = sorted(
-        ((n, s) for n, s in here if (s.role, s.name) == ("app", name)),
-        key=lambda at: at[1].state == "stopped",
-    )
+    found = [(n, s) for n, s in here if (s.role, s.name) == ("app", name)]
+    mine = sorted(found, key=lambda at: at[1].state == "stopped")
     there = next(iter(mine), None)
     if there is None:
         state = "not reached" if wanted.node in away else "missing"

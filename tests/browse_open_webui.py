@@ -27,7 +27,7 @@ def log_in(page: Page, name: str) -> None:
 
 
 def ask(page: Page, question: str) -> str:
-    """The whole of the answer, when it has stopped to grow."""
+    """The whole of the answer."""
     news = page.get_by_role("button", name="Okay, Let's Go!")
     box = page.locator("#chat-input")
     box.wait_for()
@@ -37,16 +37,8 @@ def ask(page: Page, question: str) -> str:
     box.click()
     page.keyboard.type(question)
     page.keyboard.press("Enter")
-    answer = page.locator(".chat-assistant").last
-    answer.wait_for()
-    seen = ""
-    for _ in range(120):
-        page.wait_for_timeout(1000)
-        now = answer.inner_text().strip()
-        if now and now == seen:
-            return now
-        seen = now
-    return seen
+    page.get_by_text("Response complete").wait_for(state="attached")
+    return page.locator(".chat-assistant").last.inner_text().strip()
 
 
 def main(verb: str, url: str, name: str, question: str) -> None:

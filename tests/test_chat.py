@@ -4,6 +4,7 @@ terminal, and what goes wrong on the way."""
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import pty
@@ -12,7 +13,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from homelab.ask import get
 from homelab.chat import Answer, Conversation
 from homelab.endpoints import Endpoint
 from homelab.engines import Kind
+from homelab.inventory import App
 from homelab.render import GATEWAY_MEMORY_BYTES
 from homelab.secrets import Secrets
 from homelab.templating import render_template
@@ -94,7 +96,7 @@ class Obedient(_Answers):
 class House:
     """This machine as a deploy without Docker leaves it: LiteLLM runs, and so do engines, by their files."""
 
-    def __init__(self, home: Path, python: Path) -> None:
+    def __init__(self, home: Path, python: Path, apps: Mapping[str, App] | None = None) -> None:
         self.home, self.port, self.engine = home, free_port(), Backend()
         self.engine.RequestHandlerClass = Obedient
         self.folder = home / ".local/share/homelab/home/gateway/0123"
@@ -119,7 +121,9 @@ class House:
             **gateway.ENVIRONMENT,
             gateway.MASTER_KEY_VARIABLE: KEY,
             **{gateway.key_variable(e): "sk-engine" for e in endpoints},
+            **{gateway.app_variable(name): f"sk-of-{name}" for name in apps or {}},
         }
+        variables = {name: gateway.app_variable(name) for name in apps or {}}
         options = ["--config", "litellm.yml", "--host", "127.0.0.1", "--port", str(self.port)]
         document = {
             "argv": [str(python), str(python.parent / "litellm"), *options],
@@ -130,7 +134,7 @@ class House:
         for name, text in {
             "litellm.yml": render_template("litellm.yml.j2", configuration=configuration),
             keys.AUTH_FILE: render_template(keys.AUTH_FILE),
-            keys.HOUSE_FILE: keys.house(endpoints, aliases),
+            keys.HOUSE_FILE: keys.house(endpoints, aliases, apps, variables),
             "service.env": "".join(f"{k}={v}\n" for k, v in values.items()),
             "service.json": json.dumps(document),
         }.items():
@@ -178,6 +182,23 @@ class House:
             while asyncio.run(get(url))[0] != 200:
                 assert time.monotonic() < until, (self.folder / "log").read_text()[-2000:]
                 time.sleep(0.3)
+
+    def request(
+        self, method: str, path: str, key: str, body: dict[str, Any] | None = None
+    ) -> tuple[int, Any]:
+        """The status and what was said, as JSON where it is that."""
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, json.dumps(body) if body else None, headers)
+            response = connection.getresponse()
+            text = response.read().decode()
+        finally:
+            connection.close()
+        return response.status, json.loads(text) if text.startswith("{") else text
+
+    def wait(self) -> None:
+        time.sleep(0.2)
 
     @property
     def environment(self) -> dict[str, str]:

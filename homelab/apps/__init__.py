@@ -16,27 +16,30 @@ from homelab.program import Offer
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where an app is to run and what it is told: the gateway's address (without `/v1`) as it is reached
-    from there, its own host and port, the addresses that people may type, the folder that it keeps its data
-    in, and whether it is in a container."""
+    from there, its own host and port, the addresses that people may type, and the folder that it keeps its
+    data in. `program` is its executable and `python` one that reads its files, both None in a container."""
 
     gateway_url: str
     host: str
     port: int
     urls: tuple[str, ...]
     data: str
-    in_container: bool
+    program: str | None = None
+    python: str | None = None
 
 
 @runtime_checkable
 class App(Protocol):
     """What an app's module has. `OFFER` is the forms in which it can be had, by the name that `images` has
-    for it; `DATA` is where its image keeps its data; `KEY_VARIABLE` carries its key to the gateway,
-    `SECRET_VARIABLE` one that it signs its sessions with; `INSTALL` is how people install its program, and
-    `FIRST` what is to be done when it has come."""
+    for it; `FILES` those of `templates/` that lie beside it, in a container in /app; `DATA` is where its
+    image keeps its data; `KEY_VARIABLE` carries its key to the gateway, `SECRET_VARIABLE` one that it signs
+    its sessions with; `INSTALL` is how people install its program, `FIRST` what is to be done when it has
+    come."""
 
     NAME: str
     TITLE: str
     OFFER: Offer
+    FILES: tuple[str, ...]
     INSTALL: str
     FIRST: str
     PORT: int
@@ -47,7 +50,7 @@ class App(Protocol):
     MEMORY_LIMIT_BYTES: int
 
     def command(self, place: Place) -> tuple[str, ...]:
-        """What follows the image's entry point, or the program."""
+        """What is run: in a container as the image's command, else by a shell in the folder of its files."""
 
     def environment(self, place: Place) -> Mapping[str, str]:
         """All that it is told but its keys."""

@@ -1,11 +1,12 @@
 """Open WebUI: a page for chatting, with accounts of its own. Every variable here was seen in the source of
 0.12.4 (`env.py`, `config.py`, `start.sh`) and to take effect on it.
 
-What its administrator saves under its settings is kept in its data and wins over the environment; what nobody
-has saved there follows the environment at each start."""
+It takes its settings from the environment when it starts for the first time; from then on those count that
+its administrator sees. The gateway's address and key are therefore put there before each start."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 
 from homelab.apps import Place
@@ -18,6 +19,8 @@ OFFER = Offer(
     images={"cpu": "ghcr.io/open-webui/open-webui:v0.12.4"},
     executable="open-webui",
 )
+SETTINGS = "homelab_open_webui.py"
+FILES = (SETTINGS,)
 INSTALL = "uv tool install --python 3.12 open-webui==0.12.4"
 FIRST = "who signs up first is its administrator, and lets the others in"
 PORT = 3000
@@ -30,10 +33,10 @@ MEMORY_LIMIT_BYTES = 2 * 1024**3
 
 
 def command(place: Place) -> tuple[str, ...]:
-    # The image's own command: Compose wants one, and an empty one would be run.
-    if place.in_container:
-        return ("bash", "start.sh")
-    return ("serve", "--host", place.host, "--port", str(place.port))
+    if place.program is None:  # `bash start.sh` is the image's own command
+        return ("bash", "-c", f"python3 /app/{SETTINGS} && exec bash start.sh")
+    serve = shlex.join([place.program, "serve", "--host", place.host, "--port", str(place.port)])
+    return ("/bin/sh", "-c", f"{shlex.quote(place.python or 'python3')} {SETTINGS} && exec {serve}")
 
 
 def environment(place: Place) -> Mapping[str, str]:
