@@ -44,7 +44,8 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "cluster": "The name of the household. It is on every service that homelab starts; two clusters can "
         "share a machine.",
         "gateway": "Where the one address for all clients is.",
-        "images": "Image tags in place of the pinned ones, by engine name or `litellm`: `{llamacpp: …, "
+        "images": "Image tags in place of the pinned ones, by the name of an engine or app, or `litellm`: "
+        "`{llamacpp: …, "
         "vllm: …, litellm: …}`.",
         "hub": "Where weights come from, if not from huggingface.co.",
         "secrets_file": "A file of lines `NAME=value` beside the inventory, which only you can read, for "
@@ -57,6 +58,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "aliases": "`{name: model}`: further names by which clients may ask for a model, as `coder`, "
         "`openai/gpt-4o`, or `claude-*` for all that begin so.",
         "tiers": "`{quality: model, volume: model}`: the same, for what a task is worth.",
+        "apps": "Pages for people on these models, by a name that you choose: see [chat.md](chat.md).",
     },
     inventory.Node: {
         "host": "Where SSH goes: an address, a name, or a name of your `~/.ssh/config`. `localhost` is this "
@@ -116,6 +118,15 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "api_key": "`env:NAME`: the environment variable that holds the key when you deploy. A key itself "
         "is refused here.",
         "api_base": "Another address of that provider.",
+    },
+    inventory.App: {
+        "node": "The node that runs it. It needs no GPU.",
+        "app": "Which one it is: `open-webui`.",
+        "port": "Its port on that node. Default: the app's own, 3000 for Open WebUI.",
+        "url": "Another address that people type for it, as `http://chat.home:3000` or that of a proxy of "
+        "yours. At an address that it does not know it gives no answers.",
+        "models": "The models that it may use, by any of their names. Default: all that chat.",
+        "private": "Whether it may use models of the house only.",
     },
     inventory.Hub: {
         "endpoint": "A mirror.",
@@ -229,7 +240,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
     facts.DeployedService: {
         "cluster": "Whose it is.",
         "name": "Its name on the node.",
-        "role": "What it is for: `engine`, `gateway`.",
+        "role": "What it is for: `engine`, `gateway`, `app`.",
         "serves": "The models that it answers for.",
         "spec": "The hash of what is written for it.",
         "runtime": "How it runs.",
@@ -272,7 +283,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
 
 INVENTORY = (
     inventory.Inventory, inventory.Gateway, inventory.Node, inventory.Model, inventory.Context,
-    inventory.Variant, inventory.Cloud,
+    inventory.Variant, inventory.Cloud, inventory.App,
     inventory.Hub,
 )  # fmt: skip
 FACTS = (

@@ -47,7 +47,7 @@ def main(verb: str, url: str, name: str, question: str) -> None:
         page = browser.new_page()
         outside: list[str] = []
         page.on("request", lambda r: outside.append(r.url) if not r.url.startswith(url) else None)
-        page.set_default_timeout(90_000)
+        page.set_default_timeout(90_000 if verb == "log-in" or question else 15_000)
         page.goto(url)
         (sign_up if verb == "sign-up" else log_in)(page, name)
         said = ask(page, question) if question else ""

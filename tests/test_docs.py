@@ -20,7 +20,7 @@ from homelab import pipeline
 from homelab.cli import app
 from homelab.documents import discover_document, plan_document, status_document, why_document
 from homelab.facts import DeployedService, Disk, Failure, NodeReport, Problem
-from homelab.status import GatewayStatus, Instance, ModelStatus, Status
+from homelab.status import AppStatus, GatewayStatus, Instance, ModelStatus, Status
 from tests.machines import household, listening, workstation
 
 ROOT = Path(__file__).parent.parent
@@ -221,6 +221,7 @@ def test_every_json_key_is_described() -> None:
         gateway=GatewayStatus(node="pi", url=None, state="missing", healthy=False),
         models=(ModelStatus(name="m", kind="chat", instances=(instance,)),),
         nodes=nodes,
+        apps=(AppStatus(name="page", node="pi", url=None, state="missing", healthy=False),),
     )
     said = (ROOT / "docs/json.md").read_text()
     documents = (

@@ -1,5 +1,5 @@
-"""A new engine, a new GPU vendor and a new client are one new file each: dropped into a copy of the
-program, they are planned, rendered and listed."""
+"""A new engine, a new GPU vendor, a new client and a new app are one new file each: dropped into a copy of
+the program, they are planned, rendered and listed."""
 
 from __future__ import annotations
 
@@ -139,6 +139,32 @@ def setup(access: Access) -> Setup:
         lines=(f"toy --at {access.url} --model {access.model.name} --key {reading(access.key_file)}",)
     )
 '''
+TOY_APP = '''
+"""A toy app."""
+from homelab.apps import Place
+from homelab.program import Offer
+
+NAME = "toy_page"
+TITLE = "Toy page"
+OFFER = Offer(name="toy-page", images={"cpu": "example.org/toy-page:1"})
+FILES: tuple[str, ...] = ()
+INSTALL = "make a toy page"
+FIRST = "look at it"
+PORT = 7100
+HEALTH = "/fine"
+DATA = "/kept"
+KEY_VARIABLE = "TOY_PAGE_KEY"
+SECRET_VARIABLE = "TOY_PAGE_SECRET"
+MEMORY_LIMIT_BYTES = 2**29
+
+
+def command(place: Place) -> tuple[str, ...]:
+    return ("show", place.gateway_url)
+
+
+def environment(place: Place) -> dict[str, str]:
+    return {"TOY_PAGE_PORT": str(place.port)}
+'''
 INVENTORY = """\
 gateway: {node: box}
 nodes: {box: {host: 192.168.1.10}}
@@ -149,12 +175,13 @@ models:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The program as a checkout, with the three files."""
+    """The program as a checkout, with the four files."""
     for folder in ("homelab", "agent", "templates"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "homelab/engines/toy.py").write_text(TOY_ENGINE)
     (tmp_path / "agent/accelerators/toyco.py").write_text(TOY_VENDOR)
     (tmp_path / "homelab/clients/toy.py").write_text(TOY_CLIENT)
+    (tmp_path / "homelab/apps/toy_page.py").write_text(TOY_APP)
     (tmp_path / "inventory.yml").write_text(INVENTORY)
     (tmp_path / "home").mkdir()
     return tmp_path
@@ -249,3 +276,19 @@ def test_the_client_is_listed(copy: Path) -> None:
     )
     assert "toy            Toy client" in shown.stdout
     assert 'Type:\n  toy --at http://pi:4000 --model q --key "$(cat /k)"\n' in shown.stdout
+
+
+def test_the_app_is_planned_and_rendered(copy: Path) -> None:
+    gpu = {"vendor": "toyco", "index": 0, "uuid": "TOY-1", "name": "Toy 9000"}
+    facts = saved(copy, gpu | {"memory_total_bytes": 24 * 2**30, "memory_free_bytes": 23 * 2**30})
+    with (copy / "inventory.yml").open("a") as inventory:
+        inventory.write("apps: {page: {node: box, app: toy-page}}\nimages: {toy-page: example.org/mine:2}\n")
+    plan = json.loads(run(copy, "plan", "--facts", facts, "--json"))
+    assert ("page", "create") in {(c["service"], c["action"]) for c in plan["changes"]}
+    run(copy, "render", "--facts", facts, "-o", "out")
+    [compose] = [p for p in (copy / "out/box").rglob("compose.yml") if "/page/" in str(p)]
+    text = compose.read_text()
+    assert 'image: "example.org/mine:2"' in text and '"page-data:/kept"' in text and "/fine" in text
+    assert 'command: ["show", "http://gateway:4000"]' in text and "TOY_PAGE_PORT" in text
+    keys = compose.with_name("service.env").read_text()
+    assert "TOY_PAGE_KEY='sk-" in keys and "TOY_PAGE_SECRET='sk-" in keys
