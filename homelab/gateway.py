@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from homelab.endpoints import Endpoint
+from homelab.engines import engines
 from homelab.program import Offer, PythonEnvironment
 
 SERVICE = "gateway"
@@ -52,11 +53,6 @@ ALLOWED_FAILS = {
     "InternalServer": 5,
 }
 NEVER = 1_000_000_000
-# Engines that are sent /v1/messages as it came; for the others LiteLLM makes chat completions of it. vLLM may
-# put two calls into one chunk, when it drafts tokens, and LiteLLM 1.106.2 runs their arguments together on
-# the way back. llama.cpp sends one at a time, and its own /v1/messages knows no output format (b11549).
-# tests/test_proofs_gateway.py shows both.
-SPEAK_MESSAGES = frozenset({"vllm"})
 
 # Labels of LiteLLM's metrics that say who somebody is (or how many there are) beyond the name of a key: where
 # from, with which program, as whom a client says that it asks; and where the engines are.
@@ -247,7 +243,7 @@ def _inside(e: Endpoint, node: str | None, share: int | None) -> dict[str, Any]:
             **({"max_output_tokens": e.context} if e.kind == "chat" and e.context else {}),
             **(
                 {"supported_endpoints": ["/v1/messages"]}
-                if e.kind == "chat" and e.engine in SPEAK_MESSAGES
+                if e.kind == "chat" and e.engine in engines() and engines()[e.engine].MESSAGES
                 else {}
             ),
         },

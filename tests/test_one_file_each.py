@@ -41,6 +41,7 @@ METRICS_PATH = "/metrics"
 KEY_VARIABLE = "TOY_KEY"
 BUDGETED = False
 IPC_HOST = False
+MESSAGES = False
 CACHES = ("/cache",)
 OUTPUTS: tuple[str, ...] = ()
 REFUSED = {"horn": "write `name`"}

@@ -113,7 +113,7 @@ def test_all_works_through_the_gateway(served: Served, name: str) -> None:
 def test_litellm_runs_two_calls_of_one_chunk_together_so_vllm_gets_messages_as_they_came(
     served: Served,
 ) -> None:
-    """If this fails, LiteLLM is mended: `gateway.SPEAK_MESSAGES` may not be needed any more."""
+    """If this fails, LiteLLM is mended: vLLM's `MESSAGES` may not be needed any more."""
     done = served.prove("drafts-translated", "two calls")
     assert {w[1] for w in wrong(done)} == {"messages"}
     assert '{"city": "Paris"}{"city": "Oslo"}' in done[("two calls", "messages")].verdict.why

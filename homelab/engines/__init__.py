@@ -213,6 +213,7 @@ class Engine(Protocol):
     KEY_VARIABLE: str  # environment variable that holds the API key it demands
     BUDGETED: bool  # has a `--gpu-memory-utilization` of its own
     IPC_HOST: bool  # its processes share memory through /dev/shm
+    MESSAGES: bool  # gets /v1/messages as they came, and no chat completions that LiteLLM makes of them
     CACHES: tuple[str, ...]  # directories in its image to keep between restarts, beside the hub cache
     OUTPUTS: tuple[str, ...]  # ways to count logits, if there are several; a plan counts the first
     REFUSED: Mapping[str, str]  # arguments that homelab itself decides, with what to write instead

@@ -62,6 +62,8 @@ METRICS_PATH = "/metrics"
 KEY_VARIABLE = "LLAMA_API_KEY"
 BUDGETED = False
 IPC_HOST = False
+# Its own /v1/messages knows no output format and no named tool (b11549, tests/test_proofs_gateway.py).
+MESSAGES = False
 CACHES: tuple[str, ...] = ()
 # For how many tokens of a batch rows of logits are reserved: `all` is what `llama-fit-params` counts and
 # older servers do; `slots` what servers from 0.6.0 on reserve (`server-context.cpp`,

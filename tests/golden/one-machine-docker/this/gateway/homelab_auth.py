@@ -33,6 +33,56 @@ ROUTES = re.compile(
     r"|POST /v1beta/models/[^:]+:(generateContent|streamGenerateContent|countTokens)"
 )
 GEMINI = re.compile(r"/v1beta/models/([^:]+):.+")
+METRICS = ("/metrics", "/metrics/")
+# To a machine that is off or dropped from the network nobody answers a connection, and LiteLLM 1.106.2 waits
+# for one as long as for a prompt to be read. The same that it takes itself where it is told no timeout.
+CONNECT_SECONDS = 5.0
+
+
+def connects_soon(transport):
+    """Bounds how long a connection may take to be made, by the timeouts that httpx hands to a transport."""
+    send = transport.handle_async_request
+
+    async def handle_async_request(self, request):
+        timeouts = dict(request.extensions.get("timeout") or {})
+        given = timeouts.get("connect")
+        timeouts["connect"] = CONNECT_SECONDS if given is None else min(given, CONNECT_SECONDS)
+        request.extensions = {**request.extensions, "timeout": timeouts}
+        return await send(self, request)
+
+    if not getattr(send, "bounded", False):  # LiteLLM loads this file twice
+        handle_async_request.bounded = True
+        transport.handle_async_request = handle_async_request
+
+
+def tells_who_failed(router):
+    """A stream that breaks after the backend's 200 and before its first word goes to another replica, as any
+    other failure does. LiteLLM 1.106.2 has forgotten by then which one it was, so it asks the fallbacks of
+    the model at once: out of the house, though the twin is well. vLLM says 200 before it reads a prompt."""
+    common = router.async_function_with_fallbacks_common_utils
+
+    async def async_function_with_fallbacks_common_utils(self, e, *args, **kwargs):
+        given = kwargs.get("kwargs")
+        if isinstance(e, MidStreamFallbackError) and isinstance(given, dict):
+            for name in ("litellm_metadata", "metadata"):
+                info = (given.get(name) or {}).get("model_info") or {}
+                if info.get("id") and not getattr(e, "failed_deployment_id", None):
+                    e.failed_deployment_id = info["id"]
+        return await common(self, e, *args, **kwargs)
+
+    if not getattr(common, "told", False):
+        async_function_with_fallbacks_common_utils.told = True
+        router.async_function_with_fallbacks_common_utils = async_function_with_fallbacks_common_utils
+
+
+try:
+    from litellm.exceptions import MidStreamFallbackError
+    from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
+
+    connects_soon(LiteLLMAiohttpTransport)
+    tells_who_failed(litellm.Router)
+except (ImportError, AttributeError) as e:
+    print("homelab: this is not the LiteLLM that homelab was tried with: %s" % e, flush=True)
 
 
 def refused(code, message, headers=None):
@@ -40,11 +90,26 @@ def refused(code, message, headers=None):
     return ProxyException(message=message, type=kind, param="api_key", code=code, headers=headers)
 
 
+HOUSE_MODELS, APPS, APP_HASHES = [], {}, {}
+try:
+    with open(os.path.join(HERE, "house.json"), encoding="utf-8") as house:
+        HOUSE = json.load(house)
+    HOUSE_MODELS = HOUSE["models"]
+    for name, app in HOUSE.get("apps", {}).items():
+        none = dict.fromkeys(("tokens_per_day", "rpm", "parallel", "expires", "revoked"))
+        entry = dict(none, **app, name="app:" + name)
+        APPS[entry["id"]] = entry
+        key = os.environ[entry["variable"]]
+        APP_HASHES[hashlib.sha256(key.encode()).hexdigest()] = (entry, None)
+except FileNotFoundError:
+    pass
+
+
 class Keys:
-    """keys.json as it is now: the entries by the hash of the key and by their id."""
+    """keys.json as it is now: the entries by the hash of the key and by their id, apps' too."""
 
     def __init__(self):
-        self.stamp, self.by_hash, self.by_id = None, {}, {}
+        self.stamp, self.by_hash, self.by_id = None, dict(APP_HASHES), dict(APPS)
 
     def read(self):
         """Raises OSError and ValueError where it cannot be read: then nobody's key is known."""
@@ -59,7 +124,7 @@ class Keys:
             return
         with open(path, encoding="utf-8") as file:
             entries = json.load(file)["keys"]
-        by_hash, by_id = {}, {}
+        by_hash, by_id = dict(APP_HASHES), dict(APPS)
         for name, entry in entries.items():
             entry = dict(entry, name=name)
             by_id[entry["id"]] = entry
@@ -69,11 +134,6 @@ class Keys:
 
 
 KEYS = Keys()
-try:
-    with open(os.path.join(HERE, "house.json"), encoding="utf-8") as house:
-        HOUSE_MODELS = json.load(house)["models"]
-except FileNotFoundError:
-    HOUSE_MODELS = []
 
 
 async def user_api_key_auth(request, api_key):
@@ -100,6 +160,17 @@ async def user_api_key_auth(request, api_key):
         raise refused(403, "This key of `%s` was replaced by a newer one (homelab key rotate)" % name)
     if entry["expires"] is not None and entry["expires"] <= now:
         raise refused(403, "The key of `%s` expired on %s" % (name, _day(entry["expires"])))
+    if entry.get("metrics"):
+        if request.url.path not in METRICS:
+            raise refused(403, "The key of `%s` opens %s only, not %s" % (name, METRICS[0], request.url.path))
+        return UserAPIKeyAuth(
+            api_key=entry["id"],
+            key_alias=name,
+            user_id=name,
+            user_role=LitellmUserRoles.PROXY_ADMIN_VIEW_ONLY,
+            models=["no-default-models"],
+            allowed_routes=list(METRICS),
+        )
     if not ROUTES.fullmatch("%s %s" % (request.method, request.url.path)):
         raise refused(403, "The key of `%s` opens models only, not %s" % (name, request.url.path))
     models = _models(entry)
