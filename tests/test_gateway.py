@@ -537,6 +537,15 @@ def test_a_fallback_s_own_fallback_answers(proxy: Gateway) -> None:
     assert proxy.chat("after-dead") == (200, "spare/0")
 
 
+def test_a_conversation_that_its_replica_cannot_answer_goes_to_the_other(proxy: Gateway) -> None:
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        for n in range(12):
+            document = json.dumps({"model": "half-dead", **HELLO, "max_tokens": 9}).encode()
+            headers = {"Authorization": f"Bearer {KEY}", "x-litellm-session-id": f"new-{path}-{n}"}
+            code, told, text = proxy.request("POST", path, document, **headers)
+            assert (code, told["x-litellm-model-id"]) == (200, "half-dead/1"), text
+
+
 def test_a_conversation_stays_with_its_replica(proxy: Gateway) -> None:
     def asked(session: str) -> set[str]:
         document = json.dumps({"model": "talks", **HELLO}).encode()

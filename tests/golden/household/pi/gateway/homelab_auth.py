@@ -75,12 +75,29 @@ def tells_who_failed(router):
         router.async_function_with_fallbacks_common_utils = async_function_with_fallbacks_common_utils
 
 
+def lets_go_of_who_failed(check):
+    """A conversation whose replica does not answer goes to another one. LiteLLM 1.106.2 takes away who has
+    failed only after it has chosen the replica that the conversation is kept with, so nobody is left."""
+    filter_deployments = check.async_filter_deployments
+
+    async def async_filter_deployments(self, model, healthy_deployments, *args, request_kwargs=None, **more):
+        failed = (request_kwargs or {}).get("_excluded_deployment_ids") or ()
+        left = [d for d in healthy_deployments if (d.get("model_info") or {}).get("id") not in failed]
+        return await filter_deployments(self, model, left, *args, request_kwargs=request_kwargs, **more)
+
+    if not getattr(filter_deployments, "lets_go", False):
+        async_filter_deployments.lets_go = True
+        check.async_filter_deployments = async_filter_deployments
+
+
 try:
     from litellm.exceptions import MidStreamFallbackError
     from litellm.llms.custom_httpx.aiohttp_transport import LiteLLMAiohttpTransport
+    from litellm.router_utils.pre_call_checks.deployment_affinity_check import DeploymentAffinityCheck
 
     connects_soon(LiteLLMAiohttpTransport)
     tells_who_failed(litellm.Router)
+    lets_go_of_who_failed(DeploymentAffinityCheck)
 except (ImportError, AttributeError) as e:
     print("homelab: this is not the LiteLLM that homelab was tried with: %s" % e, flush=True)
 
