@@ -17,7 +17,12 @@ from homelab import client_files
 from homelab.clients import KEY_VARIABLE, Access, Model, clients
 from tests.clients.mock_engine import THOUGHTS, Engine, Like
 from tests.clients.served import ENGINE_KEY, Gateway, endpoint
+from tests.native.test_llama_server import LAUNCHER, until
+from tests.native.test_llama_server import ask as http
+from tests.native.test_llama_server import model as small_model
+from tests.native.test_llama_server import python as llama_python
 from tests.test_gateway import litellm_python as litellm_python
+from tests.test_native_household import free_port
 
 pytestmark = [
     pytest.mark.clients,
@@ -82,6 +87,10 @@ def home(tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def reached(engine: Engine, home: Path) -> Access:
     model = Model(name="coder", context=65536)
     return Access(url=engine.url, key_file=str(home / "key"), model=model, models=(model,))
+
+
+# As fixtures, by their names there.
+model, python = small_model, llama_python
 
 
 def ask(argv: list[str], environment: dict[str, str], engine: Engine) -> str:
@@ -185,3 +194,51 @@ PATHS = {
     "codex": "/v1/responses",
     "qwen_code": "/v1/chat/completions",
 }
+
+
+@pytest.fixture(scope="module")
+def real_house(
+    litellm_python: Path, python: str, model: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The gateway before the real llama.cpp with a small model, which says a few words of nonsense."""
+    port = free_port()
+    flags = ["-m", model, "--host", "127.0.0.1", "--port", str(port), "-c", "24576", "--parallel", "1"]
+    flags += ["--jinja", "--n-predict", "16", "--api-key", ENGINE_KEY]
+    with subprocess.Popen(
+        [python, LAUNCHER, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        try:
+            until(lambda: http(port, "/health")[0] == 200, 120)
+            served = endpoint("small", f"http://127.0.0.1:{port}", 24576, "llamacpp")
+            with Gateway(tmp_path_factory.mktemp("real"), litellm_python, KEY, [served], {}) as gateway:
+                yield gateway.url
+        finally:
+            process.kill()
+
+
+# Claude Code's own prompt is 18.8k tokens, of which a CPU reads some hundred a second: `--bare` has 1k.
+FEW = {"claude_code": ["--bare"]}
+
+
+@pytest.mark.native
+@pytest.mark.slow
+@pytest.mark.parametrize("name", THROUGH)
+def test_words_of_a_real_model_come_through(name: str, real_house: str, home: Path, tmp_path: Path) -> None:
+    words, _ = ASKED[name]
+    model = Model(name="small", context=24576)
+    access = Access(url=real_house, key_file=str(home / "key"), model=model, models=(model,))
+    launch = clients()[name].setup(access).launch
+    assert launch is not None
+    argv, environment = client_files.prepared(name, launch, KEY)
+    done = subprocess.run(
+        [*argv, *FEW.get(name, ()), *words, "Say hello."],
+        env={**environment, "PWD": str(tmp_path)},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"[A-Za-z]{2,}", done.stdout), done.stderr
+    assert "API Error" not in done.stdout and "error" not in done.stdout.lower()[:200]
