@@ -72,6 +72,15 @@ fallbacks: {claude: [chat]}
 """,
         survey(HUB, pi=pi(), laptop=laptop(weights=(tiny_gguf(),))),
     ),
+    "with-an-app": (
+        """\
+gateway: {node: pi}
+nodes: {pi: {host: pi.local}, laptop: {host: laptop.local}}
+models: {tiny: {engine: llamacpp, source: /models/tiny.gguf, context: 2048, node: laptop}}
+apps: {chat: {node: pi, private: true}, guests: {node: laptop, port: 3001, models: [tiny]}}
+""",
+        survey(HUB, pi=pi(), laptop=laptop(weights=(tiny_gguf(),))),
+    ),
 }
 ENVIRON = {"HF_TOKEN": "hf_test", "ANTHROPIC_API_KEY": "sk-ant-$test"}
 
