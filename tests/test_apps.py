@@ -28,6 +28,8 @@ from homelab.plan import Options, Plan, diff
 from homelab.render import render
 from homelab.secrets import Secrets
 from homelab.service import Service
+from homelab.status import AppStatus, GatewayStatus, Status
+from homelab.ui import status as status_screen
 from tests.machines import HUB, KEYS, deployed, machine, pi, survey, tiny_gguf, workstation
 from tests.test_chat import House
 from tests.test_gateway import litellm_python
@@ -358,3 +360,20 @@ def test_keys_of_people_work_beside_it_and_what_it_uses_is_counted(house: House)
     ledger.close()
     assert wanted <= found
     assert gateway.app_variable("my-page") == "HOMELAB_APP_MY_PAGE"
+
+
+# what is shown of it
+
+
+@pytest.mark.parametrize(
+    ("state", "healthy", "said"),
+    [("running", True, "healthy"), ("running", False, "does not answer"), ("missing", False, "missing")],
+)
+def test_status_says_where_it_is_and_counts_it(state: str, healthy: bool, said: str) -> None:
+    page = AppStatus(name="page", node="pi", url="http://pi:3000", state=state, healthy=healthy)
+    front = GatewayStatus(node="pi", url=None, state="running", healthy=True)
+    house_now = Status(gateway=front, models=(), nodes={}, apps=(page,))
+    [line] = [t.plain for t in status_screen.lines(house_now, 100) if "page" in t.plain]
+    assert line.split() == ["app", "page", "http://pi:3000", "on", "pi", *said.split()]
+    assert house_now.unhealthy == (() if healthy else ("page",))
+    assert replace(house_now, away=frozenset({"pi"})).unhealthy == ()
