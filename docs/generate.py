@@ -44,9 +44,11 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "cluster": "The name of the household. It is on every service that homelab starts; two clusters can "
         "share a machine.",
         "gateway": "Where the one address for all clients is.",
-        "images": "Image tags in place of the pinned ones, by the name of an engine or app, or `litellm`: "
-        "`{llamacpp: …, "
-        "vllm: …, litellm: …}`.",
+        "front": "What stands before the gateway and owns its port: [gateway.md](gateway.md#the-front). "
+        "`false`: none. Default: one where the gateway is not on loopback; a house that was deployed "
+        "without one stays so until you write this or deploy with `--upgrade`.",
+        "images": "Image tags in place of the pinned ones, by the name of an engine or app, `litellm` or "
+        "`caddy`: `{llamacpp: …, vllm: …, litellm: …}`.",
         "hub": "Where weights come from, if not from huggingface.co.",
         "secrets_file": "A file of lines `NAME=value` beside the inventory, which only you can read, for "
         "what `env:NAME` names. The environment goes before it.",
@@ -112,6 +114,19 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "port": "The port of the one address.",
         "image": "Another image of LiteLLM.",
         "version": "Another tag of the pinned image.",
+    },
+    inventory.Front: {
+        "tls": "`internal`: a certificate of its own authority, which `homelab connect` gives to clients. "
+        "`{certificate: FILE, key: FILE}`: yours. `acme`: from Let's Encrypt. Default: plain HTTP.",
+        "hostnames": "Names on the certificate, beside the address. Clients are told the first.",
+        "allow": "Networks that clients may come from, as `192.168.1.0/24`; the gateway's own machine always "
+        "may. Default: all.",
+        "http": "`true`: plain HTTP is wanted even on an address that is not of a private network.",
+        "body_limit": "The largest request. Default: 32 MiB, which Anthropic's own API takes.",
+    },
+    inventory.Certificate: {
+        "certificate": "The PEM file with the certificate and those that sign it, on this machine.",
+        "key": "Its private key.",
     },
     inventory.Cloud: {
         "model": "LiteLLM's name of it: `anthropic/…`, `openai/…`.",
@@ -283,7 +298,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
 
 INVENTORY = (
     inventory.Inventory, inventory.Gateway, inventory.Node, inventory.Model, inventory.Context,
-    inventory.Variant, inventory.Cloud, inventory.App,
+    inventory.Variant, inventory.Cloud, inventory.App, inventory.Front, inventory.Certificate,
     inventory.Hub,
 )  # fmt: skip
 FACTS = (

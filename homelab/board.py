@@ -137,7 +137,8 @@ def board(inventory: Inventory, seen: Seen, speeds: Mapping[Place, float]) -> Bo
     services = [s for n in nodes for s in n.everything]
     serves = {s.subject for s in services if s.role == "engine"}
     asking = any(n.state == "asking" for n in nodes)
-    front = next((s for s in services if s.role == "gateway"), None)
+    entrances = [s for s in services if s.role in ("front", "gateway")]
+    front = min(entrances, key=lambda s: (s.state == "stopped", s.role != "front"), default=None)
     at = next(n for n in nodes if n.name == inventory.gateway.node)
     return Board(
         cluster=inventory.cluster,

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from homelab.pipeline import Household
     from homelab.plan import Options, Plan
     from homelab.secrets import Secrets
+    from homelab.service import Service
 
 
 def _complete_source(incomplete: str) -> list[str]:
@@ -232,7 +233,7 @@ def why(
         str,
         typer.Argument(
             help="A model of the inventory, or `gateway`.",
-            autocompletion=completed("models", more=("gateway",)),
+            autocompletion=completed("models", more=("gateway", "front")),
         ),
     ],
     inventory: InventoryOption = None,
@@ -355,8 +356,8 @@ def deploy(
     if secrets is None:  # nothing is deployed, and nothing could be
         refuse_unreachable(household, errors)
         return
-    front = next((s for s in decided.services if s.role == "gateway"), None)
-    address = front.unit.url if front else _remembered_address(household)
+    entrances = [s for s in decided.services if s.role in ("gateway", "front")]
+    address = _address_of(household, entrances[-1]) if entrances else _remembered_address(household)
     key_file = str(state.key_file(cluster)) if secrets else None
     connect_screen.deployed(address, key_file, inventory_option(household))
     for service in (s for s in decided.services if s.role == "app"):
@@ -723,7 +724,7 @@ def logs(
         str,
         typer.Argument(
             help="A model or app of the inventory, or `gateway`.",
-            autocompletion=completed("models", "apps", more=("gateway",)),
+            autocompletion=completed("models", "apps", more=("gateway", "front")),
         ),
     ],
     inventory: InventoryOption = None,
@@ -751,7 +752,7 @@ def restart(
         str,
         typer.Argument(
             help="A model or app of the inventory, or `gateway`.",
-            autocompletion=completed("models", "apps", more=("gateway",)),
+            autocompletion=completed("models", "apps", more=("gateway", "front")),
         ),
     ],
     inventory: InventoryOption = None,
@@ -993,6 +994,14 @@ def _plan(
     options = Options(upgrade=upgrade, keys=are_known)
     decided = pipeline.make_plan(household, survey, secrets or pipeline.placeholder_secrets(), options)
     return _Planned(plan=decided, survey=survey, errors=errors, secrets=secrets, options=options)
+
+
+def _address_of(household: Household, entrance: Service) -> str:
+    """Where clients find what will answer them."""
+    front = household.inventory.front or None
+    if entrance.unit.tls and front is not None and front.hostnames:
+        return f"https://{front.hostnames[0]}:{entrance.unit.port}"
+    return entrance.unit.url
 
 
 def _remembered_address(household: Household) -> str:

@@ -16,9 +16,10 @@ from homelab.hosting import LOOPBACK, Refused, address_label, address_of
 from homelab.inventory import Inventory
 from homelab.placement.layout import Placement
 from homelab.secrets import engine_key_reference
-from homelab.service import host_in_url, numbers_of
+from homelab.service import host_in_url, numbers_of, read_label
 
 Origin = Literal["placed", "adopted", "cloud"]
+TLS = ("internal", "acme", "files")  # where a front's certificate comes from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,29 @@ def deployed(inventory: Inventory, survey: Survey) -> Iterator[tuple[str, Deploy
 def url_of(service: DeployedService) -> str | None:
     """Where a service answers, as its labels say."""
     address, port = address_label(service), service.labels.get("homelab.port")
-    return f"http://{host_in_url(address)}:{port}" if address and port else None
+    scheme = "https" if service.labels.get("homelab.tls") in TLS else "http"
+    return f"{scheme}://{host_in_url(address)}:{port}" if address and port else None
+
+
+def entrance(inventory: Inventory, survey: Survey) -> tuple[str, DeployedService] | None:
+    """What answers clients, with its node: the front where one runs, else the gateway that needs none."""
+    there = [(n, s) for n, s in deployed(inventory, survey) if s.role in ("front", "gateway")]
+    there.sort(key=lambda pair: (pair[1].state == "stopped", pair[1].role != "front", is_behind(pair[1])))
+    return there[0] if there else None
+
+
+def entrance_url(inventory: Inventory, service: DeployedService) -> str | None:
+    """Where clients find it: a certificate that is not homelab's own is for names."""
+    url = url_of(service)
+    front = inventory.front
+    if url is not None and front and front.hostnames and service.labels.get("homelab.tls") in TLS:
+        return f"https://{front.hostnames[0]}:{service.labels['homelab.port']}"
+    return url
+
+
+def is_behind(gateway: DeployedService) -> bool:
+    """Whether a gateway that is there was made to stand behind a front."""
+    return gateway.role == "gateway" and "front" in read_label(gateway.labels, "homelab.asked")
 
 
 def first_choice(inventory: Inventory, endpoints: Sequence[Endpoint]) -> str:
@@ -144,36 +167,40 @@ def proven_gateway(inventory: Inventory, survey: Survey) -> str:
     """Where the gateway answers, seen on its node to be what listens there: a key goes to nobody else.
 
     Raises DeployError."""
-    for node, service in deployed(inventory, survey):
-        report = survey.nodes.get(node)
-        if service.role == "gateway" and report is not None and report.facts is not None:
-            url = url_of(service)
-            if url is not None and service.listens:
-                return url
-            port = service.labels.get("homelab.port")
-            owners = [p.process for p in report.facts.ports if str(p.port) == port]
-            owner = f"`{owners[0]}`" if any(owners[:1]) else "another process"
-            who = f"{owner} listens there" if owners else "nothing listens there"
-            raise DeployError(
-                f"The gateway on node `{node}` does not listen on its port {port}",
-                cause=f"{who}; no key was sent to it",
-                hint="homelab status",
-            )
+    found = entrance(inventory, survey)
+    report = survey.nodes.get(found[0]) if found is not None else None
+    if found is not None and report is not None and report.facts is not None:
+        node, service = found
+        url = entrance_url(inventory, service)
+        if url is not None and service.listens:
+            return url
+        port = service.labels.get("homelab.port")
+        owners = [p.process for p in report.facts.ports if str(p.port) == port]
+        owner = f"`{owners[0]}`" if any(owners[:1]) else "another process"
+        who = f"{owner} listens there" if owners else "nothing listens there"
+        raise DeployError(
+            f"The gateway on node `{node}` does not listen on its port {port}",
+            cause=f"{who}; no key was sent to it",
+            hint="homelab status",
+        )
     raise DeployError("The gateway does not run, or its node does not answer", hint="homelab status")
 
 
 def gateway_url(inventory: Inventory, survey: Survey) -> str:
     """The one address for clients: where the gateway runs, else where it would."""
-    for _, service in deployed(inventory, survey):
-        if service.role == "gateway" and (url := url_of(service)) is not None:
-            return url
+    found = entrance(inventory, survey)
+    if found is not None and (url := entrance_url(inventory, found[1])) is not None:
+        return url
     report = survey.nodes.get(inventory.gateway.node)
     node = inventory.gateway.node
     try:
         address = address_of(inventory, node, report.facts if report else None)
     except Refused:
         address = address_of(inventory, node, None)
-    return f"http://{host_in_url(address)}:{inventory.gateway.port}"
+    front = inventory.front or None
+    scheme = "https" if front is not None and front.tls else "http"
+    host = front.hostnames[0] if front is not None and front.hostnames else host_in_url(address)
+    return f"{scheme}://{host}:{inventory.gateway.port}"
 
 
 def _inside(service: str, address: str, port: int) -> str | None:

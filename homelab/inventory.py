@@ -20,6 +20,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     ValidationInfo,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -261,6 +262,66 @@ class Gateway(Strict):
     version: Annotated[str, StringConstraints(pattern=r"^v?\d[0-9A-Za-z.+-]*$")] | None = None
 
 
+class Certificate(Strict):
+    """Two PEM files of the controller; a path is relative to the inventory's folder."""
+
+    certificate: str
+    key: str
+
+
+def _network(value: str) -> str:
+    """A network as CIDR, or one address."""
+    try:
+        return str(ipaddress.ip_network(value, strict=False))
+    except ValueError:
+        raise ValueError(f"{shown(value)} is no network: write it as 192.168.1.0/24") from None
+
+
+def _tls(value: Any, _: object) -> Any:
+    if value in ("internal", "acme"):
+        return value
+    if isinstance(value, Mapping):
+        return Certificate.model_validate(value)
+    raise ValueError(f"write `internal`, `acme`, or `{{certificate: FILE, key: FILE}}`, not {shown(value)}")
+
+
+Network = Annotated[str, AfterValidator(_network)]
+HOST_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+HostName = Annotated[str, StringConstraints(pattern=rf"^{HOST_LABEL}(\.{HOST_LABEL})*$", max_length=253)]
+
+
+class Front(Strict):
+    """What stands before the gateway, owns its port and stays when the gateway is replaced."""
+
+    tls: Annotated[Certificate | Literal["internal", "acme"] | None, WrapValidator(_tls)] = None
+    hostnames: tuple[HostName, ...] = ()
+    allow: tuple[Network, ...] = ()
+    http: bool = False
+    body_limit: Annotated[ByteSize, BeforeValidator(_size), Field(ge=1024, le=2**32)] | None = None
+
+    @property
+    def way(self) -> Literal["internal", "acme", "files"] | None:
+        """Where its certificate comes from, None for plain HTTP."""
+        return "files" if isinstance(self.tls, Certificate) else self.tls
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Front:
+        if self.tls and self.http:
+            raise ValueError("`tls` or `http: true`: one of them")
+        if self.hostnames and not self.tls:
+            raise ValueError("`hostnames` are names of the certificate: they need `tls`")
+        if self.tls == "acme" and not self.hostnames:
+            raise ValueError("`tls: acme` needs `hostnames`: the names that the internet knows it by")
+        return self
+
+
+def _front(value: Any, _: object) -> Any:
+    """`true` and `false` say only whether there is one."""
+    if value is False:
+        return False
+    return Front.model_validate({} if value is True else value)
+
+
 class Cloud(Strict):
     """A model outside the house. Prompts go there only if a client asks for it or a fallback that you wrote
     names it."""
@@ -328,6 +389,7 @@ class Hub(Strict):
 class Inventory(Strict):
     cluster: ClusterName = "home"
     gateway: Gateway
+    front: Annotated[Front | Literal[False] | None, WrapValidator(_front)] = None
     images: Mapping[str, Plain] = Field(default_factory=dict)
     hub: Hub = Field(default_factory=Hub)
     secrets_file: Plain | None = None
@@ -396,6 +458,15 @@ def load(text: str, path: str) -> Inventory:
     if mistakes:
         raise _refused(path, [f"{path}:{line}: {what}" for line, what in sorted(set(mistakes))])
     return inventory
+
+
+def line_of(text: str, *where: str | int) -> int:
+    """The line of a sound inventory on which a key stands, or the nearest one above it that is there."""
+    root = Loader(text).get_single_node()
+    lines: dict[Path, int] = {(): 1}
+    for path, line, _ in _walk(root, ()) if root is not None else ():
+        lines.setdefault(path, line)
+    return _line(where, lines)
 
 
 def did_you_mean(word: object, known: Any) -> str:
@@ -515,6 +586,10 @@ def _fields_at(where: Path) -> list[str]:
             cls = App
         case ("gateway",):
             cls = Gateway
+        case ("front",):
+            cls = Front
+        case ("front", "tls"):
+            cls = Certificate
         case ("hub",):
             cls = Hub
         case _:
@@ -614,7 +689,9 @@ def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -
             ("nodes", "cloud"),
             "is what the models under `cloud` are counted to: give the node another name",
         )
-    services: dict[str, str] = {"gateway": "the gateway"}
+    if inventory.front and inventory.front.tls == "acme" and inventory.gateway.port != 443:
+        yield ("front", "tls"), "`acme` proves the name on port 443: `gateway: {port: 443}`"
+    services: dict[str, str] = {"gateway": "the gateway", "front": "the front"}
     ports: dict[tuple[str, int], str] = {(inventory.gateway.node, inventory.gateway.port): "the gateway"}
     for name, model in models.items():
         where: Path = ("models", name)
@@ -638,7 +715,7 @@ def _inconsistencies(inventory: Inventory, gone: frozenset[str] = frozenset()) -
             if (fmt := variant.parsed.format) and fmt not in engines()[variant.engine].FORMATS:
                 yield (*where, "variants", i, "source"), f"{variant.engine} does not read {fmt} files"
     yield from _apps(inventory, gone, services, ports)
-    images = (*engines(), "litellm", *(a.OFFER.name for a in apps().values()))
+    images = (*engines(), "litellm", "caddy", *(a.OFFER.name for a in apps().values()))
     for key in [*inventory.images, *(k for n in nodes.values() for k in n.images)]:
         if key not in images:
             yield ("images", key), f"no such image{did_you_mean(key, images)}"

@@ -37,11 +37,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Household:
-    """An inventory that was read, where it lies, and the environment that its `env:` values come from."""
+    """An inventory that was read, where it lies, its text, and the environment that its `env:` values come
+    from."""
 
     inventory: Inventory
     path: Path
     environ: Mapping[str, str]
+    text: str = ""
 
 
 def read_inventory(path: Path) -> Household:
@@ -60,7 +62,8 @@ def read_inventory(path: Path) -> Household:
     except (OSError, UnicodeDecodeError) as e:
         raise InventoryError(f"`{path}` cannot be read", cause=str(e)) from e
     inventory = load(text, str(path))
-    return Household(inventory=inventory, path=path, environ={**_secrets_file(inventory, path), **os.environ})
+    environ = {**_secrets_file(inventory, path), **os.environ}
+    return Household(inventory=inventory, path=path, environ=environ, text=text)
 
 
 def _secrets_file(inventory: Inventory, path: Path) -> dict[str, str]:
@@ -259,6 +262,7 @@ def load_sampling() -> Sampling:
 def make_plan(household: Household, survey: Survey, secrets: Secrets, options: Options | None = None) -> Plan:
     """Where everything goes, what would be written, and what that changes; how fast it will be, if it
     changes anything."""
+    from homelab import certificate
     from homelab.pace import paced
     from homelab.placement import place
     from homelab.plan import Options, diff
@@ -268,7 +272,15 @@ def make_plan(household: Household, survey: Survey, secrets: Secrets, options: O
     layout = place(household.inventory, survey, load_recipes() if asks_vllm else None, load_sampling())
     if not all(p.kept for p in layout):
         layout = paced(layout, load_cards())
-    services = render(household.inventory, layout, survey, secrets, household.environ)
+    services = render(
+        household.inventory,
+        layout,
+        survey,
+        secrets,
+        household.environ,
+        upgrade=options is not None and options.upgrade,
+        certificate=certificate.read(household.inventory, household.path, household.text),
+    )
     plan = diff(household.inventory, layout, services, survey, options or Options())
     return with_speeds(plan) if plan.todo else plan
 

@@ -320,13 +320,11 @@ def _is_asked(inventory: Inventory, service: Service, there: DeployedService, *,
     """Whether what is there is what is asked for, where it is asked for."""
     model = next((inventory.models[n] for n in service.unit.serves if n in inventory.models), None)
     recorded = read_label(there.labels, "homelab.asked")
+    places = ("homelab.address", "homelab.gpus", *(() if service.unit.behind_front else ("homelab.port",)))
     return (
         recorded != {}
         and asked.same(recorded, service.unit.asked, model if service.role == "engine" else None)
-        and all(
-            there.labels.get(n) == service.labels[n]
-            for n in ("homelab.address", "homelab.port", "homelab.gpus")
-        )
+        and all(there.labels.get(n) == service.labels[n] for n in places)
         and _same_numbers(numbers_of(there.labels), service.unit.numbers)
         and (not keys or read_label(there.labels, "homelab.keys") == key_ids(service.unit))
         and there.runtime == service.runtime

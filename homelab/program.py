@@ -16,10 +16,11 @@ class Container:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PythonEnvironment:
     """Packages of the lock `templates/native/NAME.lock`. `program` is a file that stands beside the lock,
-    or else a command that the packages install."""
+    or else a command that the packages install; `compiled` where that is no script of Python's."""
 
     name: str
     program: str
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

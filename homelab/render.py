@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from homelab import asked, gateway, routes
+from pydantic import SecretStr
+
+from homelab import asked, front, gateway, routes
 from homelab.apps import App, Place, apps
-from homelab.endpoints import placed
+from homelab.endpoints import is_behind, placed
 from homelab.engines import engines
+from homelab.errors import InventoryError
 from homelab.facts import Facts, Survey
 from homelab.hosting import LOOPBACK, Choice, Refused, address_of, choose
-from homelab.inventory import Inventory, Node
+from homelab.inventory import Front, Inventory, Node
 from homelab.keys import AUTH_FILE, FOLDER, HOUSE_FILE, folder, house
 from homelab.placement import Layout, Placement
 from homelab.program import Container, Executable
 from homelab.runtimes import RENDER
 from homelab.secrets import Secrets
-from homelab.service import Mount, Service, Unit, Upload, cluster_directory, host_in_url
+from homelab.service import Mount, Service, Unit, Upload, cluster_directory, host_in_url, port_of
 from homelab.templating import render_template
 
 # LiteLLM holds 320-530 MB (measured idle, under 50 streams and with its pages opened): 512m would not be
 # safe.
 GATEWAY_MEMORY_BYTES = 1024**3
+# Caddy holds 55 MB, and no more than this with 200 streams (docs/gateway.md).
+FRONT_MEMORY_BYTES = 256 * 1024**2
 HUB_CACHE = ".cache/huggingface"
 # Of an app, where it is, and what the gateway is told of its key: that restarts no app.
 APP_ELSEWHERE = {"node", "models", "private"}
@@ -32,12 +38,22 @@ QUIET = {"DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEME
 
 
 def render(
-    inventory: Inventory, layout: Layout, survey: Survey, secrets: Secrets, environ: Mapping[str, str]
+    inventory: Inventory,
+    layout: Layout,
+    survey: Survey,
+    secrets: Secrets,
+    environ: Mapping[str, str],
+    *,
+    upgrade: bool = False,
+    certificate: tuple[str, SecretStr] | None = None,
 ) -> tuple[Service, ...]:
-    """Every service that should run: the engines, then the gateway and the apps, where their nodes can be
-    planned for.
+    """Every service that should run: the engines, then the gateway, its front and the apps, where their nodes
+    can be planned for.
 
-    `environ` resolves the `env:NAME` values of the inventory."""
+    `environ` resolves the `env:NAME` values of the inventory; `upgrade`: a house without a front gets one;
+    `certificate` is what the files of `front: {tls: …}` hold, with its key.
+
+    Raises InventoryError where the gateway would speak plain HTTP to the internet."""
     facts = {n: r.facts for n, r in survey.nodes.items() if r.facts is not None}
     services = [
         RENDER[p.runtime](_engine(inventory, p, facts[p.node], survey, secrets, environ))
@@ -48,13 +64,15 @@ def render(
     if node in facts:
         choice = gateway_choice(inventory, facts[node])
         if isinstance(choice, Choice):
-            unit = _gateway(inventory, layout, facts[node], choice, secrets, environ)
-            services.append(RENDER[choice.runtime](unit))
+            services += _entrance(
+                inventory, layout, facts[node], choice, secrets, environ, upgrade, certificate
+            )
+    entrance = next((s.unit for s in reversed(services) if s.unit.role in ("gateway", "front")), None)
     for name, wanted in sorted(inventory.apps.items()):
         if wanted.node in facts:
             choice = app_choice(inventory, name, facts[wanted.node])
             if isinstance(choice, Choice):
-                unit = _app(inventory, name, facts, choice, secrets)
+                unit = _app(inventory, name, facts, choice, secrets, entrance)
                 services.append(RENDER[choice.runtime](unit))
     return tuple(services)
 
@@ -75,6 +93,59 @@ def app_choice(inventory: Inventory, name: str, facts: Facts) -> Choice | str:
             )
         return str(e)
     return choice
+
+
+def _entrance(
+    inventory: Inventory,
+    layout: Layout,
+    facts: Facts,
+    choice: Choice,
+    secrets: Secrets,
+    environ: Mapping[str, str],
+    upgrade: bool,
+    certificate: tuple[str, SecretStr] | None,
+) -> list[Service]:
+    """The gateway, and the front before it where there should be one."""
+    node = inventory.gateway.node
+    address = address_of(inventory, node, facts)
+    before = front.wanted(inventory, facts, address, upgrade=upgrade)
+    there = [s for s in facts.services if s.cluster == inventory.cluster and s.role == "gateway"]
+    if before is not None or not there or upgrade or inventory.front is False:
+        front.refuse_plain_http(inventory, facts, address, before)
+
+    def gateway_at(at: str, port: int) -> Service:
+        return RENDER[choice.runtime](
+            _gateway(inventory, layout, facts, choice, secrets, environ, at, port, behind=before is not None)
+        )
+
+    if before is None:
+        return [gateway_at(address, inventory.gateway.port)]
+    try:
+        program = choose(inventory, node, facts, front.OFFER, "cpu", running=choice.runtime).program
+    except Refused as e:
+        raise InventoryError(
+            f"Node `{node}` cannot run the front of the gateway", cause=str(e), hint="Or `front: false`"
+        ) from e
+    unit = _front(inventory, before, facts, replace(choice, program=program), address, certificate)
+    behind = [s for s in there if is_behind(s)]
+    # What runs keeps its port: a port of its own is no reason to replace it.
+    as_now = (gateway_at("127.0.0.1", port) for s in behind if (port := port_of(s.labels)))
+    same = next((s for s in as_now if s.spec in {b.spec for b in behind}), None)
+    free = _free_port(inventory, layout, facts)
+    return [same or gateway_at("127.0.0.1", free), RENDER[choice.runtime](unit)]
+
+
+def _free_port(inventory: Inventory, layout: Layout, facts: Facts) -> int:
+    """A port for a gateway behind a front, beside the ones that are there: the next one that nobody has."""
+    node = inventory.gateway.node
+    ours = [s for s in facts.services if s.cluster == inventory.cluster]
+    taken: list[int | None] = [p.port for p in facts.ports]
+    taken += [p.port for p in layout if p.node == node]
+    taken += [port_of(s.labels) for s in ours]
+    taken += [m.port for m in inventory.models.values()]
+    first = inventory.gateway.port + 1
+    candidates: tuple[int, ...] = (*range(first, 65536), *range(1025, first - 1))
+    return next(port for port in candidates if port not in taken)
 
 
 def gateway_choice(inventory: Inventory, facts: Facts) -> Choice | str:
@@ -205,21 +276,30 @@ def _gateway(
     choice: Choice,
     secrets: Secrets,
     environ: Mapping[str, str],
+    address: str,
+    port: int,
+    *,
+    behind: bool,
 ) -> Unit:
-    node, port = inventory.gateway.node, inventory.gateway.port
-    address = address_of(inventory, node, facts)
+    node = inventory.gateway.node
     in_container = choice.runtime == "docker"
     beside = node if in_container else None
     endpoints = placed(inventory, layout.placements)
     keys = {gateway.MASTER_KEY_VARIABLE: secrets.gateway_key}
     keys |= {gateway.key_variable(e): key for e in endpoints if (key := secrets.resolve(e.key, environ))}
     config = "/app/litellm.yml" if in_container else "litellm.yml"
-    host = address if address in LOOPBACK or not in_container else "0.0.0.0"
+    # Only where the machine itself is not reached from outside is there no network to be in.
+    joins_network = behind and in_container and address_of(inventory, node, facts) not in LOOPBACK
+    host = "0.0.0.0" if in_container and (joins_network or address not in LOOPBACK) else address
+    not_its_own = {"node", "port"} if behind else {"node"}
     wanted: dict[str, Any] = {
-        "gateway": inventory.gateway.model_dump(mode="json", exclude_unset=True, exclude={"node"}),
+        "gateway": inventory.gateway.model_dump(mode="json", exclude_unset=True, exclude=not_its_own),
         "endpoints": gateway.told(endpoints, beside),
         **asked.of_place(inventory, node, gateway.OFFER.name),
     }
+    if behind:
+        wanted["front"] = True
+        wanted.pop("address", None)
     if inventory.fallbacks:
         wanted["fallbacks"] = {name: list(targets) for name, targets in inventory.fallbacks.items()}
     aliases = routes.names(inventory)
@@ -267,11 +347,82 @@ def _gateway(
         if in_container
         else (),
         memory_limit_bytes=GATEWAY_MEMORY_BYTES,
+        # It writes into a folder of the user who deploys.
+        capabilities=("DAC_OVERRIDE",),
+        behind_front=behind,
+        joins_network=joins_network,
+        stop_seconds=front.DRAIN_SECONDS if behind else None,
+    )
+
+
+def _front(
+    inventory: Inventory,
+    asks: Front,
+    facts: Facts,
+    choice: Choice,
+    address: str,
+    certificate: tuple[str, SecretStr] | None,
+) -> Unit:
+    node, port = inventory.gateway.node, inventory.gateway.port
+    in_container = choice.runtime == "docker"
+    settings = front.settings(asks, address, port, in_container=in_container, loopback=address in LOOPBACK)
+    configuration = f"/app/{front.CONFIGURATION}" if in_container else front.CONFIGURATION
+    files = {front.CONFIGURATION: render_template("Caddyfile.j2", **settings)}
+    secret_files = {}
+    if asks.way == "files" and certificate is not None:
+        files[front.CERTIFICATE], secret_files[front.KEY] = certificate
+    folder = posixpath.dirname(f"{facts.home}/{front.upstream_path(inventory.cluster)}")
+    return Unit(
+        cluster=inventory.cluster,
+        node=node,
+        name=front.SERVICE,
+        role="front",
+        after=("gateway",),
+        engine=front.OFFER.name,
+        program=choice.program,
+        hosting=choice.hosting,
+        home=facts.home,
+        socket=facts.docker.socket if facts.docker else None,
+        python=_python(inventory.nodes[node], facts),
+        address=address,
+        port=port,
+        # The agent asks by plain HTTP.
+        health="" if asks.tls else front.HEALTH,
+        health_command=front.health_command(
+            asks, port, "127.0.0.1" if in_container and address not in LOOPBACK else address
+        ),
+        # The image has no entry point.
+        arguments=(
+            *(("caddy",) if in_container else ()),
+            *("run", "--config", configuration, "--adapter", "caddyfile"),
+        ),
+        environment={"GOMEMLIMIT": f"{FRONT_MEMORY_BYTES * 3 // 4}"},
+        secrets={},
+        asked={
+            "front": asks.model_dump(mode="json", exclude_unset=True),
+            "port": port,
+            **asked.of_place(inventory, node, front.OFFER.name),
+        },
+        files=files,
+        secret_files=secret_files,
+        mounts=(Mount(source=folder, target=f"/app/{front.UPSTREAM_FOLDER}", read_only=True),)
+        if in_container
+        else (),
+        volumes={"front-data": "/data"} if in_container else {},
+        memory_limit_bytes=FRONT_MEMORY_BYTES,
+        # Its image's program is marked to bind low ports, and is not started without that.
+        capabilities=("NET_BIND_SERVICE", *(("DAC_READ_SEARCH",) if secret_files else ())),
+        tls=asks.way or "",
     )
 
 
 def _app(
-    inventory: Inventory, name: str, facts: Mapping[str, Facts], choice: Choice, secrets: Secrets
+    inventory: Inventory,
+    name: str,
+    facts: Mapping[str, Facts],
+    choice: Choice,
+    secrets: Secrets,
+    entrance: Unit | None,
 ) -> Unit:
     wanted = inventory.apps[name]
     app: App = apps()[wanted.module]
@@ -284,7 +435,7 @@ def _app(
     if address in LOOPBACK:
         typed |= {"localhost": None}
     place = Place(
-        gateway_url=_gateway_url(inventory, facts, node, in_container=in_container),
+        gateway_url=_gateway_url(inventory, facts, node, entrance, in_container=in_container),
         host="0.0.0.0" if in_container and address not in LOOPBACK else address,
         port=wanted.at,
         urls=(
@@ -326,14 +477,23 @@ def _app(
     )
 
 
-def _gateway_url(inventory: Inventory, facts: Mapping[str, Facts], node: str, *, in_container: bool) -> str:
-    """Where a service of ours on a node reaches the gateway: in the same Docker network by its name."""
+def _gateway_url(
+    inventory: Inventory,
+    facts: Mapping[str, Facts],
+    node: str,
+    entrance: Unit | None,
+    *,
+    in_container: bool,
+) -> str:
+    """Where a service of ours on a node reaches the gateway, or its front: in the same Docker network by its
+    name, unless that is not what its certificate is for."""
     where, port = inventory.gateway.node, inventory.gateway.port
     address = address_of(inventory, where, facts.get(where))
-    if where == node and in_container and address not in LOOPBACK:
-        choice = gateway_choice(inventory, facts[where])
-        if isinstance(choice, Choice) and choice.runtime == "docker":
-            return f"http://{gateway.SERVICE}:{port}"
+    if isinstance(inventory.front, Front) and inventory.front.tls:
+        return f"https://{next(iter(inventory.front.hostnames), host_in_url(address))}:{port}"
+    beside = where == node and in_container and address not in LOOPBACK
+    if beside and entrance is not None and isinstance(entrance.program, Container):
+        return f"http://{entrance.name}:{port}"
     return f"http://{host_in_url(address)}:{port}"
 
 

@@ -95,14 +95,24 @@ class Unit:
     uploads: tuple[Upload, ...] = ()
     trial: Trial | None = None
     key_variable: str = ""
+    # A gateway behind a front: its port is nobody's business, and it is replaced by one beside it.
+    behind_front: bool = False
+    # In the cluster's network, although it is published on loopback only.
+    joins_network: bool = False
+    tls: str = ""  # where the certificate comes from, empty for plain HTTP
+    secret_files: Mapping[str, SecretStr] = field(default_factory=dict)
+    # How long it may take to end, where that is more than usual: it has streams to finish.
+    stop_seconds: int | None = None
+    capabilities: tuple[str, ...] | None = None  # None: those that Docker gives to everybody
 
     @property
     def is_loopback(self) -> bool:
-        return self.address in LOOPBACK
+        """Whether it needs no network but the machine's own."""
+        return self.address in LOOPBACK and not self.joins_network
 
     @property
     def url(self) -> str:
-        return f"http://{host_in_url(self.address)}:{self.port}"
+        return f"http{'s' if self.tls else ''}://{host_in_url(self.address)}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,8 +187,8 @@ def spec_of(unit: Unit, files: str) -> str:
 
 
 def key_ids(unit: Unit) -> dict[str, str]:
-    """The ids of a unit's keys, by the variables that carry them."""
-    return {name: key_id(key) for name, key in sorted(unit.secrets.items())}
+    """The ids of a unit's keys, by the variables and files that carry them."""
+    return {name: key_id(key) for name, key in sorted({**unit.secrets, **unit.secret_files}.items())}
 
 
 def without_keys(unit: Unit) -> Unit:
@@ -208,6 +218,8 @@ def labels_of(unit: Unit, files: str) -> dict[str, str]:
         "homelab.health": unit.health,
         "homelab.gpus": ",".join(unit.gpus),
     }
+    if unit.tls:
+        labels["homelab.tls"] = unit.tls
     if unit.numbers:
         labels["homelab.placement"] = json.dumps(unit.numbers)  # unsorted: flags keep their order
     return dict(sorted(labels.items()))
@@ -223,6 +235,10 @@ def assembled(
     own = [
         File(path=f"{directory}/{name}", content=text, mode=0o600 if name == ENVIRONMENT_FILE else 0o644)
         for name, text in files.items()
+    ]
+    own += [
+        File(path=f"{directory}/{name}", content=secret.get_secret_value(), mode=0o600)
+        for name, secret in sorted(unit.secret_files.items())
     ]
     return Service(
         unit=unit,
@@ -313,6 +329,7 @@ def as_it_lies(service: Service, there: DeployedService) -> Service:
     """The service as an earlier deploy left it on the node, under that revision's names."""
     return replace(
         service,
+        unit=replace(service.unit, port=port_of(there.labels) or service.unit.port),
         spec=there.spec,
         directory=there.directory or revision_folder(there.cluster, there.name, there.spec),
         project=there.project or project_of(service.unit, there.spec),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from homelab import gateway
 from homelab.apps import apps
 from homelab.ask import get
-from homelab.endpoints import Endpoint, deployed, running, url_of
+from homelab.endpoints import Endpoint, deployed, entrance, entrance_url, is_behind, running, url_of
 from homelab.engines import engines
 from homelab.facts import DeployedService, NodeReport, Survey
 from homelab.inventory import Inventory
@@ -105,10 +105,11 @@ async def status(inventory: Inventory, survey: Survey, secrets: Secrets | None) 
         mine = [_instance(n, s, away=n in silent) for n, s in here if s.role == "engine" and name in s.serves]
         instances = tuple(sorted(mine, key=lambda i: (i.node, i.service)))
         models.append(ModelStatus(name=name, kind=model.kind, instances=instances, node=model.node))
-    front = next(((n, s) for n, s in here if s.role == "gateway"), None)
+    front = entrance(inventory, survey)
+    behind = next((s for _, s in here if s.role == "gateway" and is_behind(s)), None)
     served, healthy, pages = await asyncio.gather(
         _served(models, running(inventory, survey), secrets),
-        _gateway(inventory, front, silent),
+        _gateway(inventory, front, behind, silent),
         asyncio.gather(*(_app(inventory, name, here, silent) for name in sorted(inventory.apps))),
     )
     return Status(
@@ -156,16 +157,24 @@ async def _served(
 
 
 async def _gateway(
-    inventory: Inventory, front: tuple[str, DeployedService] | None, away: Collection[str]
+    inventory: Inventory,
+    front: tuple[str, DeployedService] | None,
+    behind: DeployedService | None,
+    away: Collection[str],
 ) -> GatewayStatus:
+    """Of what answers clients, and of the gateway `behind` it where that is something else."""
     if front is None:
         state = "not reached" if inventory.gateway.node in away else "missing"
         return GatewayStatus(node=inventory.gateway.node, url=None, state=state, healthy=False)
     node, service = front
-    url = url_of(service)
+    url = entrance_url(inventory, service)
     # A stranger on its port may answer, too.
     code = (await get(url + gateway.HEALTH))[0] if url and service.listens and node not in away else 0
-    state = "away" if node in away else service.state
+    state = service.state
+    if service.role == "front" and state == "running":
+        state = behind.state if behind is not None else "missing"
+    if node in away:
+        state = "away"
     return GatewayStatus(node=node, url=url, state=state, healthy=code == 200)
 
 

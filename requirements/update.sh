@@ -25,4 +25,5 @@ for name in "${@:-all}"; do
   case $name in all | dev) lock dev.in dev.lock 3.11 250 --constraint homelab.lock ;; esac
   case $name in all | llamacpp) lock llamacpp.in "$native/llamacpp.lock" 3.10 300 ;; esac
   case $name in all | litellm) lock litellm.in "$native/litellm.lock" 3.10 700 --override litellm-overrides.txt ;; esac
+  case $name in all | caddy) lock caddy.in "$native/caddy.lock" 3.10 60 ;; esac
 done

@@ -35,6 +35,7 @@ PURE = {
     "resources",
     "placement",
     "gateway",
+    "front",
     "routes",
     "litellm_names",
     "fallbacks",

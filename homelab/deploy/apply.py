@@ -9,11 +9,12 @@ import shlex
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from homelab import keys
-from homelab.deploy import compose, native
+from homelab import front, keys
+from homelab.deploy import compose, native, switch
 from homelab.deploy.events import Clock, Event, Outcome, Step, Tell, Took
 from homelab.deploy.order import Settlement, lanes, settle, turns, waves
 from homelab.deploy.trial import try_out
+from homelab.endpoints import is_behind
 from homelab.errors import DeployError, HomelabError, NodeError
 from homelab.facts import DeployedService
 from homelab.inventory import Inventory
@@ -51,6 +52,8 @@ class _Deploy:
         self.failed: list[HomelabError] = []
         # What leaves and was stopped to make room, with those of its containers or processes that ran.
         self.stopped: dict[Place, tuple[DeployedService, ...]] = {}
+        # Gateways of before, by their node, that hold the port of a front that is yet to come.
+        self.gives_way: dict[str, tuple[DeployedService, ...]] = {}
 
     def tell(self, event: Event) -> None:
         """Pass an event on; what is told of a service is how its time is known."""
@@ -80,6 +83,9 @@ class _Deploy:
     def _goes_on(self, change: Change) -> bool:
         """Whether a change is still to be tried after what has failed; what is not is said."""
         wanted = change.wanted
+        if wanted is not None and wanted.role == "front" and not self.gateway_behind(change.node):
+            self._fail(change, "the gateway that it stands before could not be started")
+            return False
         if change.action == "replace" and wanted is not None:
             mine = set(wanted.unit.serves)
             lost = [c for c in self._failed_engines() if wanted.role == "gateway" and c.action == "move"]
@@ -95,6 +101,19 @@ class _Deploy:
                 return False
         self.tried.add(change.place)
         return True
+
+    def gateway_behind(self, node: str) -> Service | None:
+        """The gateway that a front on a node should send to, as far as it is known to answer."""
+        for change in self.plan.changes:
+            wanted = change.wanted
+            if change.node == node and wanted is not None and wanted.unit.behind_front:
+                return wanted if change.action == "keep" or change.place in self.done else None
+        return None
+
+    def fronts(self, node: str) -> tuple[DeployedService, ...]:
+        """The fronts that run on a node."""
+        there = [c for c in self.plan.changes if c.place == (node, front.SERVICE)]
+        return tuple(s for c in there for s in c.actual if s.state in ALIVE)
 
     def _failed_engines(self) -> list[Change]:
         tried = [c for c in self.plan.todo if c.wanted is not None and c.wanted.role == "engine"]
@@ -210,7 +229,15 @@ class _Node:
         self._say(change, "rolled-back", f"`{change.service}` runs again where it was")
 
     async def _stop_old(self, change: Change) -> None:
-        """Stop what is replaced. Where that fails, nothing is started beside it."""
+        """Stop what is replaced, and what holds a front's port. Where that fails, nothing is started beside
+        it. A gateway behind a front is replaced by one beside it: it goes on."""
+        wanted = change.wanted
+        if wanted is not None and wanted.role == "front":
+            for old in self.deploy.gives_way.get(change.node, ()):
+                self._say(change, "stop", "the gateway of before leaves its port")
+                await RUNTIMES[old.runtime].stop(self.session, old)
+        if wanted is not None and wanted.unit.behind_front:
+            return
         for old in change.actual:
             if change.action == "replace" and old.state in ALIVE:
                 self._say(change, "stop", change.reason)
@@ -256,6 +283,9 @@ class _Node:
             # Made by Docker it would be root's.
             keys_folder = shlex.quote(keys.folder(self.inventory.cluster))
             await self.session.run(f"mkdir -p {keys_folder} && chmod 700 {keys_folder}")
+        behind = self.deploy.gateway_behind(change.node) if service.role == "front" else None
+        if behind is not None:
+            await switch.point(self.session, behind, ())
         await self.session.put(files)
         for upload in service.unit.uploads:
             there = await self.session.run(
@@ -309,12 +339,17 @@ class _Node:
         try:
             # `docker compose up` makes anew what loads, be it for a label alone.
             if loading is None:
+                if change.action == "restart" and service.unit.behind_front:
+                    await self._end_streams(change)
                 await runtime.start(self.session, service, again=change.action == "restart")
             self._say(change, "load")
             await runtime.wait_healthy(
                 self.session, service, self.tell, restarts=loading.restarts if loading else 0
             )
             await try_out(self.session, service, lambda: runtime.last_log(self.session, service), self.tell)
+            if service.unit.behind_front:
+                await switch.check(self.session, service)
+                await switch.point(self.session, service, self.deploy.fronts(change.node))
         except DeployError:
             await self._take_back(change, service)
             raise
@@ -322,9 +357,36 @@ class _Node:
             self.deploy.took[change.place] = self.deploy.clocks[change.place].took(time.monotonic())
         self._say(change, "healthy")
         for old in change.actual:
-            if old.spec != service.spec:
+            if old.spec == service.spec:
+                continue
+            if service.unit.behind_front:
+                await self._leave_to_front(change, old)
+            else:
                 await self._drop(old)
+        for old in self.deploy.gives_way.pop(change.node, ()) if service.role == "front" else ():
+            await self._drop(old)
         self.deploy.done.add(change.place)
+
+    async def _leave_to_front(self, change: Change, old: DeployedService) -> None:
+        """Take an old gateway away once its streams have ended. One that holds the port of a front which is
+        not there yet answers until that one comes."""
+        if old.state in ALIVE and not is_behind(old) and not self.deploy.fronts(change.node):
+            self.deploy.gives_way[change.node] = (*self.deploy.gives_way.get(change.node, ()), old)
+            return
+        if old.state in ALIVE:
+            self._say(change, "stop", "the one before ends its streams")
+            await asyncio.sleep(switch.SETTLE_SECONDS)
+            await RUNTIMES[old.runtime].stop(self.session, old, seconds=front.DRAIN_SECONDS)
+            self._say(change, "healthy")
+        await self._drop(old)
+
+    async def _end_streams(self, change: Change) -> None:
+        """What is started again in its own place gets some time for that; what comes meanwhile waits in the
+        front."""
+        for there in change.actual:
+            if there.state in ALIVE:
+                self._say(change, "stop", "it ends its streams")
+                await RUNTIMES[there.runtime].stop(self.session, there, seconds=front.RESTART_DRAIN_SECONDS)
 
     def _deployed(self, service: Service) -> DeployedService:
         """A service of this deploy, as the runtimes know what is there."""
@@ -345,6 +407,8 @@ class _Node:
         """Undo a failed replacement; leave a failed newcomer stopped, so that it can be looked at and holds
         no memory. The old one is started again whatever becomes of the new one."""
         mine = self._deployed(service)
+        if service.role == "front":
+            await self._give_port_back(change, mine)
         before = next((s for s in change.actual if s.spec != service.spec and s.state in ALIVE), None)
         if before is None:
             await RUNTIMES[mine.runtime].stop(self.session, mine)
@@ -353,6 +417,13 @@ class _Node:
             await self._guarded(change, RUNTIMES[mine.runtime].stop(self.session, mine))
         await RUNTIMES[before.runtime].resume(self.session, before)
         self._say(change, "rolled-back", f"`{service.name}` runs again as it was before")
+
+    async def _give_port_back(self, change: Change, mine: DeployedService) -> None:
+        """The gateway that had a front's port goes on where the front does not come."""
+        for old in self.deploy.gives_way.pop(change.node, ()):
+            await self._guarded(change, RUNTIMES[mine.runtime].stop(self.session, mine))
+            await RUNTIMES[old.runtime].resume(self.session, old)
+            self._say(change, "rolled-back", f"`{old.name}` runs again as it was before")
 
     async def _remove(self, change: Change) -> None:
         for old in change.actual:

@@ -238,11 +238,12 @@ async def last_log(session: Session, service: Service) -> str:
         return await asyncio.to_thread(lambda: _last_lines(_container(client, service)))
 
 
-async def stop(session: Session, actual: DeployedService) -> None:
-    """Stop a service's containers and keep them.
+async def stop(session: Session, actual: DeployedService, *, seconds: int | None = None) -> None:
+    """Stop a service's containers and keep them. `seconds`: how long they may take to end what they do.
 
     Raises DeployError."""
-    await _compose(session, actual, "stop")
+    patience = [] if seconds is None else ["--timeout", str(seconds)]
+    await _compose(session, actual, "stop", *patience, more_seconds=seconds or 0)
 
 
 async def resume(session: Session, actual: DeployedService) -> None:
@@ -255,14 +256,14 @@ async def remove(session: Session, actual: DeployedService) -> None:
     await _compose(session, actual, "down", "--remove-orphans")
 
 
-async def _compose(session: Session, actual: DeployedService, *arguments: str) -> None:
+async def _compose(session: Session, actual: DeployedService, *arguments: str, more_seconds: int = 0) -> None:
     if not actual.project:
         raise DeployError(
             f"`{actual.name}` on node `{session.node}` belongs to no Compose project",
             hint=f"Remove it by hand: docker rm -f {actual.container}",
         )
     command = shlex.join(["docker", "compose", "--project-name", actual.project, *arguments])
-    done = await _run(session, on_engine(actual.socket, command))
+    done = await _run(session, on_engine(actual.socket, command), COMPOSE_SECONDS + more_seconds)
     if done.exit_status != 0:
         raise DeployError(
             f"docker compose {arguments[0]} failed for `{actual.name}` on node `{session.node}`",
@@ -271,9 +272,9 @@ async def _compose(session: Session, actual: DeployedService, *arguments: str) -
         )
 
 
-async def _run(session: Session, command: str) -> Result:
+async def _run(session: Session, command: str, seconds: float = COMPOSE_SECONDS) -> Result:
     try:
-        return await session.run(command, timeout=COMPOSE_SECONDS)
+        return await session.run(command, timeout=seconds)
     except NodeError as e:
         if e.kind != "timeout":
             raise

@@ -99,8 +99,9 @@ async def last_log(session: Session, service: Service) -> str:
     return last_words((await session.run(f"tail -n {LOG_LINES} {log}")).text)
 
 
-async def stop(session: Session, actual: DeployedService) -> None:
-    await _supervise(session, actual.name, "stop", _directory(session, actual), actual.python)
+async def stop(session: Session, actual: DeployedService, *, seconds: int | None = None) -> None:
+    """Stop a service. `seconds`: how long it may take to end what it does."""
+    await _supervise(session, actual.name, "stop", _directory(session, actual), actual.python, seconds)
 
 
 async def resume(session: Session, actual: DeployedService) -> None:
@@ -115,8 +116,11 @@ def logs_command(actual: DeployedService, *, follow: bool, tail: int) -> str:
     return shlex.join(["tail", "-n", str(tail), *(["-F"] if follow else []), f"{actual.directory}/log"])
 
 
-async def _supervise(session: Session, name: str, verb: str, directory: str, python: str) -> None:
-    done = await session.run(supervise(verb, directory, python))
+async def _supervise(
+    session: Session, name: str, verb: str, directory: str, python: str, seconds: int | None = None
+) -> None:
+    patience = f" --timeout {seconds}" if seconds is not None else ""
+    done = await session.run(supervise(verb, directory, python) + patience)
     if done.exit_status != 0:
         raise DeployError(
             f"`{name}` cannot be {'started' if verb == 'start' else 'stopped'} on node `{session.node}`",

@@ -17,10 +17,15 @@ def waves(changes: Sequence[Change]) -> list[list[Change]]:
     def depth(role: Role) -> int:
         return 1 + max((depth(r) for r in after.get(role, ()) if r in after), default=-1)
 
+    def gone(change: Change) -> int:
+        """A front that goes leaves its port to the gateway, and keeps it as long as that one is not ready."""
+        is_front = any(s.role == "front" for s in change.actual)
+        return depth("gateway") if is_front and "gateway" in after else 0
+
     groups: dict[int, list[Change]] = {}
     for change in changes:
         if change.leaves_for is None:
-            groups.setdefault(depth(change.wanted.role) if change.wanted else 0, []).append(change)
+            groups.setdefault(depth(change.wanted.role) if change.wanted else gone(change), []).append(change)
     return [groups[number] for number in sorted(groups)]
 
 

@@ -31,7 +31,7 @@ SOCKET = "/var/run/docker.sock"
 def render(unit: Unit) -> Service:
     """The unit's compose.yml, its 0600 environment file and its configuration files."""
     mounts = [f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in unit.mounts]
-    mounts += [f"./{name}:/app/{name}:ro" for name in sorted(unit.files)]
+    mounts += [f"./{name}:/app/{name}:ro" for name in sorted({**unit.files, **unit.secret_files})]
     mounts += [f"{name}:{target}" for name, target in unit.volumes.items()]
     devices = {**unit.hosting.reservation, "device_ids": list(unit.gpus)}
     definition = {
@@ -46,6 +46,7 @@ def render(unit: Unit) -> Service:
         "network": network(unit.cluster),
         "ipc_host": unit.ipc_host,
         "memory_limit_bytes": unit.memory_limit_bytes,
+        "capabilities": unit.capabilities,
         "volumes": mounts,
         "named_volumes": {name: {"name": f"homelab-{unit.cluster}-{name}"} for name in unit.volumes},
         "healthcheck": ["CMD-SHELL", health_line(unit, "127.0.0.1")],

@@ -40,6 +40,7 @@ def render(unit: Unit) -> Service:
         "address": unit.address,
         "port": unit.port,
         **({"memory_limit_bytes": unit.memory_limit_bytes} if unit.memory_limit_bytes else {}),
+        **({"stop_seconds": unit.stop_seconds} if unit.stop_seconds else {}),
     }
     configuration = dict(sorted(unit.files.items()))
     blank = {
@@ -60,6 +61,8 @@ def argv_of(program: Program) -> list[str]:
             return [path]
         case PythonEnvironment(program=name):
             folder = environment_directory(program)
+            if program.compiled:
+                return [f"~/{folder}/bin/{name}"]
             # Named by its Python, not by its first line: that holds the path where the environment was made.
             own = name in _files()
             return [

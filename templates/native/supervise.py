@@ -3,8 +3,8 @@
 
     python3 supervise.py start DIR | stop DIR [--timeout 15] | status DIR
 
-DIR holds service.json (argv, environment_file, working_directory, memory_limit_bytes, address, port); this
-program adds log, log.1, state.json and lock.
+DIR holds service.json (argv, environment_file, working_directory, memory_limit_bytes, address, port,
+stop_seconds); this program adds log, log.1, state.json and lock.
 Every verb prints one JSON document. Python 3.8 or newer, standard library only, Linux and macOS.
 """
 
@@ -251,6 +251,10 @@ class Revision:
         limit = self.memory_limit_bytes
         if limit is not None and (type(limit) is not int or limit <= 0):
             raise Mistake("%s: memory_limit_bytes must be a whole number above 0" % path)
+        # It may have streams to end.
+        self.stop_seconds = document.get("stop_seconds", LAST_RESORT)
+        if type(self.stop_seconds) not in (int, float) or self.stop_seconds <= 0:
+            raise Mistake("%s: stop_seconds must be a number above 0" % path)
 
 
 # --- the supervisor -------------------------------------------------------------------------------------
@@ -373,7 +377,7 @@ class Supervisor:
         child = self.child
         assert child is not None
         while child.poll() is None:
-            if self.stopping is not None and time.monotonic() - self.stopping > LAST_RESORT:
+            if self.stopping is not None and time.monotonic() - self.stopping > self.service.stop_seconds:
                 send_group(child.pid, signal.SIGKILL)
             self.sleep(LOG_CHECK)
             self.rotate()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NATIVE = [ROOT / "templates/native/llamacpp.lock", ROOT / "templates/native/litellm.lock"]
+NATIVE = [ROOT / f"templates/native/{name}.lock" for name in ("llamacpp", "litellm", "caddy")]
 LOCKS = [*NATIVE, ROOT / "requirements/homelab.lock", ROOT / "requirements/dev.lock"]
 LINE = re.compile(
     r"([a-z0-9][a-z0-9-]*)==(\d[A-Za-z0-9.+!]*)(?: ; ([^;\\]+))? \\(?:\n    --hash=sha256:[0-9a-f]{64}"
@@ -44,7 +44,8 @@ def test_says_what_it_needs(lock: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lock", "source"), [("llamacpp.lock", "llamacpp.in"), ("litellm.lock", "litellm.in")]
+    ("lock", "source"),
+    [("llamacpp.lock", "llamacpp.in"), ("litellm.lock", "litellm.in"), ("caddy.lock", "caddy.in")],
 )
 def test_holds_what_was_asked_for(lock: str, source: str) -> None:
     packages = {name: version for name, version, _ in parse(ROOT / "templates/native" / lock)}
