@@ -1,10 +1,12 @@
-"""The front before the gateway: when there is one, what it lets through (with the real Caddy), and that nobody
-notices when the gateway behind it is replaced (with real LiteLLM and llama.cpp)."""
+"""The front before the gateway: when there is one, what it lets through (with the real Caddy), and that
+nobody notices when the gateway behind it is replaced (with real LiteLLM and llama.cpp)."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -30,7 +32,7 @@ from homelab.templating import render_template
 from tests.machines import KEYS, deployed, machine, survey, tiny_gguf
 from tests.test_gateway import LIST_PAGES, OPEN_PAGES
 from tests.test_gateway import litellm_python as litellm_python
-from tests.test_native_household import CACHE, ROOT, free_port
+from tests.test_native_household import CACHE, ROOT, environment, free_port
 
 MODEL = "models: {t: {engine: llamacpp, source: /models/tiny.gguf, context: 2048}}\n"
 HOUSE = "gateway: {node: n}\nnodes: {n: {host: 192.168.1.10}}\n" + MODEL
@@ -453,3 +455,143 @@ def test_its_own_authority_signs_for_the_address_and_the_names(tmp_path: Path, c
         assert elsewhere.status_code == 421
     finally:
         made.close()
+
+
+# A household without Docker, with real LiteLLM and llama.cpp.
+
+
+class Steady:
+    """Streams and requests of several clients, one after the other, until it is told to end."""
+
+    def __init__(self, url: str, key: str, clients: int = 4) -> None:
+        self.url, self.key, self.over = url, key, threading.Event()
+        self.ok, self.wrong = 0, list[str]()
+        self.threads = [threading.Thread(target=self._client, args=(n % 2 == 0,)) for n in range(clients)]
+        for thread in self.threads:
+            thread.start()
+
+    def _client(self, stream: bool) -> None:
+        body = {
+            "model": "smollm2",
+            "messages": [{"role": "user", "content": "Count to fifty."}],
+            "max_tokens": 32 if stream else 4,
+            "stream": stream,
+        }
+        headers = {"Authorization": f"Bearer {self.key}"}
+        with httpx.Client(timeout=300, trust_env=False) as client:
+            while not self.over.is_set():
+                try:
+                    answer = client.post(f"{self.url}/v1/chat/completions", json=body, headers=headers)
+                except httpx.HTTPError as e:
+                    self.wrong.append(repr(e))
+                    continue
+                whole = "[DONE]" in answer.text if stream else answer.status_code == 200
+                if answer.status_code == 200 and whole:
+                    self.ok += 1
+                else:
+                    self.wrong.append(f"{answer.status_code} {answer.text[-300:]}")
+
+    def end(self) -> None:
+        self.over.set()
+        for thread in self.threads:
+            thread.join()
+
+
+class Household:
+    """A fresh home with the inventory of the example and a front."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.port = home, free_port()
+        (home / ".cache").mkdir()
+        (home / ".cache/homelab").symlink_to(CACHE)
+        subprocess.run([sys.executable, ROOT / "examples/fetch-smollm2"], check=True, capture_output=True)
+        text = (ROOT / "examples/this-machine.yml").read_text().replace("port: 4000", f"port: {self.port}")
+        text = text.replace("    concurrency: 2", f"    concurrency: 2\n    port: {free_port()}")
+        self.text = text.replace("cluster: this-machine", "cluster: front-test") + "front: {}\n"
+        self.write(self.text)
+
+    def write(self, text: str) -> None:
+        (self.home / "inventory.yml").write_text(text)
+
+    def start(self, *words: str, program: Path = ROOT) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "homelab", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.home,
+            env=environment(self.home) | {"PYTHONPATH": str(program)},
+        )
+
+    def run(self, *words: str, program: Path = ROOT) -> tuple[int, str]:
+        process = self.start(*words, program=program)
+        said = process.communicate(timeout=600)[0]
+        assert "Traceback" not in said or program != ROOT, said
+        return process.returncode, said
+
+    def gateways(self) -> list[str]:
+        """The revisions of the gateway whose process lives."""
+        folder = self.home / ".local/share/homelab/front-test/gateway"
+        found = []
+        for state in folder.glob("*/state.json"):
+            pid = json.loads(state.read_text()).get("pid")
+            if pid and Path(f"/proc/{pid}").exists():
+                found.append(state.parent.name)
+        return sorted(found)
+
+
+@pytest.mark.native
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_nobody_notices_when_the_gateway_is_replaced(libgomp: None, tmp_path: Path) -> None:
+    house = Household(tmp_path)
+    try:
+        code, said = house.run("deploy", "--yes")
+        assert code == 0, said
+        key = (tmp_path / ".local/state/homelab/front-test/gateway.key").read_text().strip()
+        url = f"http://127.0.0.1:{house.port}"
+        [first] = house.gateways()
+        steady = Steady(url, key)
+        try:
+            house.write(house.text + "aliases: {coder: smollm2}\n")
+            code, said = house.run("deploy", "--yes")
+            assert code == 0, said
+            [second] = house.gateways()
+            assert second != first
+            listed = httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"}).text
+            assert "coder" in listed
+
+            # Killed in the middle: the old one answers on, and the next deploy goes on from there.
+            house.write(house.text + "aliases: {fast: smollm2}\n")
+            killed = house.start("deploy", "--yes")
+            until = time.monotonic() + 60
+            while len(house.gateways()) < 2:
+                assert time.monotonic() < until and killed.poll() is None
+                time.sleep(0.1)
+            killed.send_signal(signal.SIGKILL)
+            killed.communicate()
+            code, said = house.run("deploy", "--yes")
+            assert code == 0, said
+            [third] = house.gateways()
+            assert third != second
+
+            # A new one that does not come up.
+            broken = tmp_path / "broken"
+            for folder in ("homelab", "agent", "templates"):
+                shutil.copytree(ROOT / folder, broken / folder, ignore=shutil.ignore_patterns("__pycache__"))
+            auth = broken / "templates/homelab_auth.py"
+            auth.write_text(auth.read_text() + "\nraise RuntimeError('broken on purpose')\n")
+            code, said = house.run("deploy", "--yes", "--upgrade", program=broken)
+            assert code == 1 and "broken on purpose" in said, said
+            assert house.gateways() == [third]
+
+            # Started again where it is: what comes meanwhile waits.
+            code, said = house.run("restart", "gateway", "--yes")
+            assert code == 0, said
+        finally:
+            steady.end()
+        assert steady.wrong == []
+        assert steady.ok > 10
+    finally:
+        house.run("remove", "--yes")
+    assert house.gateways() == []
+    assert not (tmp_path / ".local/share/homelab").exists()

