@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -34,10 +35,17 @@ class Answer:
 
 
 async def ask(
-    url: str, key: str, model: str, kind: Kind, prompt: str = QUESTION, max_tokens: int = MAX_TOKENS
+    url: str,
+    key: str,
+    model: str,
+    kind: Kind,
+    prompt: str = QUESTION,
+    max_tokens: int = MAX_TOKENS,
+    *,
+    ca_file: str | None = None,
 ) -> Answer:
     """The model's answer through the gateway at `url`. A chat's comes as it is made, so that it is known when
-    its first token did.
+    its first token did. `ca_file`: the house's own authority, where that signed the gateway's certificate.
 
     Raises DeployError with the gateway's own words."""
     body: dict[str, Any]
@@ -68,7 +76,9 @@ async def ask(
     begun = time.monotonic()
     try:
         async with (
-            httpx.AsyncClient(timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=5), trust_env=False) as client,
+            httpx.AsyncClient(
+                timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=5), trust_env=False, verify=trusting(ca_file)
+            ) as client,
             client.stream("POST", url + path, json=body, headers=headers) as response,
         ):
             kind_of_body = response.headers.get("content-type", "")
@@ -246,9 +256,16 @@ def _error_of(document: Any) -> str:
     return str(error["message"] if isinstance(error, dict) and "message" in error else error)[:600]
 
 
-async def get(url: str, key: str | None = None, timeout: float = 5.0) -> tuple[int, Any]:
+def trusting(ca_file: str | None) -> ssl.SSLContext | bool:
+    """Whom a client believes: this authority alone, else those of the system."""
+    return True if ca_file is None else ssl.create_default_context(cafile=ca_file)
+
+
+async def get(
+    url: str, key: str | None = None, timeout: float = 5.0, *, ca_file: str | None = None
+) -> tuple[int, Any]:
     """The status and JSON of a GET; status 0 where nothing answers."""
-    async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=timeout, trust_env=False, verify=trusting(ca_file)) as client:
         code, text = await get_text(client, url, key)
     try:
         return code, json.loads(text)

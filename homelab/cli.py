@@ -113,7 +113,7 @@ def _home(ctx: typer.Context) -> None:
         )
         ui.next_steps("homelab init", "it lies elsewhere: homelab -i FILE", "all verbs: homelab --help")
         return
-    from homelab import pipeline
+    from homelab import pipeline, state
     from homelab import status as health
     from homelab.endpoints import deployed
     from homelab.ui import status as screen
@@ -121,7 +121,8 @@ def _home(ctx: typer.Context) -> None:
     household = household_of(ctx, None)
     survey, errors = survey_of(household)
     secrets = asyncio.run(pipeline.secrets_of(household, survey))
-    now = asyncio.run(health.status(household.inventory, survey, secrets))
+    ca_file = state.ca_file(household.inventory.cluster)
+    now = asyncio.run(health.status(household.inventory, survey, secrets, ca_file=ca_file))
     again = inventory_option(household)
     if any(not household.inventory.nodes[n].away for n in errors):
         step = f"homelab discover{again}"
@@ -590,7 +591,7 @@ def ask(
 ) -> None:
     """Ask a model one question through the gateway. Changes nothing."""
     from homelab import ask as asking
-    from homelab import pipeline, ui
+    from homelab import pipeline, state, ui
     from homelab.inventory import did_you_mean
 
     household = household_of(ctx, inventory)
@@ -611,6 +612,7 @@ def ask(
             kind,
             text,
             max_tokens,
+            ca_file=state.ca_file(household.inventory.cluster),
         )
     )
     ui.write(answer.text)
@@ -644,7 +646,11 @@ def status(
     if watch:
         _watch_status(household, survey, secrets)
         return
-    now = asyncio.run(health.status(household.inventory, survey, secrets))
+    now = asyncio.run(
+        health.status(
+            household.inventory, survey, secrets, ca_file=state.ca_file(household.inventory.cluster)
+        )
+    )
     key_file = str(state.key_file(household.inventory.cluster))
     if json:
         ui.print_json(documents.status_document(household.inventory, now, key_file))
@@ -663,6 +669,7 @@ def status(
 
 def _watch_status(household: Household, survey: Survey, secrets: Secrets | None) -> None:
     """Show the status again and again; ^C is how this ends, and no failure."""
+    from homelab import state
     from homelab import status as health
     from homelab.ui import status as screen
     from homelab.ui.watching import watching
@@ -678,7 +685,12 @@ def _watch_status(household: Household, survey: Survey, secrets: Secrets | None)
                 }
                 known |= {n: r.facts for n, r in seen.survey.nodes.items() if r.facts}
                 whole = seen.survey.model_copy(update={"remembered": {**before, **seen.survey.remembered}})
-                now = await health.status(household.inventory, whole, secrets)
+                now = await health.status(
+                    household.inventory,
+                    whole,
+                    secrets,
+                    ca_file=state.ca_file(household.inventory.cluster),
+                )
                 yield functools.partial(screen.lines, now)
 
     with contextlib.suppress(KeyboardInterrupt):

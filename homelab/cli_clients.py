@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -55,7 +56,7 @@ def connect(
     """How clients reach the gateway: alone, all clients and models; with a client, what to put where. Changes
     nothing but the client's file with --write. The key is never in it."""
     from homelab import client_files, ui
-    from homelab.clients import exports
+    from homelab.clients import exports, trusting
     from homelab.ui import connect as screen
 
     if client is None and (write or env):
@@ -76,7 +77,7 @@ def connect(
         ui.write()
         ui.next_steps(*screen.next_steps(reached, _here(), inventory_option(household)))
         return
-    setup = module.setup(reached)
+    setup = trusting(module, reached)
     if env:
         if not setup.environment:
             raise InventoryError(
@@ -121,13 +122,13 @@ def launch(
     """Start a client at once on the house's models. No file of it is changed: it is told by its environment,
     by flags, and by a file of homelab's own."""
     from homelab import client_files, pipeline, ui
-    from homelab.clients import spelled
+    from homelab.clients import spelled, trusting
 
     name, module = _client(client)
     household = household_of(ctx, inventory)
     secrets = deployed_secrets(household)
     reached = _access(household, model)
-    setup = module.setup(reached)
+    setup = trusting(module, reached)
     if setup.launch is None:
         raise InventoryError(
             f"{module.TITLE} cannot be started from here",
@@ -172,7 +173,10 @@ def _access(household: Household, model: str | None) -> Access:
     survey = state.load_survey(inventory.cluster)
     if survey is None:
         survey = asyncio.run(pipeline.survey_nodes(household)).survey
-    return access.access(inventory, survey, str(state.key_file(inventory.cluster)), model)
+    reached = access.access(inventory, survey, str(state.key_file(inventory.cluster)), model)
+    if reached.url.startswith("https:") and state.ca_file(inventory.cluster) is None:
+        asyncio.run(pipeline.proven_gateway(household))
+    return replace(reached, ca_file=state.ca_file(inventory.cluster))
 
 
 def _here() -> dict[str, str | None]:

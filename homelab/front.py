@@ -162,6 +162,14 @@ def health_command(front: Front, port: int, host: str) -> str:
     )
 
 
+AUTHORITY_IN_CONTAINER = "/data/pki/authorities/local/root.crt"
+
+
+def authority_path(cluster: str) -> str:
+    """Where Caddy keeps the certificate of its own authority, relative to the home, without Docker."""
+    return f"{cluster_directory(cluster)}/{SERVICE}/data/pki/authorities/local/root.crt"
+
+
 def upstream_path(cluster: str) -> str:
     """The file that says which gateway answers, relative to the home."""
     return f"{cluster_directory(cluster)}/{SERVICE}/{UPSTREAM_FOLDER}/{UPSTREAM_FILE}"

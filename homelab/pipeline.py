@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -369,7 +370,41 @@ async def proven_gateway(household: Household) -> str:
     discovery = await discover(only)
     if node in discovery.errors:
         raise discovery.errors[node]
-    return endpoints.proven_gateway(household.inventory, discovery.survey)
+    url = endpoints.proven_gateway(household.inventory, discovery.survey)
+    await learn_authority(household, discovery.survey)
+    return url
+
+
+async def learn_authority(household: Household, survey: Survey) -> None:
+    """Keep the certificate of the house's own authority, as it lies on the node of a front that has one, for
+    whoever asks the gateway from here.
+
+    Raises NodeError, DeployError where it cannot be read there."""
+    from homelab import endpoints, front
+    from homelab.runtimes.compose import on_engine
+
+    cluster = household.inventory.cluster
+    found = endpoints.entrance(household.inventory, survey)
+    if found is None or survey.nodes[found[0]].facts is None:
+        return
+    node, service = found
+    if service.labels.get("homelab.tls") != "internal":
+        state.save_ca(cluster, None)
+        return
+    if service.runtime == "docker":
+        words = ["docker", "exec", service.container or "", "cat", front.AUTHORITY_IN_CONTAINER]
+        command = on_engine(service.socket, shlex.join(words))
+    else:
+        command = f"cat {shlex.quote(front.authority_path(cluster))}"
+    async with connect(node, household.inventory.nodes[node]) as session:
+        said = await session.run(command)
+    if said.exit_status != 0 or "BEGIN CERTIFICATE" not in said.text:
+        raise DeployError(
+            f"The certificate of the front's authority on node `{node}` cannot be read",
+            cause=said.cause,
+            hint="homelab logs front",
+        )
+    state.save_ca(cluster, said.text)
 
 
 async def roll_out(
@@ -406,6 +441,10 @@ async def roll_out(
         after = (await survey_nodes(household)).survey
         pruned = [] if outcome.failed else await prune(inventory, still_left(plan.leftovers, after), tell)
     failures = [*outcome.failed, *pruned]
+    try:
+        await learn_authority(household, after)
+    except HomelabError as e:
+        failures.append(e)
     answers: list[tuple[str, Answer | HomelabError]] = []
     left = {(c.node, c.service) for c in plan.todo} - set(outcome.done)
     if any(s.role == "gateway" for s in plan.services) and not any(
@@ -418,7 +457,8 @@ async def roll_out(
             asks(name)
             try:
                 url = endpoints.proven_gateway(inventory, after)
-                answer = await ask(url, secrets.gateway_key.get_secret_value(), name, model.kind)
+                key, ca_file = secrets.gateway_key.get_secret_value(), state.ca_file(inventory.cluster)
+                answer = await ask(url, key, name, model.kind, ca_file=ca_file)
                 answers.append((name, answer))
             except HomelabError as e:
                 failures.append(e)

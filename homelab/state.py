@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from homelab.facts import Measurement, Survey
 
 
+CA_FILE = "ca.crt"
+
+
 def directory(cluster: str) -> Path:
     """The cluster's folder on the controller.
 
@@ -41,6 +44,23 @@ def directory(cluster: str) -> Path:
 def key_file(cluster: str) -> Path:
     """Where the gateway's key lies by itself, for `$(cat …)` and clients."""
     return directory(cluster) / "gateway.key"
+
+
+def ca_file(cluster: str) -> str | None:
+    """Where the certificate of the house's own authority lies, None where it has none."""
+    path = directory(cluster) / CA_FILE
+    return str(path) if path.exists() else None
+
+
+def save_ca(cluster: str, pem: str | None) -> None:
+    """Keep the authority's certificate for clients; None takes it away.
+
+    Raises HomelabError."""
+    path = directory(cluster) / CA_FILE
+    if pem is not None:
+        _write(path, pem)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def new_secrets() -> Secrets:
@@ -175,7 +195,7 @@ def forget(cluster: str) -> None:
     it is true of the machines, not of the cluster."""
     folder = directory(cluster)
     try:
-        for name in ("secrets.json", "gateway.key", "survey.json", "times.json", "lock"):
+        for name in ("secrets.json", "gateway.key", "survey.json", "times.json", CA_FILE, "lock"):
             (folder / name).unlink(missing_ok=True)
     except OSError as e:
         raise HomelabError(

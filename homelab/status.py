@@ -96,7 +96,9 @@ class Status:
         return (*models, *(("gateway",) if not front.healthy and front.node not in self.away else ()))
 
 
-async def status(inventory: Inventory, survey: Survey, secrets: Secrets | None) -> Status:
+async def status(
+    inventory: Inventory, survey: Survey, secrets: Secrets | None, *, ca_file: str | None = None
+) -> Status:
     """What the survey shows of our services, completed by what gateway and engines answer."""
     here = list(deployed(inventory, survey))
     silent = frozenset(node for node, report in survey.nodes.items() if report.facts is None)
@@ -109,7 +111,7 @@ async def status(inventory: Inventory, survey: Survey, secrets: Secrets | None) 
     behind = next((s for _, s in here if s.role == "gateway" and is_behind(s)), None)
     served, healthy, pages = await asyncio.gather(
         _served(models, running(inventory, survey), secrets),
-        _gateway(inventory, front, behind, silent),
+        _gateway(inventory, front, behind, silent, ca_file),
         asyncio.gather(*(_app(inventory, name, here, silent) for name in sorted(inventory.apps))),
     )
     return Status(
@@ -161,6 +163,7 @@ async def _gateway(
     front: tuple[str, DeployedService] | None,
     behind: DeployedService | None,
     away: Collection[str],
+    ca_file: str | None,
 ) -> GatewayStatus:
     """Of what answers clients, and of the gateway `behind` it where that is something else."""
     if front is None:
@@ -169,7 +172,11 @@ async def _gateway(
     node, service = front
     url = entrance_url(inventory, service)
     # A stranger on its port may answer, too.
-    code = (await get(url + gateway.HEALTH))[0] if url and service.listens and node not in away else 0
+    code = (
+        (await get(url + gateway.HEALTH, ca_file=ca_file))[0]
+        if url and service.listens and node not in away
+        else 0
+    )
     state = service.state
     if service.role == "front" and state == "running":
         state = behind.state if behind is not None else "missing"

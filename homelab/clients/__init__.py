@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cache
 from shlex import quote
@@ -50,7 +50,8 @@ class Model:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
     """What a client needs: the gateway's address (without `/v1`), the file that holds its key, the model to
-    start with, a smaller one for small tasks and one for the hardest, if there are, and all models."""
+    start with, a smaller one for small tasks and one for the hardest, if there are, and all models.
+    `ca_file`: the certificate of the house's own authority, where that signed the gateway's."""
 
     url: str
     key_file: str
@@ -58,6 +59,7 @@ class Access:
     small: Model | None = None
     quality: Model | None = None
     models: tuple[Model, ...] = ()
+    ca_file: str | None = None
 
     @property
     def chat(self) -> tuple[Model, ...]:
@@ -104,6 +106,32 @@ class Setup:
     warnings: tuple[str, ...] = ()
     launch: Launch | None = None
     why_not: str = ""
+
+
+# How programs are told of one authority more: those that run on Node and Bun. A client's file may name others
+# (`CA_VARIABLES`).
+CA_VARIABLES = ("NODE_EXTRA_CA_CERTS",)
+
+
+def trusting(client: Client, access: Access) -> Setup:
+    """What the client needs, with the house's own authority where that signed the gateway's certificate."""
+    setup = client.setup(access)
+    if access.ca_file is None:
+        return setup
+    named: tuple[str, ...] = getattr(client, "CA_VARIABLES", CA_VARIABLES)
+    told = dict.fromkeys(named, access.ca_file)
+    launch = setup.launch
+    if launch is not None:
+        launch = replace(launch, environment={**launch.environment, **told})
+    by_hand = f"Let it trust {access.ca_file}, which signed the gateway's certificate"
+    return replace(
+        setup,
+        environment={**setup.environment, **told} if setup.environment else setup.environment,
+        steps=(*setup.steps, f"{by_hand}: " + " ".join(f"{n}={access.ca_file}" for n in named))
+        if named
+        else setup.steps,
+        launch=launch,
+    )
 
 
 @runtime_checkable

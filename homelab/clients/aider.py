@@ -14,6 +14,7 @@ SOURCE = (
     "https://aider.chat/docs/llms/openai-compat.html, https://aider.chat/docs/config/adv-model-settings.html"
 )
 TESTED = "0.86.2, 2026-11-24, by environment and flags; its files not run"
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 TRAPS = (
     "The model's name needs `openai/` before it.",
     "It ends with exit code 0 when a request fails.",

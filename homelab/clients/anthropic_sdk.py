@@ -9,6 +9,7 @@ BINARY = None
 INSTALL = "pip install anthropic"
 SOURCE = "https://github.com/anthropics/anthropic-sdk-python"
 TESTED = "anthropic 2.14.0, 2026-11-25"
+CA_VARIABLES = ("SSL_CERT_FILE",)
 TRAPS = ("The address does not end in `/v1`.", "`ANTHROPIC_API_KEY` must not be set beside these.")
 
 

@@ -13,6 +13,7 @@ BINARY = "codex"
 INSTALL = "npm install -g @openai/codex@0.169.0"
 SOURCE = "https://developers.openai.com/codex/config-advanced"
 TESTED = "0.169.0, 2026-11-25"
+CA_VARIABLES = ("SSL_CERT_FILE",)
 TRAPS = (
     'It speaks `/v1/responses` only: `wire_api = "chat"` is refused.',
     "It believes that a model it does not know has 272k; `model_context_window` says the truth.",

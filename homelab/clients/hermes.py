@@ -11,6 +11,7 @@ BINARY = "hermes"
 INSTALL = "uv tool install hermes-agent==0.19.0"
 SOURCE = "https://hermes-agent.nousresearch.com/docs"
 TESTED = "0.19.0, 2026-11-24"
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 TRAPS = ("Its own prompt is 12.9k tokens.",)
 
 

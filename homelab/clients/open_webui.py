@@ -9,6 +9,7 @@ BINARY = "open-webui"
 INSTALL = "uv tool install open-webui==0.12.4"
 SOURCE = "https://docs.openwebui.com/getting-started/env-configuration"
 TESTED = "0.12.4, 2026-11-24"
+CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 TRAPS = (
     (
         "What was saved in its settings wins over the environment: after the first start, change the "

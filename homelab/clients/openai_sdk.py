@@ -9,6 +9,7 @@ BINARY = None
 INSTALL = "pip install openai"
 SOURCE = "https://github.com/openai/openai-python"
 TESTED = "openai 3.57.0, 2026-11-25"
+CA_VARIABLES = ("SSL_CERT_FILE",)
 TRAPS = ("The address ends in `/v1`.",)
 
 

@@ -11,6 +11,7 @@ BINARY = "zed"
 INSTALL = "see https://zed.dev/download"
 SOURCE = "https://zed.dev/docs/ai/use-api-access"
 TESTED = "not run; keys from Zed's documentation, 2026-11-24"
+CA_VARIABLES = ("SSL_CERT_FILE",)
 TRAPS = (
     (
         "A Zed that was not started from a shell does not see the variable: give Zed the key then (`agent: "

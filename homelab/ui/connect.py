@@ -20,6 +20,7 @@ from homelab.clients import (
     needs_key_variable,
     reading,
     spelled,
+    trusting,
 )
 from homelab.merging import written
 from homelab.ui.cells import Column, Rows, tokens
@@ -37,6 +38,8 @@ def overview(access: Access, here: Mapping[str, str | None], width: int) -> Iter
     """The address, the models with their contexts, and the clients with where they are."""
     line = f"Gateway  {access.url}   key in {access.key_file}"
     shown = [line] if len(line) <= width else [f"Gateway  {access.url}", f"  key in {access.key_file}"]
+    if access.ca_file:
+        shown.append(f"Its certificate is signed by the house itself: clients trust {access.ca_file}")
     yield from map(Text, [*shown, ""])
     models = Rows(
         (
@@ -77,7 +80,7 @@ def next_steps(access: Access, here: Mapping[str, str | None], again: str) -> li
 
 def client(name: str, module: Client, access: Access, where: str | None, again: str) -> None:
     """What to put where for one client. What is to be pasted is not broken."""
-    setup, typed = module.setup(access), spelled(name)
+    setup, typed = trusting(module, access), spelled(name)
     if module.BINARY is None:
         ui.write(module.TITLE)
     else:
