@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from homelab import endpoints
+from homelab import endpoints, gateway
 from homelab.clients import Access, Model
 from homelab.errors import InventoryError
 from homelab.facts import Survey
@@ -23,6 +23,7 @@ def models(inventory: Inventory, survey: Survey) -> tuple[Model, ...]:
             kind=mine[0].kind,
             context=min(contexts) if len(contexts) == len(mine) else None,
             cloud=all(e.origin == "cloud" for e in mine),
+            silence_seconds=max(map(gateway.silence_seconds, mine)),
         )
     return tuple(found.values())
 

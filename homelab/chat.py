@@ -15,8 +15,6 @@ from homelab import ask
 from homelab.errors import DeployError
 
 CONNECT_SECONDS = 5.0
-# Longer than the gateway waits for an engine: it says more about what is wrong.
-SILENCE_SECONDS = 660.0
 SHORTEST_SECONDS = 0.1
 Part = Literal["thought", "answer"]
 
@@ -98,7 +96,8 @@ async def stream(
     into: Answer,
     *,
     max_tokens: int | None = None,
-    silence_seconds: float = SILENCE_SECONDS,
+    silence_seconds: float,
+    ca_file: str | None = None,
 ) -> AsyncGenerator[tuple[Part, str], None]:
     """The words of the model's answer as they come through the gateway at `url`, thoughts among them; `into`
     holds what has come so far, also where this is broken off.
@@ -123,7 +122,7 @@ async def stream(
     timeout = httpx.Timeout(silence_seconds, connect=CONNECT_SECONDS)
     try:
         async with (
-            httpx.AsyncClient(timeout=timeout, trust_env=False) as client,
+            httpx.AsyncClient(timeout=timeout, trust_env=False, verify=ask.trusting(ca_file)) as client,
             # Not `json=`: half a surrogate pair that a model said is no UTF-8.
             client.stream(
                 "POST", f"{url}/v1/chat/completions", content=json.dumps(body).encode(), headers=headers

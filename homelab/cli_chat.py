@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # More text than any model here reads is a mistake: a wrong file.
 MOST_QUESTION_BYTES = 16 << 20
+# So that it is the gateway who gives up first, and says why.
+GIVES_UP_FIRST_SECONDS = 60
 
 
 @app.command(rich_help_panel=USE, short_help="Talk with a model on the terminal.")
@@ -51,7 +53,7 @@ def chat(
             "--timeout",
             min=1,
             help="Seconds without a word after which an answer is given up.",
-            show_default="660, by when the gateway has given up itself",
+            show_default="60 more than the gateway itself waits",
         ),
     ] = None,
 ) -> None:
@@ -95,10 +97,10 @@ class _Talk:
         max_tokens: int | None,
         timeout: int | None,
     ) -> None:
-        from homelab.chat import SILENCE_SECONDS, Conversation
+        from homelab.chat import Conversation
 
         self.household, self.key, self.max_tokens = household, key, max_tokens
-        self.silence_seconds = SILENCE_SECONDS if timeout is None else timeout
+        self.timeout = timeout
         self.conversation: Conversation = Conversation(system=system)
         self.model, self.others = _chosen(household, model)
         self.url: str | None = self._proven()
@@ -163,6 +165,7 @@ class _Talk:
 
     def _stream(self, question: str, answer: Answer, words: Words) -> None:
         from homelab import chat as talking
+        from homelab import state
         from homelab.ui import chat as screen
 
         if self.url is None:
@@ -175,7 +178,8 @@ class _Talk:
             question,
             answer,
             max_tokens=self.max_tokens,
-            silence_seconds=self.silence_seconds,
+            silence_seconds=self.timeout or self.model.silence_seconds + GIVES_UP_FIRST_SECONDS,
+            ca_file=state.ca_file(self.household.inventory.cluster),
         )
         try:
             asyncio.run(screen.show(pieces, words))

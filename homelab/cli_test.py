@@ -61,7 +61,7 @@ def prove(
     household: Household, survey: Survey, secrets: Secrets, models: Sequence[str], *, json: bool = False
 ) -> bool:
     """Prove the models and show it; whether all works."""
-    from homelab import documents, endpoints, pipeline, ui
+    from homelab import documents, endpoints, gateway, pipeline, state, ui
     from homelab.proofs import is_well
     from homelab.proofs.subjects import subjects
     from homelab.proving import Prover
@@ -70,7 +70,15 @@ def prove(
     wanted = subjects(household.inventory, survey, models)
     # The key goes to nobody but the gateway.
     url = endpoints.proven_gateway(household.inventory, survey)
-    prover = Prover(url, secrets.gateway_key.get_secret_value(), pipeline.load_recipes())
+    silences = [gateway.silence_seconds(e) for e in endpoints.running(household.inventory, survey)]
+    prover = Prover(
+        url,
+        secrets.gateway_key.get_secret_value(),
+        pipeline.load_recipes(),
+        # It is the gateway who gives up first, and says why.
+        silence_seconds=max(silences) + 60,
+        ca_file=state.ca_file(household.inventory.cluster),
+    )
     proven = []
     shown = ""
 

@@ -213,12 +213,16 @@ def _shares(endpoints: Sequence[Endpoint]) -> dict[str, int]:
     return shares
 
 
+def silence_seconds(e: Endpoint) -> int:
+    """How long the gateway waits for the first byte of its answer, and from each to the next."""
+    return _step(e.prompt_seconds or 0.0, SILENCE_SECONDS)
+
+
 def _timeouts(e: Endpoint) -> dict[str, int]:
     """How long its answer may take, whole and between two bytes, in seconds."""
-    silence = e.prompt_seconds or 0.0
     tokens = min(WHOLE_TOKENS, e.context or WHOLE_TOKENS)
-    whole = silence + (2 * tokens / e.tokens_per_s if e.tokens_per_s else 0.0)
-    return {"timeout": _step(whole, WHOLE_SECONDS), "stream_timeout": _step(silence, SILENCE_SECONDS)}
+    whole = (e.prompt_seconds or 0.0) + (2 * tokens / e.tokens_per_s if e.tokens_per_s else 0.0)
+    return {"timeout": _step(whole, WHOLE_SECONDS), "stream_timeout": silence_seconds(e)}
 
 
 def _step(seconds: float, steps: Sequence[int]) -> int:

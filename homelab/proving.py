@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import httpx
 
+from homelab.ask import trusting
 from homelab.errors import DeployError
 from homelab.models.recipes import Recipes
 from homelab.proofs import Proof, Result, Subject, Verdict, judged, may_be_sampled, proofs
@@ -36,9 +37,15 @@ class Prover:
     """Proves models through the gateway at `url`."""
 
     def __init__(
-        self, url: str, key: str, recipes: Recipes, silence_seconds: float = SILENCE_SECONDS
+        self,
+        url: str,
+        key: str,
+        recipes: Recipes,
+        silence_seconds: float = SILENCE_SECONDS,
+        ca_file: str | None = None,
     ) -> None:
         self._url, self._key, self._recipes = url, key, recipes
+        self._verify = trusting(ca_file)
         self._timeout = httpx.Timeout(silence_seconds, connect=5)
 
     async def model(
@@ -108,7 +115,7 @@ class Prover:
         begun = time.monotonic()
         try:
             async with (
-                httpx.AsyncClient(timeout=self._timeout, trust_env=False) as client,
+                httpx.AsyncClient(timeout=self._timeout, trust_env=False, verify=self._verify) as client,
                 client.stream(
                     "POST", self._url + path, json=body(protocol, model, ask), headers=headers
                 ) as response,

@@ -34,12 +34,14 @@ Environment = Mapping[str, str | Secret]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A model as clients see it. `context`: the tokens of one request, prompt and answer together, that each
-    of its instances serves; None where that is not known."""
+    of its instances serves; None where that is not known. `silence_seconds`: how long the gateway waits for a
+    word of it."""
 
     name: str
     kind: Kind = "chat"
     context: int | None = None
     cloud: bool = False
+    silence_seconds: int = 300
 
     @property
     def max_output_tokens(self) -> int | None:

@@ -74,7 +74,7 @@ def variables(access: Access) -> dict[str, str]:
         "CLAUDE_CODE_DISABLE_EXPERIMENTAL_BETAS": "1",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "API_TIMEOUT_MS": str(REQUEST_MS),
-        "CLAUDE_STREAM_IDLE_TIMEOUT_MS": str(IDLE_MS),
+        "CLAUDE_STREAM_IDLE_TIMEOUT_MS": str(max(IDLE_MS, 1000 * (access.model.silence_seconds + 60))),
     }
     if access.model.context is not None:
         told["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] = str(access.model.context)
