@@ -46,7 +46,7 @@ class Prover:
     ) -> None:
         self._url, self._key, self._recipes = url, key, recipes
         self._verify = trusting(ca_file)
-        self._timeout = httpx.Timeout(silence_seconds, connect=5)
+        self._silence_seconds = silence_seconds
 
     async def model(
         self,
@@ -98,12 +98,12 @@ class Prover:
             while True:
                 if sampled:
                     ask = replace(ask, temperature=None)
-                ask = script.send(await self._ask(subject.name, protocol, ask, session))
+                ask = script.send(await self._ask(subject, protocol, ask, session))
         except StopIteration as end:
             verdict: Verdict = end.value
             return verdict
 
-    async def _ask(self, model: str, protocol: Protocol, ask: Ask, session: str) -> Answer:
+    async def _ask(self, subject: Subject, protocol: Protocol, ask: Ask, session: str) -> Answer:
         path = COUNT_PATH if ask.counts else PATHS[protocol]
         headers = {
             "Authorization": f"Bearer {self._key}",
@@ -112,12 +112,15 @@ class Prover:
         }
         if protocol == "messages":
             headers["anthropic-version"] = "2023-06-01"
+        # A context that is read at 40 tokens a second.
+        silence = max(self._silence_seconds, (subject.context or 0) / 40)
+        timeout = httpx.Timeout(silence, connect=5)
         begun = time.monotonic()
         try:
             async with (
-                httpx.AsyncClient(timeout=self._timeout, trust_env=False, verify=self._verify) as client,
+                httpx.AsyncClient(timeout=timeout, trust_env=False, verify=self._verify) as client,
                 client.stream(
-                    "POST", self._url + path, json=body(protocol, model, ask), headers=headers
+                    "POST", self._url + path, json=body(protocol, subject.name, ask), headers=headers
                 ) as response,
             ):
                 served_by = response.headers.get("x-litellm-model-id", "")
@@ -131,8 +134,7 @@ class Prover:
                 f"The gateway at {self._url} does not answer", cause=str(e), hint="homelab status"
             ) from e
         except httpx.TimeoutException:
-            waited = f"nothing came for {self._timeout.read:.0f} s"
-            return Answer(status=0, error=waited)
+            return Answer(status=0, error=f"nothing came for {silence:.0f} s")
         except httpx.HTTPError as e:
             return Answer(status=0, error=f"the connection broke: {e or type(e).__name__}")
 
@@ -164,9 +166,12 @@ def _fed(data: Iterable[str], read: Reader) -> Iterable[str]:
 
 def _in_one_piece(url: str, status: int, text: str, ask: Ask, served_by: str) -> Answer:
     words = refusal(text)
-    if status in (401, 403) and "key" in words.lower():
+    # Its own words (templates/homelab_auth.py); an engine's refusal of the gateway's key is a verdict.
+    if status != 200 and "does not know this key" in words:
         raise DeployError(
-            f"The gateway at {url} refuses the key", cause=f"HTTP {status}: {words}", hint="homelab status"
+            f"The gateway at {url} does not know this key",
+            cause=f"HTTP {status}: {words}",
+            hint="homelab status",
         )
     if status != 200:
         return Answer(status=status, error=words, served_by=served_by)

@@ -160,10 +160,10 @@ def test_a_larger_model_that_answers_for_a_long_prompt_is_right() -> None:
     assert end.value.value == Verdict(outcome="works", why="n/large answered, which reads more")
 
 
-def test_a_gateway_that_is_not_there_and_a_key_that_it_refuses_are_no_verdicts() -> None:
+def test_a_gateway_that_is_not_there_is_no_verdict_and_an_engine_with_another_key_is() -> None:
     engine = Engine("another key")
-    with pytest.raises(DeployError, match="refuses the key"):
-        proven(engine, "plain")
+    refused = proven(engine, "plain")[("plain", "chat")].verdict
+    assert (refused.outcome, refused.why) == ("broken", "HTTP 403: wrong key")
     with pytest.raises(DeployError, match="does not answer"):
         asyncio.run(Prover(engine.url, KEY, RECIPES).model(Subject(name="m")))
 

@@ -14,6 +14,7 @@ import pytest
 
 from homelab import keys, pipeline
 from homelab.endpoints import Endpoint
+from homelab.errors import DeployError
 from homelab.proofs import PROTOCOLS, Protocol, Result, Subject, proofs
 from homelab.proving import Prover
 from tests.clients.mock_engine import Engine
@@ -125,6 +126,11 @@ def test_llamacpps_own_messages_know_no_output_format_so_it_gets_chat_completion
     translated = wrong(served.prove("llamacpp", "JSON schema"))
     assert {protocol for _, protocol in itself} == {"messages", "responses"}
     assert {protocol for _, protocol in translated} == {"responses"}
+
+
+def test_a_key_that_the_gateway_does_not_know_is_no_verdict(served: Served) -> None:
+    with pytest.raises(DeployError, match="does not know this key"):
+        asyncio.run(Prover(served.url, "sk-of-nobody", RECIPES).model(Subject(name="vllm")))
 
 
 def ask(served: Served, key: str, model: str, words: int) -> httpx.Response:
