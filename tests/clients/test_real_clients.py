@@ -216,13 +216,14 @@ def real_house(
             process.kill()
 
 
-# Claude Code's own prompt is 18.8k tokens, of which a CPU reads some hundred a second: `--bare` has 1k.
-FEW = {"claude_code": ["--bare"]}
+# A CPU reads some hundred tokens a second. Claude Code's own prompt is 18.8k: `--bare` has 1k. Qwen Code's of
+# 14k is left out: opencode speaks its protocol with half of that.
+FEW = {"claude_code": ["--bare"], "opencode": [], "codex": []}
 
 
 @pytest.mark.native
 @pytest.mark.slow
-@pytest.mark.parametrize("name", THROUGH)
+@pytest.mark.parametrize("name", FEW)
 def test_words_of_a_real_model_come_through(name: str, real_house: str, home: Path, tmp_path: Path) -> None:
     words, _ = ASKED[name]
     model = Model(name="small", context=24576)
@@ -231,7 +232,7 @@ def test_words_of_a_real_model_come_through(name: str, real_house: str, home: Pa
     assert launch is not None
     argv, environment = client_files.prepared(name, launch, KEY)
     done = subprocess.run(
-        [*argv, *FEW.get(name, ()), *words, "Say hello."],
+        [*argv, *FEW[name], *words, "Say hello."],
         env={**environment, "PWD": str(tmp_path)},
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
