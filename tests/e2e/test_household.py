@@ -96,7 +96,7 @@ def test_discover_tells_what_each_machine_has(home: House) -> None:
 def test_plan_shows_and_changes_nothing(home: House) -> None:
     said = home.homelab("plan")
     assert (
-        "7 create on" in said.out
+        "8 create on" in said.out
         and "no prompt can leave the house" in said.out
         and said.out.rstrip().splitlines()[-1].startswith("Next: homelab deploy ")
     )
@@ -233,10 +233,22 @@ def test_status_tells_the_context_served_and_the_memory_used(home: House) -> Non
 def test_ports_are_bound_to_the_address_of_their_node_only(home: House) -> None:
     for node, c in home.containers():
         bound = [b for bindings in c["HostConfig"]["PortBindings"].values() for b in bindings]
-        assert [b["HostIp"] for b in bound] == [home[node].address]
+        role = c["Config"]["Labels"]["homelab.role"]
+        assert [b["HostIp"] for b in bound] == ["127.0.0.1" if role == "gateway" else home[node].address]
     for node in home.nodes.values():
         ports = {line.split()[3] for line in node.run("ss -Hltn").stdout.splitlines()}
         assert not [p for p in ports if p.startswith(("0.0.0.0:", "[::]:", "*:")) and not p.endswith(":22")]
+
+
+def test_gateway_and_front_may_do_nothing_but_their_work(home: House) -> None:
+    there = {c["Config"]["Labels"]["homelab.role"]: c["HostConfig"] for _, c in home.containers()}
+    for role, capability in (("gateway", "DAC_OVERRIDE"), ("front", "NET_BIND_SERVICE")):
+        host = there[role]
+        assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"] and host["Memory"] > 0
+        assert [c.removeprefix("CAP_") for c in host["CapAdd"]] == [capability]
+        assert "no-new-privileges:true" in host["SecurityOpt"]
+    assert httpx.get(f"{home.url}/ui/", trust_env=False).status_code == 404
+    assert home.homelab("key", "add", "somebody").out.startswith("sk-")
 
 
 def test_keys_lie_in_0600_files_and_nowhere_else(home: House) -> None:
