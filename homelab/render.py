@@ -28,7 +28,8 @@ from homelab.templating import render_template
 # LiteLLM holds 320-530 MB (measured idle, under 50 streams and with its pages opened): 512m would not be
 # safe.
 GATEWAY_MEMORY_BYTES = 1024**3
-# Caddy holds 55 MB, and no more than this with 200 streams (docs/gateway.md).
+# Caddy 2.11.7 holds 47 MB, and 71 MB with 200 streams whose requests have 1 MB (measured); a reload starts
+# it once more.
 FRONT_MEMORY_BYTES = 256 * 1024**2
 HUB_CACHE = ".cache/huggingface"
 # Of an app, where it is, and what the gateway is told of its key: that restarts no app.

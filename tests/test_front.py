@@ -152,6 +152,7 @@ class Backend(ThreadingHTTPServer):
     """Answers everything, and streams to whoever posts."""
 
     daemon_threads = True
+    request_queue_size = 256
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Answers)

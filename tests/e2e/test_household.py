@@ -30,6 +30,7 @@ SERVICES = {
     "workstation/pair",
     "workstation/own",
     "server/gateway",
+    "server/front",
 }
 CHATS = ("hubbed", "own", "pair")
 
