@@ -453,7 +453,7 @@ def _app(
         node=node,
         name=name,
         role="app",
-        after=("gateway",),
+        after=("gateway", "front"),
         engine=app.OFFER.name,
         # What starts it, where that is no image.
         program=choice.program if in_container else Executable(path=command[0]),

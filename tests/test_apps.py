@@ -125,7 +125,7 @@ def test_it_has_its_own_key_a_volume_and_the_gateway_by_its_name() -> None:
     for other in (f for s in plan.services for f in s.files if not f.path.endswith("/service.env")):
         assert key not in other.content, other.path
     compose = file(page, "compose.yml")
-    assert '"OPENAI_API_BASE_URLS": "http://gateway:4000/v1"' in compose
+    assert '"OPENAI_API_BASE_URLS": "http://front:4000/v1"' in compose
     assert '"page-data:/app/backend/data"' in compose
     assert 'volumes: {"page-data": {"name": "homelab-home-page-data"}}' in compose
     assert 'image: "ghcr.io/open-webui/open-webui:v0.12.4"' in compose
@@ -174,14 +174,26 @@ def test_on_one_machine_it_is_on_loopback_and_without_docker_the_installed_progr
 def test_it_comes_after_the_gateway_which_alone_is_told_of_it() -> None:
     before, _ = planned(TEXT)
     plan, _ = planned(TEXT + APP, after(before))
-    assert actions(plan) == {"e": "keep", "gateway": "replace", "page": "create", "q": "keep"}
+    assert actions(plan) == {
+        "e": "keep",
+        "front": "keep",
+        "gateway": "replace",
+        "page": "create",
+        "q": "keep",
+    }
     [reason] = [c.reason for c in plan.changes if c.service == "gateway"]
     assert "+app page" in reason
     assert [[c.service for c in wave] for wave in waves(plan.todo)] == [["gateway"], ["page"]]
     again, _ = planned(TEXT + APP, after(plan))
     assert set(actions(again).values()) == {"keep"} and not any(c.newer for c in again.changes)
     gone, _ = planned(TEXT, after(plan))
-    assert actions(gone) == {"e": "keep", "gateway": "replace", "page": "remove", "q": "keep"}
+    assert actions(gone) == {
+        "e": "keep",
+        "front": "keep",
+        "gateway": "replace",
+        "page": "remove",
+        "q": "keep",
+    }
 
 
 def test_it_stays_through_what_is_not_its_business() -> None:
