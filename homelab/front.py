@@ -41,7 +41,8 @@ DRAIN_SECONDS = 600
 # One that is started again has less: what comes meanwhile waits until it is there again.
 RESTART_DRAIN_SECONDS = 30
 # What people ask of models (templates/homelab_auth.py has the same for keys of people), Gemini's way of
-# asking, counters for a key that opens them, and whether the gateway lives. All else that LiteLLM answers, with a key or without, stays inside.
+# asking, counters for a key that opens them, and whether the gateway lives. All else that LiteLLM answers,
+# with a key or without, stays inside.
 ROUTES = {
     "POST": r"(/v1)?/(chat/completions|completions|embeddings|rerank|responses|messages(/count_tokens)?"
     r"|audio/(speech|transcriptions)|images/generations|moderations)|/v2/rerank|/v1beta/models/.+",

@@ -280,6 +280,7 @@ def make_plan(household: Household, survey: Survey, secrets: Secrets, options: O
         secrets,
         household.environ,
         upgrade=options is not None and options.upgrade,
+        keys=options is None or options.keys,
         certificate=certificate.read(household.inventory, household.path, household.text),
     )
     plan = diff(household.inventory, layout, services, survey, options or Options())

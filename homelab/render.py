@@ -46,12 +46,14 @@ def render(
     environ: Mapping[str, str],
     *,
     upgrade: bool = False,
+    keys: bool = True,
     certificate: tuple[str, SecretStr] | None = None,
 ) -> tuple[Service, ...]:
     """Every service that should run: the engines, then the gateway, its front and the apps, where their nodes
     can be planned for.
 
     `environ` resolves the `env:NAME` values of the inventory; `upgrade`: a house without a front gets one;
+    `keys`: whether `secrets` are the house's own;
     `certificate` is what the files of `front: {tls: …}` hold, with its key.
 
     Raises InventoryError where the gateway would speak plain HTTP to the internet."""
@@ -66,7 +68,7 @@ def render(
         choice = gateway_choice(inventory, facts[node])
         if isinstance(choice, Choice):
             services += _entrance(
-                inventory, layout, facts[node], choice, secrets, environ, upgrade, certificate
+                inventory, layout, facts[node], choice, secrets, environ, upgrade, keys, certificate
             )
     entrance = next((s.unit for s in reversed(services) if s.unit.role in ("gateway", "front")), None)
     for name, wanted in sorted(inventory.apps.items()):
@@ -104,6 +106,7 @@ def _entrance(
     secrets: Secrets,
     environ: Mapping[str, str],
     upgrade: bool,
+    keys: bool,
     certificate: tuple[str, SecretStr] | None,
 ) -> list[Service]:
     """The gateway, and the front before it where there should be one."""
@@ -131,7 +134,9 @@ def _entrance(
     behind = [s for s in there if is_behind(s)]
     # What runs keeps its port: a port of its own is no reason to replace it.
     as_now = (gateway_at("127.0.0.1", port) for s in behind if (port := port_of(s.labels)))
-    same = next((s for s in as_now if s.spec in {b.spec for b in behind}), None)
+    specs = {b.spec for b in behind}
+    files = set() if keys else {b.labels.get("homelab.files") for b in behind}
+    same = next((s for s in as_now if s.spec in specs or s.labels["homelab.files"] in files), None)
     free = _free_port(inventory, layout, facts)
     return [same or gateway_at("127.0.0.1", free), RENDER[choice.runtime](unit)]
 
@@ -144,6 +149,7 @@ def _free_port(inventory: Inventory, layout: Layout, facts: Facts) -> int:
     taken += [p.port for p in layout if p.node == node]
     taken += [port_of(s.labels) for s in ours]
     taken += [m.port for m in inventory.models.values()]
+    taken += [a.at for a in inventory.apps.values()]
     first = inventory.gateway.port + 1
     candidates: tuple[int, ...] = (*range(first, 65536), *range(1025, first - 1))
     return next(port for port in candidates if port not in taken)

@@ -58,7 +58,7 @@ def planned(
     found = found or survey(HUB, **nodes())
     inventory = load(text, "inventory.yml")
     layout = place(inventory, found)
-    services = render(inventory, layout, found, secrets, {"KEY": "sk-ant"})
+    services = render(inventory, layout, found, secrets, {"KEY": "sk-ant"}, keys=known)
     return diff(inventory, layout, services, found, Options(keys=known)), found
 
 

@@ -34,7 +34,7 @@ from homelab.templating import render_template
 from tests.machines import KEYS, deployed, machine, survey, tiny_gguf
 from tests.test_gateway import LIST_PAGES, OPEN_PAGES
 from tests.test_gateway import litellm_python as litellm_python
-from tests.test_native_household import CACHE, ROOT, environment, free_port
+from tests.test_native_household import CACHE, ROOT, cache_in, environment, free_port
 
 MODEL = "models: {t: {engine: llamacpp, source: /models/tiny.gguf, context: 2048}}\n"
 HOUSE = "gateway: {node: n}\nnodes: {n: {host: 192.168.1.10}}\n" + MODEL
@@ -502,7 +502,7 @@ class Steady:
 
 
 def quiet_port() -> int:
-    """One that nobody has, nor the next ones, where no connection of anybody's begins (ip_local_port_range)."""
+    """One that nobody has, nor the next ones, and where no connection begins (ip_local_port_range)."""
     for port in random.sample(range(20_000, 30_000), 1000):
         with contextlib.ExitStack() as held, contextlib.suppress(OSError):
             for offset in range(4):
@@ -516,8 +516,7 @@ class Household:
 
     def __init__(self, home: Path) -> None:
         self.home, self.port = home, quiet_port()
-        (home / ".cache").mkdir()
-        (home / ".cache/homelab").symlink_to(CACHE)
+        cache_in(home)
         subprocess.run([sys.executable, ROOT / "examples/fetch-smollm2"], check=True, capture_output=True)
         text = (ROOT / "examples/this-machine.yml").read_text().replace("port: 4000", f"port: {self.port}")
         text = text.replace("    concurrency: 2", f"    concurrency: 2\n    port: {free_port()}")

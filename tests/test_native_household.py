@@ -34,6 +34,19 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def cache_in(home: Path) -> None:
+    """What is installed in the user's cache already, in a folder of its own: what a deploy takes away there
+    as left over is taken from no other test."""
+    native = home / ".cache/homelab/native"
+    native.mkdir(parents=True)
+    (CACHE / "native").mkdir(parents=True, exist_ok=True)
+    for folder, into in ((CACHE, native.parent), (CACHE / "native", native)):
+        for entry in folder.iterdir():
+            if entry.name != "native" and entry.suffix != ".lock":
+                known = entry.name if not entry.is_symlink() else os.readlink(entry)
+                (into / entry.name).symlink_to(entry if known == entry.name else Path(known).name)
+
+
 def environment(home: Path) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "HOMELAB_"))} | {
         "HOME": str(home)
@@ -58,11 +71,9 @@ def deploy_at_terminal(home: Path, typed: Sequence[tuple[str, str]] = ()) -> tup
 
 @pytest.fixture(scope="module")
 def machine(libgomp: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, int, Path]]:
-    """A fresh home, whose cache of downloads is the user's own: what is installed there is installed once."""
+    """A fresh home, with what is installed in the user's own cache already."""
     home = tmp_path_factory.mktemp("home")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    (home / ".cache").mkdir()
-    (home / ".cache/homelab").symlink_to(CACHE)
+    cache_in(home)
     subprocess.run([sys.executable, ROOT / "examples/fetch-smollm2"], check=True, capture_output=True)
     port = free_port()
     text = (

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from homelab.apps import open_webui
-from tests.test_native_household import CACHE, ROOT, environment, free_port
+from tests.test_native_household import CACHE, ROOT, cache_in, environment, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.native]
 FOLDER = Path(os.environ.get("OPEN_WEBUI", CACHE / "tests/open-webui"))
@@ -34,8 +34,7 @@ class House:
 
     def __init__(self, home: Path) -> None:
         self.home, self.page, self.gateway, self.engine = home, free_port(), free_port(), free_port()
-        (home / ".cache").mkdir()
-        (home / ".cache/homelab").symlink_to(CACHE)
+        cache_in(home)
         (home / ".local/bin").mkdir(parents=True)
         (home / ".local/bin/open-webui").symlink_to(FOLDER / "bin/open-webui")
         self.write()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.clients.mock_engine import Engine
-from tests.test_native_household import CACHE, ROOT, environment, free_port
+from tests.test_native_household import ROOT, cache_in, environment, free_port
 
 pytestmark = pytest.mark.native
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -21,9 +21,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, Engine]]:
     home = tmp_path_factory.mktemp("home")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    (home / ".cache").mkdir()
-    (home / ".cache/homelab").symlink_to(CACHE)
+    cache_in(home)
     engine = Engine("sk-elsewhere", talks=True)
     (home / "inventory.yml").write_text(
         f"""\
