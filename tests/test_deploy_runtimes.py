@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from homelab.deploy import compose
+from homelab.deploy import compose, native
 from homelab.deploy.events import Event, last_words
 from homelab.errors import DeployError
 from homelab.facts import DeployedService
@@ -100,6 +100,17 @@ def test_the_nodes_own_python_starts_what_runs_without_docker() -> None:
         python_path="/home/me/py/bin/python3",
     )
     assert at_home.unit.python == "/home/me/py/bin/python3"
+
+
+def test_a_supervisor_that_is_taken_away_meanwhile_is_told_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(native, "UNASKED_SECONDS", 1.0)
+    service = engine_of(MODEL, "{host: localhost, runtime: native}", docker=None)
+    with pytest.raises(DeployError, match="Nobody can say how `t` on node `n` is") as said:
+        asyncio.run(asyncio.wait_for(native.wait_healthy(LocalSession("n"), service, lambda _: None), 30))
+    assert "supervise.py" in said.value.cause and "No such file" in said.value.cause
 
 
 def test_weights_are_mounted_from_where_the_agent_looked_for_them() -> None:

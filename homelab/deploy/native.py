@@ -18,6 +18,8 @@ from homelab.runtimes.native import link_command, provision_command, supervise
 from homelab.service import Service, health_line
 
 POLL_SECONDS = 0.3
+# A supervisor that cannot be asked for so long is not there any more.
+UNASKED_SECONDS = 10.0
 
 
 async def fetch(session: Session, service: Service, tell: Tell) -> None:
@@ -61,6 +63,7 @@ async def wait_healthy(session: Session, service: Service, tell: Tell, *, restar
     Raises DeployError with the last lines of its log."""
     limit = START_SECONDS + service.unit.load_bytes / SLOWEST_LOAD_BYTES_PER_SECOND
     begun, told = time.monotonic(), ""
+    answered = begun
     health = health_line(service.unit, service.unit.address)
     log = f"{shlex.quote(service.directory)}/log"
     probe = (
@@ -68,9 +71,18 @@ async def wait_healthy(session: Session, service: Service, tell: Tell, *, restar
         f"echo $?; tail -n 1 {log} 2>/dev/null"
     )
     while True:
-        status_text, _, rest = (await session.run(probe)).text.partition("\n")
+        done = await session.run(probe)
+        status_text, _, rest = done.text.partition("\n")
         code, _, line = rest.partition("\n")
         status = _parse(status_text)
+        if status:
+            answered = time.monotonic()
+        elif time.monotonic() - answered > UNASKED_SECONDS:
+            raise DeployError(
+                f"Nobody can say how `{service.name}` on node `{service.node}` is",
+                cause=last_words(done.stderr) or "its supervisor said nothing",
+                hint="homelab deploy",
+            )
         # Somebody else on its port may answer as well: it would be given the keys.
         if code.strip() == "0" and status.get("status") == "running" and status.get("listens") is not False:
             return
