@@ -184,7 +184,8 @@ def test_through_the_gateway(
     native = name == "claude_code" and like == "vllm"
     assert len(asked) == 3
     assert set(asked) == {"/v1/messages" if native else PATHS[name]}
-    assert [engine.prompts[-1].count(THOUGHTS), engine.prompts[-1].count(SECRET)] == [2, 2]
+    # Qwen Code may say of the second reading that the file is as it was.
+    assert engine.prompts[-1].count(THOUGHTS) == 2 and SECRET in engine.prompts[-1]
 
 
 # Where their requests arrive, once LiteLLM has made chat completions of messages.

@@ -58,7 +58,8 @@ def _llamacpp(target: Path) -> None:
 
 
 def _litellm(target: Path) -> None:
-    install_tree(target, ["litellm[proxy]==1.106.2", "prisma"], "--compile-bytecode")
+    # The image of LiteLLM has its extra `proxy-runtime`, with a client for Prometheus.
+    install_tree(target, ["litellm[proxy]==1.106.2", "prisma", "prometheus_client"], "--compile-bytecode")
     for unused in ("polars", "_polars_runtime_32"):
         shutil.rmtree(target / unused, ignore_errors=True)
     _run_by_debian_python(target / "bin/litellm")
@@ -120,7 +121,7 @@ def recipe(kind: str, variant: str) -> Recipe:
             "LITELLM_LOCAL_MODEL_COST_MAP=True"
         )
         changes = (env, "WORKDIR /app", "EXPOSE 4000", 'ENTRYPOINT ["litellm"]', 'CMD ["--port","4000"]')
-        return Recipe("litellm", "litellm 1.106.2 with prisma", _litellm, (), changes)
+        return Recipe("litellm", "litellm 1.106.2 with prisma and prometheus_client", _litellm, (), changes)
     if kind == "caddy":  # as its own image, it has no entry point
         env = (
             "ENV PATH=/opt/caddy/bin:/usr/local/bin:/usr/bin:/bin XDG_DATA_HOME=/data XDG_CONFIG_HOME=/config"
