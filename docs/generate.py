@@ -45,8 +45,7 @@ MEANINGS: dict[type[BaseModel], dict[str, str]] = {
         "share a machine.",
         "gateway": "Where the one address for all clients is.",
         "front": "What stands before the gateway and owns its port: [gateway.md](gateway.md#the-front). "
-        "`false`: none. Default: one where the gateway is not on loopback; a house that was deployed "
-        "without one stays so until you write this or deploy with `--upgrade`.",
+        "`{}` has all its defaults; without this line there is none.",
         "images": "Image tags in place of the pinned ones, by the name of an engine or app, `litellm` or "
         "`caddy`: `{llamacpp: …, vllm: …, litellm: …}`.",
         "hub": "Where weights come from, if not from huggingface.co.",

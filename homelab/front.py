@@ -9,7 +9,6 @@ import ipaddress
 from collections.abc import Mapping
 from typing import Literal
 
-from homelab import endpoints
 from homelab.errors import InventoryError
 from homelab.facts import Facts
 from homelab.inventory import Front, Inventory, is_ip
@@ -72,17 +71,9 @@ PRIVATE = tuple(
 Way = Literal["internal", "acme", "files"]
 
 
-def wanted(inventory: Inventory, facts: Facts, address: str, *, upgrade: bool = False) -> Front | None:
-    """The front that the house should have, None for none: where everything is on loopback, where the
-    inventory says so, and where the gateway runs without one and nobody asked for a change."""
-    if inventory.front is not None:
-        return inventory.front or None
-    if _is_loopback(address):
-        return None
-    there = [s for s in facts.services if s.cluster == inventory.cluster and s.role == "gateway"]
-    if there and not upgrade and not any(endpoints.is_behind(s) for s in there):
-        return None
-    return Front()
+def wanted(inventory: Inventory) -> Front | None:
+    """The front that the house should have, None for none: there is one where the inventory has `front:`."""
+    return inventory.front or None
 
 
 def refuse_plain_http(inventory: Inventory, facts: Facts, address: str, front: Front | None) -> None:
@@ -104,10 +95,6 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     ip = getattr(ip, "ipv4_mapped", None) or ip
     return not any(ip in network for network in PRIVATE if network.version == ip.version)
-
-
-def _is_loopback(address: str) -> bool:
-    return is_ip(address) and ipaddress.ip_address(address).is_loopback
 
 
 def names(front: Front, address: str) -> tuple[str, ...]:

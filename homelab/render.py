@@ -52,8 +52,8 @@ def render(
     """Every service that should run: the engines, then the gateway, its front and the apps, where their nodes
     can be planned for.
 
-    `environ` resolves the `env:NAME` values of the inventory; `upgrade`: a house without a front gets one;
-    `keys`: whether `secrets` are the house's own;
+    `environ` resolves the `env:NAME` values of the inventory; `upgrade`: what runs takes this release's
+    files; `keys`: whether `secrets` are the house's own;
     `certificate` is what the files of `front: {tls: …}` hold, with its key.
 
     Raises InventoryError where the gateway would speak plain HTTP to the internet."""
@@ -112,7 +112,7 @@ def _entrance(
     """The gateway, and the front before it where there should be one."""
     node = inventory.gateway.node
     address = address_of(inventory, node, facts)
-    before = front.wanted(inventory, facts, address, upgrade=upgrade)
+    before = front.wanted(inventory)
     there = [s for s in facts.services if s.cluster == inventory.cluster and s.role == "gateway"]
     if before is not None or not there or upgrade or inventory.front is False:
         front.refuse_plain_http(inventory, facts, address, before)

@@ -44,6 +44,7 @@ models:
   e: {kind: embedding, engine: llamacpp, source: /models/tiny.gguf, context: 512, node: workstation}
 cloud: {claude: {model: anthropic/claude-sonnet-4-6, api_key: env:KEY}}
 aliases: {coder: q, far: claude, "gpt-*": q}
+front: {}
 """
 APP = "apps: {page: {node: pi}}\n"
 
@@ -105,7 +106,7 @@ def actions(plan: Plan) -> dict[str, str]:
 def test_a_mistake_is_said_with_its_line(line: str, mistake: str) -> None:
     with pytest.raises(InventoryError) as e:
         load(f"{TEXT}apps: {line}\n", "inventory.yml")
-    assert any(m.startswith("inventory.yml:8: ") and mistake in m for m in e.value.mistakes), e.value.mistakes
+    assert any(m.startswith("inventory.yml:9: ") and mistake in m for m in e.value.mistakes), e.value.mistakes
 
 
 def test_every_app_has_a_name_that_an_inventory_can_have_and_an_exact_image() -> None:

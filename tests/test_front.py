@@ -37,7 +37,8 @@ from tests.test_gateway import litellm_python as litellm_python
 from tests.test_native_household import CACHE, ROOT, cache_in, environment, free_port
 
 MODEL = "models: {t: {engine: llamacpp, source: /models/tiny.gguf, context: 2048}}\n"
-HOUSE = "gateway: {node: n}\nnodes: {n: {host: 192.168.1.10}}\n" + MODEL
+BARE = "gateway: {node: n}\nnodes: {n: {host: 192.168.1.10}}\n" + MODEL
+HOUSE = BARE + "front: {}\n"
 
 
 def planned(text: str, *services: Any, upgrade: bool = False, **facts: Any) -> tuple[Plan, list[Service]]:
@@ -71,26 +72,25 @@ def test_a_front_has_the_port_and_the_gateway_one_of_its_own_on_loopback(runtime
     assert len(told.split(":")[0]) - len("to ") <= 63  # a label of a name
 
 
-def test_on_loopback_and_where_it_is_not_wanted_there_is_none() -> None:
+def test_there_is_one_where_somebody_asks_for_it() -> None:
     alone = "gateway: {node: n}\nnodes: {n: {host: localhost}}\n" + MODEL
-    for text in (alone, HOUSE + "front: false\n"):
+    for text in (alone, BARE, BARE + "front: false\n"):
         assert "front" not in {s.role for s in planned(text)[1]}
     assert "front" in {s.role for s in planned(alone + "front: {}\n")[1]}
 
 
 def test_a_house_that_was_deployed_without_one_stays_so_until_somebody_asks() -> None:
-    before = running(HOUSE + "front: false\n")
-    plan, _ = planned(HOUSE, *before)
+    before = running(BARE + "front: false\n")
+    plan, _ = planned(BARE, *before)
     assert set(actions(plan).values()) == {"keep"} and "front" not in actions(plan)
     # Also where the gateway is replaced for another reason.
-    plan, _ = planned(HOUSE + "aliases: {coder: t}\n", *before)
+    plan, _ = planned(BARE + "aliases: {coder: t}\n", *before)
     assert actions(plan) == {"t": "keep", "gateway": "replace"}
-    for text, upgrade in ((HOUSE + "front: {}\n", False), (HOUSE, True)):
-        plan, made = planned(text, *before, upgrade=upgrade)
-        assert actions(plan)["gateway"] == "replace" and actions(plan)["front"] == "create"
-        assert not any(c.blocked for c in plan.changes)
-        again = deployed(tuple(made), "n")
-        assert set(actions(planned(HOUSE, *again)[0]).values()) == {"keep"}
+    plan, made = planned(HOUSE, *before)
+    assert actions(plan)["gateway"] == "replace" and actions(plan)["front"] == "create"
+    assert not any(c.blocked for c in plan.changes)
+    again = deployed(tuple(made), "n")
+    assert set(actions(planned(HOUSE, *again)[0]).values()) == {"keep"}
 
 
 def test_what_is_asked_of_the_gateway_leaves_the_front_alone_and_the_other_way_round() -> None:
@@ -99,12 +99,12 @@ def test_what_is_asked_of_the_gateway_leaves_the_front_alone_and_the_other_way_r
     assert actions(plan) == {"t": "keep", "front": "keep", "gateway": "replace"}
     # Beside the one that is there.
     assert {s.role: s.unit.port for s in made}["gateway"] == 4002
-    plan, _ = planned(HOUSE + "front: {allow: [192.168.1.0/24]}\n", *there)
+    plan, _ = planned(BARE + "front: {allow: [192.168.1.0/24]}\n", *there)
     assert actions(plan) == {"t": "keep", "front": "replace", "gateway": "keep"}
     assert set(actions(planned(HOUSE, *there)[0]).values()) == {"keep"}
 
 
-PUBLIC = HOUSE.replace("192.168.1.10", "203.0.113.7")
+PUBLIC = BARE.replace("192.168.1.10", "203.0.113.7")
 
 
 @pytest.mark.parametrize("more", ["", "front: {}\n", "front: false\n"])
@@ -469,7 +469,7 @@ class Steady:
 
     def __init__(self, url: str, key: str, clients: int = 4) -> None:
         self.url, self.key, self.over = url, key, threading.Event()
-        self.ok, self.wrong = 0, list[str]()
+        self.ok, self.wrong, self.reset = 0, list[str](), list[str]()
         self.threads = [threading.Thread(target=self._client, args=(n % 2 == 0,)) for n in range(clients)]
         for thread in self.threads:
             thread.start()
@@ -484,8 +484,17 @@ class Steady:
         headers = {"Authorization": f"Bearer {self.key}"}
         with httpx.Client(timeout=300, trust_env=False) as client:
             while not self.over.is_set():
+                began = False
                 try:
-                    answer = client.post(f"{self.url}/v1/chat/completions", json=body, headers=headers)
+                    with client.stream(
+                        "POST", f"{self.url}/v1/chat/completions", json=body, headers=headers
+                    ) as answer:
+                        began = True
+                        answer.read()
+                except httpx.ReadError as e:
+                    # Made, and not yet taken when Caddy's old listener went (docs/gateway.md).
+                    (self.wrong if began else self.reset).append(repr(e))
+                    continue
                 except httpx.HTTPError as e:
                     self.wrong.append(repr(e))
                     continue
@@ -599,7 +608,7 @@ def test_nobody_notices_when_the_gateway_is_replaced(libgomp: None, tmp_path: Pa
         finally:
             steady.end()
         assert steady.wrong == []
-        assert steady.ok > 5
+        assert len(steady.reset) <= 4 < steady.ok  # one of each client at most
 
         # Started again where it is: what comes meanwhile waits.
         restarting = house.start("restart", "gateway", "--yes")

@@ -60,7 +60,7 @@ def test_every_engine_and_every_provider_gets_its_own_key_whatever_their_names()
         else:
             service = endpoint.id.partition("/")[2]
             assert key == demanded[endpoint.node, service].get_secret_value()
-    assert len({s.project for s in services}) == len({(s.node, s.directory) for s in services}) == 8
+    assert len({s.project for s in services}) == len({(s.node, s.directory) for s in services}) == 7
 
 
 def test_a_node_called_cloud_is_refused_beside_models_in_the_cloud() -> None:

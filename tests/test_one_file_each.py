@@ -290,6 +290,6 @@ def test_the_app_is_planned_and_rendered(copy: Path) -> None:
     [compose] = [p for p in (copy / "out/box").rglob("compose.yml") if "/page/" in str(p)]
     text = compose.read_text()
     assert 'image: "example.org/mine:2"' in text and '"page-data:/kept"' in text and "/fine" in text
-    assert 'command: ["show", "http://front:4000"]' in text and "TOY_PAGE_PORT" in text
+    assert 'command: ["show", "http://gateway:4000"]' in text and "TOY_PAGE_PORT" in text
     keys = compose.with_name("service.env").read_text()
     assert "TOY_PAGE_KEY='sk-" in keys and "TOY_PAGE_SECRET='sk-" in keys

@@ -34,6 +34,7 @@ nodes: {workstation: {host: 192.168.1.10}, server: {host: 192.168.1.11}}
 models:
   q: {engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 8192, node: workstation}
   t: {engine: llamacpp, source: /models/tiny.gguf, context: 2048, node: server}
+front: {}
 """
 
 
@@ -197,19 +198,19 @@ def test_replicas_of_a_model_are_replaced_one_after_the_other() -> None:
     assert [len(turn) for turn in turns(waves(plan.todo)[0])] == [4]  # new ones wait for nobody
 
 
-@pytest.mark.parametrize(("owner", "more"), [("front", ""), ("gateway", "front: false\n")])
+@pytest.mark.parametrize(("owner", "more"), [("front", "front: {}\n"), ("gateway", "front: false\n")])
 def test_a_port_that_a_stranger_holds_blocks_who_would_have_it(owner: str, more: str) -> None:
     taken = survey(
         HUB, workstation=workstation(ports=(listening(4000, "caddy"),)), server=server(weights=(tiny_gguf(),))
     )
-    _, plan = make(TEXT + more, taken)
+    _, plan = make(TEXT.replace("front: {}\n", more), taken)
     [blocked] = [c for c in plan.changes if c.blocked]
     assert blocked.service == owner
     assert "port 4000 on workstation is in use by caddy" in blocked.blocked
 
 
 def test_changes_that_share_a_gpu_are_one_lane_and_others_are_not() -> None:
-    text = TEXT + "".join(
+    text = TEXT.replace("front: {}\n", "") + "".join(
         f"  {name}: {{engine: vllm, source: Qwen/Qwen3-4B-AWQ, context: 4096, node: server, gpu: {gpu}}}\n"
         for name, gpu in (("a", 0), ("b", 0), ("c", 1))
     )
@@ -239,7 +240,7 @@ def test_roles_are_started_in_their_order_and_what_waits_for_nobody_at_once() ->
     _, plan = make(TEXT, fresh())
     order = [["q", "t"], ["gateway"], ["front"]]
     assert [sorted(c.service for c in wave) for wave in waves(plan.todo)] == order
-    _, plan = make(TEXT + "front: false\n", fresh())
+    _, plan = make(TEXT.replace("front: {}", "front: false"), fresh())
     assert [sorted(c.service for c in wave) for wave in waves(plan.todo)] == order[:2]
     found = {c.service: c for c in plan.todo}
     gateway = found["gateway"].wanted
@@ -254,7 +255,7 @@ def test_roles_are_started_in_their_order_and_what_waits_for_nobody_at_once() ->
 
 def test_a_front_that_is_not_wanted_any_more_goes_when_the_gateway_can_have_its_port() -> None:
     _, plan = make(TEXT, fresh())
-    _, changed = make(TEXT.replace("2048", "4096") + "front: false\n", after(plan))
+    _, changed = make(TEXT.replace("2048", "4096").replace("front: {}", "front: false"), after(plan))
     assert actions(changed)["front"][0] == "remove" and actions(changed)["gateway"][0] == "replace"
     assert [sorted(c.service for c in w) for w in waves(changed.todo)] == [["t"], ["front", "gateway"]]
 

@@ -54,6 +54,7 @@ def home(lab: Lab, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     house = House(household, folder)
     house.write(
         gateway="server",
+        front={},
         hub={"endpoint": hub.url},
         models={
             "hubbed": llama("Org/Smol-GGUF:Q4_K_M", context=1024, concurrency=2, node="server", gpu=0),
