@@ -471,7 +471,7 @@ def test_at_the_prompt_control_c_leaves_the_line_and_the_end_of_input_ends(tmp_p
     )
     shown = at_prompt(
         [sys.executable, "-c", script],
-        [("> ", "half\x03"), (r"\n> ", "whole"), ("asked 'whole'\n> ", "\x04")],
+        [("> ", "half"), ("half", "\x03"), (r"\n> ", "whole"), ("asked 'whole'\n> ", "\x04")],
         {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"},
         tmp_path,
     )
