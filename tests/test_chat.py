@@ -463,6 +463,7 @@ def test_a_question_without_an_answer_is_no_part_of_a_conversation() -> None:
     assert talk.messages("\ud800")[-1]["content"] == "\ud800"
 
 
+@pytest.mark.slow  # in time: a busy machine reads the line late
 def test_at_the_prompt_control_c_leaves_the_line_and_the_end_of_input_ends(tmp_path: Path) -> None:
     script = (
         "from homelab.ui import chat\n"
@@ -471,7 +472,7 @@ def test_at_the_prompt_control_c_leaves_the_line_and_the_end_of_input_ends(tmp_p
     )
     shown = at_prompt(
         [sys.executable, "-c", script],
-        [("> ", "half"), ("half", "\x03"), (r"\n> ", "whole"), ("asked 'whole'\n> ", "\x04")],
+        [("> ", "half\x03"), (r"\n> ", "whole"), ("asked 'whole'\n> ", "\x04")],
         {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"},
         tmp_path,
     )
