@@ -233,8 +233,8 @@ def why(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model of the inventory, or `gateway`.",
-            autocompletion=completed("models", more=("gateway", "front")),
+            help="A model of the inventory, `gateway`, or `front`.",
+            autocompletion=completed("models", more=("gateway",), themselves=("front",)),
         ),
     ],
     inventory: InventoryOption = None,
@@ -248,7 +248,7 @@ def why(
     from homelab.ui import why as screen
 
     household = household_of(ctx, inventory)
-    known = [*household.inventory.models, "gateway"]
+    known = [*household.inventory.models, "gateway", *(["front"] if household.inventory.front else [])]
     if model not in known:
         raise InventoryError(
             f"No model `{model}` in `{household.path}`{did_you_mean(model, known)}",
@@ -735,8 +735,8 @@ def logs(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model or app of the inventory, or `gateway`.",
-            autocompletion=completed("models", "apps", more=("gateway", "front")),
+            help="A model or app of the inventory, `gateway`, or `front`.",
+            autocompletion=completed("models", "apps", more=("gateway",), themselves=("front",)),
         ),
     ],
     inventory: InventoryOption = None,
@@ -763,8 +763,8 @@ def restart(
     model: Annotated[
         str,
         typer.Argument(
-            help="A model or app of the inventory, or `gateway`.",
-            autocompletion=completed("models", "apps", more=("gateway", "front")),
+            help="A model or app of the inventory, `gateway`, or `front`.",
+            autocompletion=completed("models", "apps", more=("gateway",), themselves=("front",)),
         ),
     ],
     inventory: InventoryOption = None,

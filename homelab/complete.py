@@ -8,8 +8,9 @@ from pathlib import Path
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def names(path: Path, *sections: str) -> list[str]:
-    """The keys of some sections of an inventory, which may be wrong elsewhere: it is being edited."""
+def names(path: Path, *sections: str, themselves: tuple[str, ...] = ()) -> list[str]:
+    """The keys of some sections of an inventory, which may be wrong elsewhere: it is being edited. Of
+    `themselves` those that it has."""
     import yaml
 
     from homelab.bounded_yaml import Loader
@@ -17,6 +18,7 @@ def names(path: Path, *sections: str) -> list[str]:
     try:
         document = yaml.load(path.read_text(), Loader)
         written = [key for section in sections for key in document.get(section) or ()]
+        written += [section for section in themselves if document.get(section) not in (None, False)]
     except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError):
         return []
     return [key for key in written if isinstance(key, str) and NAME.fullmatch(key)]

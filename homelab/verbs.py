@@ -54,15 +54,19 @@ app = typer.Typer(
 )
 
 
-def completed(*sections: str, more: tuple[str, ...] = ()) -> Callable[[typer.Context, str], list[str]]:
-    """Completes names from the inventory that the command line is about."""
+def completed(
+    *sections: str, more: tuple[str, ...] = (), themselves: tuple[str, ...] = ()
+) -> Callable[[typer.Context, str], list[str]]:
+    """Completes names from the inventory that the command line is about: of what stands in `sections`, and
+    of `themselves` where it has them; and `more`."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         from homelab import complete
 
         above = ctx.parent.params.get("inventory") if ctx.parent else None
         path = ctx.params.get("inventory") or above or Path("inventory.yml")
-        return [n for n in (*complete.names(path, *sections), *more) if n.startswith(incomplete)]
+        written = complete.names(path, *sections, themselves=themselves)
+        return [n for n in (*written, *more) if n.startswith(incomplete)]
 
     return complete
 

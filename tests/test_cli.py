@@ -101,7 +101,7 @@ def completed(homelab, line: str) -> list[str]:  # type: ignore[no-untyped-def]
 def test_the_shell_completes_nodes_and_models(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert completed(homelab, "homelab wh") == ["why"]
     assert completed(homelab, "homelab why qwen3-3") == ["qwen3-30b"]
-    assert completed(homelab, "homelab logs ") == ["front", "gateway", "qwen3-30b", "qwen3-4b", "tiny"]
+    assert completed(homelab, "homelab logs ") == ["gateway", "qwen3-30b", "qwen3-4b", "tiny"]
     assert completed(homelab, "homelab logs tiny --node s") == ["server"]
     assert completed(homelab, "homelab fit --node ") == ["laptop", "pi", "server", "workstation"]
     assert completed(homelab, "homelab fit gpt-oss-2") == ["gpt-oss-20b"]
@@ -111,8 +111,20 @@ def test_the_shell_completes_nodes_and_models(homelab, tmp_path: Path) -> None: 
     (tmp_path / "other.yml").write_text("models: {mine: 3, a;b: 4}\ncloud: {claude: {}}\n")
     assert completed(homelab, "homelab -i other.yml ask ") == ["claude", "mine"]
     assert completed(homelab, "homelab ask -i other.yml c") == ["claude"]
+    (tmp_path / "other.yml").write_text("front: {tls: internal}\n")
+    for verb in ("why", "logs", "restart"):
+        assert completed(homelab, f"homelab -i other.yml {verb} ") == ["front", "gateway"]
     (tmp_path / "inventory.yml").unlink()
     assert completed(homelab, "homelab why ") == ["gateway"]
+
+
+def test_why_there_is_a_front_is_said_where_there_is_one(homelab, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = homelab("why", "front", "--facts", "facts.json")
+    assert done.returncode == 2 and "No model `front`" in done.stderr
+    with (tmp_path / "inventory.yml").open("a") as file:
+        file.write("front: {}\n")
+    done = homelab("why", "front", "--facts", "facts.json")
+    assert done.returncode == 0 and "front on pi" in done.stdout and "not there yet" in done.stdout
 
 
 def test_why_answers_from_the_same_plan(homelab) -> None:  # type: ignore[no-untyped-def]
