@@ -12,6 +12,7 @@ from homelab.errors import DeployError, InventoryError
 from homelab.verbs import (
     USE,
     InventoryOption,
+    access_of,
     app,
     completed,
     deployed_secrets,
@@ -214,9 +215,8 @@ def _chosen(household: Household, name: str | None) -> tuple[Model, tuple[Model,
     from dataclasses import replace
 
     from homelab import routes
-    from homelab.cli_clients import _access
 
     meant = routes.names(household.inventory).get(name or "", name)
-    reached = _access(household, meant)
+    reached = access_of(household, meant)
     chosen = reached.model if meant == name else replace(reached.model, name=name or "")
     return chosen, reached.chat

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from homelab.verbs import (
     USE,
     InventoryOption,
     JsonOption,
+    access_of,
     app,
     completed,
     deployed_secrets,
@@ -23,7 +23,6 @@ from homelab.verbs import (
 
 if TYPE_CHECKING:
     from homelab.clients import Access, Client
-    from homelab.pipeline import Household
 
 
 def _complete_client(incomplete: str) -> list[str]:
@@ -68,7 +67,7 @@ def connect(
     name, module = _client(client) if client is not None else ("", None)
     household = household_of(ctx, inventory)
     deployed_secrets(household)
-    reached = _access(household, model)
+    reached = access_of(household, model)
     if json:
         ui.print_json(_document(reached, name))
         return
@@ -127,7 +126,7 @@ def launch(
     name, module = _client(client)
     household = household_of(ctx, inventory)
     secrets = deployed_secrets(household)
-    reached = _access(household, model)
+    reached = access_of(household, model)
     setup = trusting(module, reached)
     if setup.launch is None:
         raise InventoryError(
@@ -164,19 +163,6 @@ def _client(name: str) -> tuple[str, Client]:
             f"No client `{name}`{did_you_mean(name, names)}", hint=f"There are: {', '.join(names)}"
         )
     return module, known[module]
-
-
-def _access(household: Household, model: str | None) -> Access:
-    from homelab import access, pipeline, state
-
-    inventory = household.inventory
-    survey = state.load_survey(inventory.cluster)
-    if survey is None:
-        survey = asyncio.run(pipeline.survey_nodes(household)).survey
-    reached = access.access(inventory, survey, str(state.key_file(inventory.cluster)), model)
-    if reached.url.startswith("https:") and state.ca_file(inventory.cluster) is None:
-        asyncio.run(pipeline.proven_gateway(household))
-    return replace(reached, ca_file=state.ca_file(inventory.cluster))
 
 
 def _here() -> dict[str, str | None]:

@@ -7,6 +7,7 @@ import asyncio
 import importlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ import typer.core
 from homelab.errors import DeployError, NodeError
 
 if TYPE_CHECKING:
+    from homelab.clients import Access
     from homelab.facts import Survey
     from homelab.pipeline import Household
     from homelab.secrets import Secrets
@@ -163,3 +165,19 @@ def show_unreachable(household: Household, errors: dict[str, NodeError]) -> bool
     for e in counted:
         ui.error(e)
     return bool(counted)
+
+
+def access_of(household: Household, model: str | None) -> Access:
+    """How clients reach the house, with this model to start with.
+
+    Raises InventoryError, NodeError, DeployError."""
+    from homelab import access, pipeline, state
+
+    inventory = household.inventory
+    survey = state.load_survey(inventory.cluster)
+    if survey is None:
+        survey = asyncio.run(pipeline.survey_nodes(household)).survey
+    reached = access.access(inventory, survey, str(state.key_file(inventory.cluster)), model)
+    if reached.url.startswith("https:") and state.ca_file(inventory.cluster) is None:
+        asyncio.run(pipeline.proven_gateway(household))
+    return replace(reached, ca_file=state.ca_file(inventory.cluster))
