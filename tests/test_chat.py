@@ -3,7 +3,6 @@ terminal, and what goes wrong on the way."""
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
 import os
@@ -20,16 +19,14 @@ from typing import Any
 import pytest
 
 from homelab import gateway, keys, terminal
-from homelab.ask import get
 from homelab.chat import Answer, Conversation
 from homelab.endpoints import Endpoint
 from homelab.engines import Kind
 from homelab.inventory import App
-from homelab.render import GATEWAY_MEMORY_BYTES
 from homelab.secrets import Secrets
-from homelab.templating import render_template
 from homelab.ui import chat as screen
-from tests.test_gateway import NATIVE, Backend, _Answers, litellm_python
+from tests import litellm
+from tests.test_gateway import Backend, _Answers, litellm_python
 from tests.test_native_household import ROOT, environment, free_port
 from tests.test_terminal import EVIL, steers
 
@@ -117,28 +114,18 @@ class House:
         ]
         aliases = {"coder": "other"}
         configuration = gateway.configuration(endpoints, {}, None, aliases)
-        values = {
-            **gateway.ENVIRONMENT,
-            gateway.MASTER_KEY_VARIABLE: KEY,
-            **{gateway.key_variable(e): "sk-engine" for e in endpoints},
-            **{gateway.app_variable(name): f"sk-of-{name}" for name in apps or {}},
-        }
         variables = {name: gateway.app_variable(name) for name in apps or {}}
-        options = ["--config", "litellm.yml", "--host", "127.0.0.1", "--port", str(self.port)]
-        document = {
-            "argv": [str(python), str(python.parent / "litellm"), *options],
-            "environment_file": "service.env",
-            "memory_limit_bytes": GATEWAY_MEMORY_BYTES,
-            "labels": self.labels("gateway", "gateway", self.port),
-        }
-        for name, text in {
-            "litellm.yml": render_template("litellm.yml.j2", configuration=configuration),
-            keys.AUTH_FILE: render_template(keys.AUTH_FILE),
-            keys.HOUSE_FILE: keys.house(endpoints, aliases, apps, variables),
-            "service.env": "".join(f"{k}={v}\n" for k, v in values.items()),
-            "service.json": json.dumps(document),
-        }.items():
-            (self.folder / name).write_text(text)
+        litellm.write(
+            self.folder,
+            python,
+            self.port,
+            configuration,
+            endpoints,
+            key=KEY,
+            house=keys.house(endpoints, aliases, apps, variables),
+            environment={variable: f"sk-of-{name}" for name, variable in variables.items()},
+            labels=self.labels("gateway", "gateway", self.port),
+        )
         for name in SERVED:
             self.engine_service(name)
         (home / "inventory.yml").write_text(INVENTORY.format(port=self.port))
@@ -175,13 +162,9 @@ class House:
         (folder / "state.json").write_text(json.dumps(state))
 
     def supervise(self, verb: str) -> None:
-        command = [sys.executable, NATIVE / "supervise.py", verb, self.folder]
-        subprocess.run(command, capture_output=True, check=True)
+        litellm.supervise(verb, self.folder)
         if verb == "start":
-            url, until = f"http://127.0.0.1:{self.port}{gateway.HEALTH}", time.monotonic() + 120
-            while asyncio.run(get(url))[0] != 200:
-                assert time.monotonic() < until, (self.folder / "log").read_text()[-2000:]
-                time.sleep(0.3)
+            litellm.wait_until_live(self.folder, self.port)
 
     def request(
         self, method: str, path: str, key: str, body: dict[str, Any] | None = None

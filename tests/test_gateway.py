@@ -27,7 +27,7 @@ from homelab.endpoints import Endpoint
 from homelab.engines import Kind
 from homelab.errors import DeployError
 from homelab.render import GATEWAY_MEMORY_BYTES
-from homelab.templating import render_template
+from tests import litellm
 from tests.test_native_household import CACHE, ROOT, free_port
 
 pytestmark = pytest.mark.native
@@ -280,22 +280,8 @@ class Gateway:
         for model in configuration["model_list"]:
             if model["model_name"] in IMPATIENT:  # nobody waits 10 minutes for a test
                 model["litellm_params"] |= {"timeout": 1, "stream_timeout": 1}
-        (folder / "litellm.yml").write_text(render_template("litellm.yml.j2", configuration=configuration))
-        (folder / keys.AUTH_FILE).write_text(render_template(keys.AUTH_FILE))
-        (folder / keys.HOUSE_FILE).write_text(keys.house(endpoints, ALIASES))
-        environment = {
-            **gateway.ENVIRONMENT,
-            gateway.MASTER_KEY_VARIABLE: KEY,
-            **{gateway.key_variable(e): "sk-engine" for e in endpoints},
-        }
-        (folder / "service.env").write_text("".join(f"{k}={v}\n" for k, v in environment.items()))
-        options = ["--config", "litellm.yml", "--host", "127.0.0.1", "--port", str(self.port)]
-        document = {
-            "argv": [str(python), str(python.parent / "litellm"), *options],
-            "environment_file": "service.env",
-            "memory_limit_bytes": GATEWAY_MEMORY_BYTES,
-        }
-        (folder / "service.json").write_text(json.dumps(document))
+        told = keys.house(endpoints, ALIASES)
+        litellm.write(folder, python, self.port, configuration, endpoints, key=KEY, house=told)
 
     @property
     def url(self) -> str:
@@ -314,9 +300,7 @@ class Gateway:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     def supervise(self, verb: str) -> dict[str, Any]:
-        command = [sys.executable, NATIVE / "supervise.py", verb, self.folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        return dict(json.loads(done.stdout))
+        return litellm.supervise(verb, self.folder)
 
     def request(
         self, method: str, path: str, body: bytes | None = None, **headers: str
@@ -360,15 +344,10 @@ def litellm_python() -> Path:
 @pytest.fixture(scope="module")
 def proxy(litellm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     made = Gateway(tmp_path_factory.mktemp("gateway"), litellm_python)
-    made.supervise("start")
     try:
-        until = time.monotonic() + 120
-        while asyncio.run(get(made.url + gateway.HEALTH))[0] != 200:
-            assert time.monotonic() < until, (made.folder / "log").read_text()[-2000:]
-            time.sleep(0.3)
-        yield made
+        with litellm.running(made.folder, made.port):
+            yield made
     finally:
-        made.supervise("stop")
         for one in made.deaf:
             one.close()
         for backend in made.backends.values():

@@ -3,11 +3,8 @@ words of OpenAI and of Anthropic."""
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import json
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,12 +14,10 @@ from typing import Any
 
 import pytest
 
-from homelab import gateway, keys
-from homelab.ask import get
+from homelab import gateway
 from homelab.endpoints import Endpoint
-from homelab.render import GATEWAY_MEMORY_BYTES
-from homelab.templating import render_template
-from tests.test_gateway import HELLO, KEY, NATIVE, Backend, _Answers, litellm_python
+from tests import litellm
+from tests.test_gateway import HELLO, KEY, Backend, _Answers, litellm_python
 from tests.test_gateway_keys import Responses
 from tests.test_native_household import free_port
 
@@ -144,27 +139,8 @@ class House:
         fallbacks = {f"{d}-or-house": ["inside"] for d in UPSTREAM}
         fallbacks |= {"dead": ["anthropic"], "twins": ["openai"], "brittle": ["openai"]}
         configuration = gateway.configuration(endpoints, fallbacks, None)
-        environment = {
-            **gateway.ENVIRONMENT,
-            gateway.MASTER_KEY_VARIABLE: KEY,
-            **{
-                gateway.key_variable(e): "sk-cloud" if e.origin == "cloud" else "sk-engine" for e in endpoints
-            },
-        }
-        options = ["--config", "litellm.yml", "--host", "127.0.0.1", "--port", str(self.port)]
-        document = {
-            "argv": [str(python), str(python.parent / "litellm"), *options],
-            "environment_file": "service.env",
-            "memory_limit_bytes": GATEWAY_MEMORY_BYTES,
-        }
-        for name, text in {
-            "litellm.yml": render_template("litellm.yml.j2", configuration=configuration),
-            keys.AUTH_FILE: render_template(keys.AUTH_FILE),
-            keys.HOUSE_FILE: keys.house(endpoints, {}),
-            "service.env": "".join(f"{k}={v}\n" for k, v in environment.items()),
-            "service.json": json.dumps(document),
-        }.items():
-            (folder / name).write_text(text)
+        clouds = {gateway.key_variable(e): "sk-cloud" for e in endpoints if e.origin == "cloud"}
+        litellm.write(folder, python, self.port, configuration, endpoints, key=KEY, environment=clouds)
 
     def local(self, name: str, url: str, number: int = 1) -> Endpoint:
         return Endpoint(
@@ -178,9 +154,6 @@ class House:
             origin="placed",
             upstream="m",
         )
-
-    def supervise(self, verb: str) -> None:
-        subprocess.run([sys.executable, NATIVE / "supervise.py", verb, self.folder], check=True)
 
     def post(self, path: str, model: str, **more: Any) -> tuple[int, str, str]:
         """The status, who answered, and the text."""
@@ -200,15 +173,10 @@ class House:
 @pytest.fixture(scope="module")
 def house(litellm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     made = House(tmp_path_factory.mktemp("gateway"), litellm_python)
-    made.supervise("start")
     try:
-        until = time.monotonic() + 120
-        while asyncio.run(get(f"http://127.0.0.1:{made.port}{gateway.HEALTH}"))[0] != 200:
-            assert time.monotonic() < until, (made.folder / "log").read_text()[-2000:]
-            time.sleep(0.3)
-        yield made
+        with litellm.running(made.folder, made.port):
+            yield made
     finally:
-        made.supervise("stop")
         for server in (made.cloud, made.inside, made.breaks):
             server.shutdown()
             server.server_close()

@@ -6,8 +6,6 @@ import asyncio
 import http.client
 import json
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,12 +15,11 @@ from typing import Any
 import pytest
 
 from homelab import gateway, keys
-from homelab.ask import ask, get
+from homelab.ask import ask
 from homelab.endpoints import Endpoint
 from homelab.errors import HomelabError
-from homelab.render import GATEWAY_MEMORY_BYTES
-from homelab.templating import render_template
-from tests.test_gateway import HELLO, NATIVE, Backend, _Answers, litellm_python
+from tests import litellm
+from tests.test_gateway import HELLO, Backend, _Answers, litellm_python
 from tests.test_native_household import free_port
 
 pytestmark = pytest.mark.native
@@ -125,34 +122,15 @@ class Proxy:
             )
         )
         configuration = gateway.configuration(endpoints, {"dead": ["cloud"]}, None)
-        environment = {
-            **gateway.ENVIRONMENT,
-            gateway.MASTER_KEY_VARIABLE: MASTER,
-            gateway.KEYS_VARIABLE: "../keys",
-            **{gateway.key_variable(e): "sk-engine" for e in endpoints},
-        }
-        options = ["--config", "litellm.yml", "--host", "127.0.0.1", "--port", str(self.port)]
-        document = {
-            "argv": [str(python), str(python.parent / "litellm"), *options],
-            "environment_file": "service.env",
-            "memory_limit_bytes": GATEWAY_MEMORY_BYTES,
-        }
-        for name, text in {
-            "litellm.yml": render_template("litellm.yml.j2", configuration=configuration),
-            keys.AUTH_FILE: render_template(keys.AUTH_FILE),
-            keys.HOUSE_FILE: keys.house(endpoints, {}),
-            "service.env": "".join(f"{k}={v}\n" for k, v in environment.items()),
-            "service.json": json.dumps(document),
-        }.items():
-            (self.folder / name).write_text(text)
+        beside = {gateway.KEYS_VARIABLE: "../keys"}
+        litellm.write(
+            self.folder, python, self.port, configuration, endpoints, key=MASTER, environment=beside
+        )
         self.known: dict[str, keys.Key] = {}
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
-
-    def supervise(self, verb: str) -> None:
-        subprocess.run([sys.executable, NATIVE / "supervise.py", verb, self.folder], check=True)
 
     def write(self, known: dict[str, keys.Key]) -> None:
         """As a node does it: in the place of the file before."""
@@ -211,15 +189,10 @@ class Proxy:
 @pytest.fixture(scope="module")
 def proxy(litellm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     made = Proxy(tmp_path_factory.mktemp("gateway"), litellm_python)
-    made.supervise("start")
     try:
-        until = time.monotonic() + 120
-        while asyncio.run(get(made.url + gateway.HEALTH))[0] != 200:
-            assert time.monotonic() < until, (made.folder / "log").read_text()[-2000:]
-            time.sleep(0.3)
-        yield made
+        with litellm.running(made.folder, made.port):
+            yield made
     finally:
-        made.supervise("stop")
         for backend in (made.house, made.other, made.cloud):
             backend.shutdown()
             backend.server_close()

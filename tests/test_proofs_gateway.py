@@ -18,7 +18,8 @@ from homelab.errors import DeployError
 from homelab.proofs import PROTOCOLS, Protocol, Result, Subject, proofs
 from homelab.proving import Prover
 from tests.clients.mock_engine import Engine
-from tests.clients.served import ENGINE_KEY, Gateway, endpoint
+from tests.clients.served import Gateway, endpoint
+from tests.litellm import ENGINE_KEY
 from tests.test_gateway import litellm_python as litellm_python
 from tests.test_native_household import free_port
 

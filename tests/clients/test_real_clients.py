@@ -16,7 +16,8 @@ import pytest
 from homelab import client_files
 from homelab.clients import KEY_VARIABLE, Access, Model, clients
 from tests.clients.mock_engine import THOUGHTS, Engine, Like
-from tests.clients.served import ENGINE_KEY, Gateway, endpoint
+from tests.clients.served import Gateway, endpoint
+from tests.litellm import ENGINE_KEY
 from tests.native.test_llama_server import LAUNCHER, until
 from tests.native.test_llama_server import ask as http
 from tests.native.test_llama_server import model as small_model
