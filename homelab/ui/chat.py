@@ -193,23 +193,12 @@ def talk(
     switch: Callable[[str], None],
 ) -> None:
     """Read questions and commands until the end of the input. What fails is said, and the conversation goes
-    on."""
+    on; so it does after ^C, whatever that finds."""
     ui.say(first)
     while True:
         try:
             line = read("> ")
-        except EOFError:
-            if sys.stdout.isatty():
-                ui.say("")
-            return
-        except KeyboardInterrupt:
-            ui.say("")
-            continue
-        except UnicodeDecodeError as e:
-            ui.error(HomelabError("That line is not UTF-8", cause=str(e)))
-            continue
-        word, _, rest = line.partition(" ")
-        try:
+            word, _, rest = line.partition(" ")
             if line == "/help":
                 for text in HELP:
                     ui.say(text)
@@ -223,5 +212,13 @@ def talk(
                 ui.say(f"There is no {word}. /help lists the commands")
             elif line:
                 ask(line)
+        except EOFError:
+            if sys.stdout.isatty():
+                ui.say("")
+            return
+        except KeyboardInterrupt:
+            ui.say("")
+        except UnicodeDecodeError as e:
+            ui.error(HomelabError("That line is not UTF-8", cause=str(e)))
         except HomelabError as e:
             ui.error(e)
